@@ -1,0 +1,130 @@
+"""The one tree of errors that reach a client, and the JSON shape they travel in."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, Field
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong, for a program (`code`) and for a person (`message`)."""
+
+    code: str
+    message: str
+    details: dict[str, Any] = Field(default_factory=dict)
+    correlation_id: str
+
+
+class ErrorResponse(BaseModel):
+    """The body of every answer outside 2xx."""
+
+    error: ErrorDetail
+
+
+class ApiError(Exception):
+    """Base of everything that a client may be told. `message` says what to do; no path, trace or secret."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+        **details: Any,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+        self.headers = headers or {}
+        self.error_code = code or type(self).code
+
+
+class BadRequest(ApiError):
+    """The request is malformed: a field is missing, unknown or out of range."""
+
+    status = 400
+    code = "invalid_request"
+
+
+class Unauthorized(ApiError):
+    """No token, or not the right one."""
+
+    status = 401
+    code = "unauthorized"
+
+
+class NotFound(ApiError):
+    """No such thing, or no such path."""
+
+    status = 404
+    code = "not_found"
+
+
+class MethodNotAllowed(ApiError):
+    """The path exists, but not with this method."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class Conflict(ApiError):
+    """It is already there, or it is in use."""
+
+    status = 409
+    code = "conflict"
+
+
+class PayloadTooLarge(ApiError):
+    """The body is larger than what the server takes."""
+
+    status = 413
+    code = "payload_too_large"
+
+
+class Busy(ApiError):
+    """All slots are taken; try again after `Retry-After` seconds."""
+
+    status = 429
+    code = "busy"
+
+
+class UpstreamFailed(ApiError):
+    """Another service that this answer needs failed or answered nonsense."""
+
+    status = 502
+    code = "upstream_failed"
+
+
+class NotReady(ApiError):
+    """The service cannot answer yet, or is going down."""
+
+    status = 503
+    code = "not_ready"
+
+
+class DoesNotFit(ApiError):
+    """There is not enough memory or disk; `details` has needed and available bytes."""
+
+    status = 507
+    code = "does_not_fit"
+
+
+BY_STATUS: dict[int, type[ApiError]] = {
+    cls.status: cls
+    for cls in (
+        BadRequest,
+        Unauthorized,
+        NotFound,
+        MethodNotAllowed,
+        Conflict,
+        PayloadTooLarge,
+        Busy,
+        UpstreamFailed,
+        NotReady,
+        DoesNotFit,
+    )
+}

@@ -1,0 +1,214 @@
+"""What a hive takes and answers: models, downloads, workers, devices. Sizes are bytes, times RFC 3339 UTC."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import AwareDatetime, Field, model_validator
+
+from . import model_ref as refs
+from .common import Problem, Request, Response
+from .patterns import GgufFilename, WorkerName
+
+Origin = Literal["rest", "inventory"]
+Backend = Literal["cpu", "cuda"]
+
+
+class WorkerStatus(StrEnum):
+    """The life of a worker; `hive/worker_state.py` owns the transitions."""
+
+    DOWNLOADING = "downloading"
+    LOADING = "loading"
+    IDLE = "idle"
+    BUSY = "busy"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+class DownloadStatus(StrEnum):
+    """The life of a download."""
+
+    QUEUED = "queued"
+    DOWNLOADING = "downloading"
+    VERIFYING = "verifying"
+    READY = "ready"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class ModelStatus(StrEnum):
+    """What can be done with a model's files."""
+
+    READY = "ready"
+    DOWNLOADING = "downloading"
+    INCOMPLETE = "incomplete"
+    CORRUPT = "corrupt"
+
+
+class _NamesModel(Request):
+    model_ref: refs.ModelRefText
+    filename: GgufFilename | None = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> _NamesModel:
+        refs.parse(self.model_ref, self.filename)
+        return self
+
+    @property
+    def ref(self) -> refs.ModelRef:
+        """The parsed reference."""
+        return refs.parse(self.model_ref, self.filename)
+
+
+class DownloadRequest(_NamesModel):
+    """`POST /api/v1/models/download`. Without a file name the hive picks the quantisation and says which."""
+
+    origin: Origin = "rest"
+
+
+class SpawnRequest(_NamesModel):
+    """`POST /api/v1/workers`. A model that is not there is downloaded first."""
+
+    backend: Backend
+    device: int = Field(default=0, ge=0, le=255)
+    slots: int = Field(default=1, ge=1, le=256)
+    name: WorkerName | None = None
+    ctx_per_slot: int | None = Field(default=None, ge=64, le=1_048_576)
+    threads: int | None = Field(default=None, ge=1, le=512)
+    gpu_layers: int | None = Field(default=None, ge=-1, le=10_000)
+    origin: Origin = "rest"
+
+
+class Model(Response):
+    """A model on the hive's disk; its parts `-0000N-of-0000M` count as one."""
+
+    model_ref: str
+    filename: str
+    size_bytes: int
+    sha256: str | None
+    status: ModelStatus
+    parts: int = 1
+    workers: list[str] = Field(default_factory=list)
+    origin: Origin = "rest"
+
+
+class ModelList(Response):
+    """`GET /api/v1/models`."""
+
+    models: list[Model]
+
+
+class Download(Response):
+    """A download under way or ended; `percentage` is 0 to 100."""
+
+    download_id: str
+    model_ref: str
+    filename: str | None
+    status: DownloadStatus
+    bytes_done: int
+    bytes_total: int | None
+    bytes_per_second: float
+    percentage: float
+    error: Problem | None = None
+    chosen_because: str | None = None
+    origin: Origin = "rest"
+    started_at: AwareDatetime | None = None
+    ended_at: AwareDatetime | None = None
+
+
+class DownloadList(Response):
+    """`GET /api/v1/models/downloads`."""
+
+    downloads: list[Download]
+
+
+class Worker(Response):
+    """A worker as the hive knows it."""
+
+    id: str
+    name: str | None
+    model_ref: str
+    filename: str | None
+    backend: Backend
+    device: int
+    slots: int
+    slots_busy: int
+    ctx_per_slot: int | None
+    status: WorkerStatus
+    url: str | None
+    pid: int | None
+    started_at: AwareDatetime | None
+    restarts: int
+    memory_estimated_bytes: int | None
+    last_error: Problem | None
+    percentage: float | None = None
+    download_id: str | None = None
+    threads: int | None = None
+    gpu_layers: int | None = None
+    origin: Origin = "rest"
+
+
+class WorkerList(Response):
+    """`GET /api/v1/workers`."""
+
+    workers: list[Worker]
+
+
+class MemoryInfo(Response):
+    """A memory or a disk."""
+
+    total_bytes: int
+    available_bytes: int
+
+
+class CpuInfo(Response):
+    """The processor and the load on it."""
+
+    model: str
+    cores: int
+    load_1m: float
+
+
+class Gpu(Response):
+    """A GPU as NVML tells it; what it does not support is null."""
+
+    index: int
+    uuid: str
+    name: str
+    memory_total_bytes: int | None
+    memory_used_bytes: int | None
+    memory_free_bytes: int | None
+    utilization_percent: float | None
+    temperature_celsius: float | None
+    power_watts: float | None
+
+
+class GpuStatus(Response):
+    """Whether NVML answers; where it does not, `reason` says why."""
+
+    available: bool
+    reason: str | None = None
+    driver_version: str | None = None
+    cuda_version: str | None = None
+
+
+class Devices(Response):
+    """`GET /api/v1/devices`, read at each question."""
+
+    cpu: CpuInfo
+    memory: MemoryInfo
+    disk: MemoryInfo
+    nvml: GpuStatus
+    gpus: list[Gpu]
+
+
+class HiveInfo(Response):
+    """`GET /api/v1/hive`: proof to an authenticated caller of which hive this is."""
+
+    hive_id: str
+    version: str
+    pid: int
+    started_at: AwareDatetime
+    boot_id: str

@@ -1,0 +1,164 @@
+"""What the queen takes and answers: nodes, jobs and their events, the ssh key. Times are RFC 3339 UTC."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, AwareDatetime, Field, SecretStr
+
+from .common import Problem, Request, Response, WorkerCounts
+from .hive import Devices
+from .patterns import LabelKey, LabelValue, NodeName, SshHost, SshUser
+
+# Names that Ansible gives a meaning of its own.
+_RESERVED = frozenset({"all", "ungrouped", "localhost", "hives", "queen", "implicit-localhost"})
+
+
+def _not_reserved(name: str) -> str:
+    if name in _RESERVED:
+        raise ValueError(f"'{name}' is a name that Ansible keeps for itself; choose another")
+    return name
+
+
+def _printable(secret: SecretStr) -> SecretStr:
+    value = secret.get_secret_value()
+    if not 1 <= len(value) <= 256 or any(c in value for c in "\r\n\0"):
+        raise ValueError("must be 1 to 256 characters without newlines")
+    return secret
+
+
+FreeNodeName = Annotated[NodeName, AfterValidator(_not_reserved)]
+SudoPassword = Annotated[SecretStr, AfterValidator(_printable)]
+
+
+class NodeStatus(StrEnum):
+    """The life of a node; `queen/node_state.py` owns the transitions."""
+
+    REGISTERED = "registered"
+    PROVISIONING = "provisioning"
+    ACTIVE = "active"
+    FAILED = "failed"
+    UNREACHABLE = "unreachable"
+    DRAINING = "draining"
+    REMOVING = "removing"
+
+
+class JobStatus(StrEnum):
+    """The life of a job."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+JobKind = Literal["provision", "remove"]
+EventKind = Literal["phase", "play", "task", "output", "end"]
+Outcome = Literal["started", "ok", "changed", "skipped", "failed", "unreachable"]
+
+
+class NodeCreate(Request):
+    """`POST /api/v1/nodes`. Without `ssh_user` it is the queen's `default_ssh_user`.
+
+    The sudo password stays in the queen's memory, for this job alone.
+    """
+
+    node_name: FreeNodeName
+    ssh_host: SshHost
+    ssh_port: int = Field(default=22, ge=1, le=65535)
+    ssh_user: SshUser | None = None
+    labels: dict[LabelKey, LabelValue] = Field(default_factory=dict, max_length=64)
+    sudo_password: SudoPassword | None = None
+
+
+class ProvisionRequest(Request):
+    """`POST …/provision`: the body may be empty."""
+
+    sudo_password: SudoPassword | None = None
+
+
+class NodeHive(Response):
+    """What the node's hive last told."""
+
+    hive_id: str
+    version: str
+    url: str
+    workers: WorkerCounts
+    devices: Devices | None = None
+
+
+class HostKey(Response):
+    """The ssh host key that first contact recorded."""
+
+    type: str
+    fingerprint: str
+
+
+class Node(Response):
+    """A node as the queen knows it. `source` says which inventory file it stands in."""
+
+    node_name: str
+    ssh_host: str
+    ssh_port: int
+    ssh_user: str
+    status: NodeStatus
+    labels: dict[str, str]
+    job_id: str | None
+    last_seen: AwareDatetime | None
+    last_error: Problem | None
+    host_key: HostKey | None
+    hive: NodeHive | None
+    source: Literal["rest", "inventory"] = "rest"
+
+
+class NodeList(Response):
+    """`GET /api/v1/nodes`."""
+
+    nodes: list[Node]
+
+
+class Job(Response):
+    """One durable piece of work; `percentage` is 0 to 100."""
+
+    job_id: str
+    kind: JobKind
+    node_name: str
+    status: JobStatus
+    percentage: float
+    created_at: AwareDatetime
+    started_at: AwareDatetime | None
+    ended_at: AwareDatetime | None
+    error: Problem | None
+    correlation_id: str
+
+
+class JobList(Response):
+    """`GET /api/v1/jobs`, newest first."""
+
+    jobs: list[Job]
+
+
+class JobEvent(Response):
+    """One line of a job's story; `duration_s` is seconds, `percentage` 0 to 100."""
+
+    seq: int
+    at: AwareDatetime
+    kind: EventKind
+    play: str | None = None
+    task: str | None = None
+    host: str | None = None
+    outcome: Outcome | None = None
+    duration_s: float | None = None
+    percentage: float
+    message: str | None = None
+    status: JobStatus | None = None
+
+
+class SshKey(Response):
+    """The public half of the queen's ssh key, to be put into a host's authorized_keys."""
+
+    public_key: str
+    fingerprint: str

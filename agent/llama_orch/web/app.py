@@ -1,0 +1,169 @@
+"""The application factory: routes bound to the contract's operations, auth, errors, metrics, description."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from pydantic import BaseModel, ValidationError
+from sanic import HTTPResponse, Request, Sanic
+from sanic.response import json as json_response
+
+from llama_orch.contract.errors import BadRequest, Unauthorized
+from llama_orch.contract.operations import METRICS, OPENAPI, Operation
+
+from . import correlation, errors, openapi
+from .auth import Token
+from .events import EventStream, send
+
+MAX_BODY_BYTES = 1024 * 1024
+# Counts until the first byte of an answer, so it must exceed the longest wait for one (a model that loads).
+RESPONSE_TIMEOUT_SECONDS = 900
+GRACEFUL_STOP_SECONDS = 10.0
+
+Handler = Callable[..., Awaitable[BaseModel | EventStream]]
+
+
+class Routes:
+    """Handlers by operation. A handler takes the request, the parsed body where there is one, and the path's
+    parameters by name; it returns a type of the contract or an EventStream.
+    """
+
+    def __init__(self, operations: tuple[Operation, ...]) -> None:
+        self.operations = operations
+        self.handlers: dict[Operation, Handler] = {}
+
+    def handle(self, operation: Operation) -> Callable[[Handler], Handler]:
+        """Decorator: serve `operation` with this function."""
+
+        def register(handler: Handler) -> Handler:
+            self.handlers[operation] = handler
+            return handler
+
+        return register
+
+
+def create_app(
+    name: str,
+    part: str,
+    routes: Routes,
+    *,
+    token: Token | None,
+    registry: CollectorRegistry,
+    refresh_metrics: Callable[[Sanic], Awaitable[None]] | None = None,
+) -> Sanic:
+    """A Sanic application that serves every operation of `routes` and nothing else.
+
+    `part` is queen, hive or worker: the prefix of its metrics. `refresh_metrics` rebuilds gauges at a scrape.
+    Raises ValueError where an operation has no handler.
+    """
+    app = Sanic(name, configure_logging=False)
+    app.config.update(
+        REQUEST_MAX_SIZE=MAX_BODY_BYTES,
+        REQUEST_TIMEOUT=30,
+        RESPONSE_TIMEOUT=RESPONSE_TIMEOUT_SECONDS,
+        KEEP_ALIVE_TIMEOUT=30,
+        GRACEFUL_SHUTDOWN_TIMEOUT=GRACEFUL_STOP_SECONDS,
+        ACCESS_LOG=False,
+        MOTD=False,
+        FALLBACK_ERROR_FORMAT="json",
+    )
+    errors.install(app)
+    _observe(app, part, registry)
+    _authenticate(app, routes.operations, token)
+    document = openapi.describe(f"llama-orch {part}", routes.operations)
+    for operation in routes.operations:
+        if operation == METRICS:
+            _serve_metrics(app, registry, refresh_metrics)
+        elif operation == OPENAPI:
+            app.add_route(_constant(document), operation.path, methods=["GET"], name=operation.name)
+        elif operation in routes.handlers:
+            _serve(app, operation, routes.handlers[operation])
+        else:
+            raise ValueError(f"no handler for {operation.method} {operation.path}")
+    return app
+
+
+def _serve(app: Sanic, operation: Operation, handler: Handler) -> None:
+    async def endpoint(request: Request, **parameters: str) -> HTTPResponse | None:
+        unknown = set(request.args) - set(operation.query)
+        if unknown:
+            raise BadRequest(f"unknown query parameters: {', '.join(sorted(unknown))[:200]}")
+        if operation.request is not None:
+            parameters["body"] = _parse(request, operation)  # pyright: ignore[reportArgumentType]
+        result = await handler(request, **parameters)
+        if isinstance(result, EventStream):
+            await send(request, result)
+            return None
+        return HTTPResponse(result.model_dump_json(), content_type="application/json")
+
+    path = operation.path.replace("{", "<").replace("}", ":str>")
+    app.add_route(endpoint, path, methods=[operation.method], name=operation.name)
+
+
+def _parse(request: Request, operation: Operation) -> BaseModel:
+    assert operation.request is not None  # noqa: S101  the caller's condition, for the type checker
+    body: bytes = request.body or b""
+    if not body and operation.empty_body_ok:
+        body = b"{}"
+    if not body:
+        raise BadRequest("the body is empty: send a JSON object with Content-Type: application/json")
+    try:
+        return operation.request.model_validate_json(body)
+    except ValidationError as error:
+        raise errors.from_validation(error) from None
+
+
+def _constant(document: dict[str, Any]) -> Callable[[Request], Awaitable[HTTPResponse]]:
+    async def endpoint(_request: Request) -> HTTPResponse:
+        return json_response(document)
+
+    return endpoint
+
+
+def _serve_metrics(app: Sanic, registry: CollectorRegistry, refresh: Callable[[Sanic], Awaitable[None]] | None) -> None:
+    async def endpoint(request: Request) -> HTTPResponse:
+        if refresh is not None:
+            await refresh(request.app)
+        return HTTPResponse(generate_latest(registry), content_type="text/plain; version=0.0.4; charset=utf-8")
+
+    app.add_route(endpoint, METRICS.path, methods=["GET"], name=METRICS.name)
+
+
+def _authenticate(app: Sanic, operations: tuple[Operation, ...], token: Token | None) -> None:
+    open_paths = {operation.path for operation in operations if not operation.auth}
+
+    @app.on_request
+    async def check(request: Request) -> None:
+        request.ctx.correlation_id = correlation.take_or_make(request.headers.get(correlation.HEADER))
+        request.ctx.started = time.monotonic()
+        if token is None or request.path in open_paths:
+            return
+        scheme, _, given = (request.headers.get("Authorization") or "").partition(" ")
+        if scheme.lower() != "bearer" or not token.matches(given.strip()):
+            raise Unauthorized("send the header 'Authorization: Bearer <api-token>' with this machine's token")
+
+
+def _observe(app: Sanic, part: str, registry: CollectorRegistry) -> None:
+    served = Counter(
+        f"llama_orch_{part}_http_requests",
+        "Requests answered, by operation and status",
+        ["operation", "status"],
+        registry=registry,
+    )
+    seconds = Histogram(
+        f"llama_orch_{part}_http_request_duration_seconds",
+        "Time until the answer began",
+        ["operation"],
+        registry=registry,
+    )
+
+    @app.on_response
+    async def record(request: Request, response: HTTPResponse) -> None:
+        response.headers[correlation.HEADER] = getattr(request.ctx, "correlation_id", correlation.current())
+        name = request.route.name.rpartition(".")[2] if request.route else "none"
+        served.labels(name, str(response.status)).inc()
+        if hasattr(request.ctx, "started"):
+            seconds.labels(name).observe(time.monotonic() - request.ctx.started)

@@ -1,0 +1,85 @@
+"""The one place that turns an exception into an answer. No stack trace, path or secret reaches a client."""
+
+from __future__ import annotations
+
+import logging
+
+from pydantic import ValidationError
+from sanic import HTTPResponse, Request, Sanic
+from sanic.exceptions import SanicException
+
+from llama_orch.contract.errors import BY_STATUS, ApiError, BadRequest, ErrorDetail, ErrorResponse
+
+from . import correlation
+
+log = logging.getLogger(__name__)
+
+
+def install(app: Sanic) -> None:
+    """Answer every exception of `app` with the contract's error body."""
+    app.exception(Exception)(_answer)
+
+
+def body_of(error: ApiError) -> ErrorResponse:
+    """The wire form of `error`."""
+    return ErrorResponse(
+        error=ErrorDetail(
+            code=error.error_code,
+            message=error.message,
+            details=error.details,
+            correlation_id=correlation.current(),
+        )
+    )
+
+
+def as_api_error(error: BaseException) -> ApiError:
+    """Whatever was raised, as an error a client may see; what is not known is logged and hidden."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, SanicException) and error.status_code in BY_STATUS:
+        return _from_sanic(error)
+    if isinstance(error, SanicException) and 400 <= error.status_code < 500:
+        return BadRequest(str(error) or "the request could not be understood")
+    log.error("unexpected error", exc_info=error)
+    return ApiError("an unexpected error happened; the service's log has it under this correlation_id")
+
+
+def from_validation(error: ValidationError, what: str = "body") -> BadRequest:
+    """A 400 that names each field at fault; the offending values are not repeated, as they may be secrets."""
+    fields = []
+    for item in error.errors(include_input=False, include_url=False, include_context=False):
+        path = ".".join(str(part) for part in item["loc"] if part != "__root__")
+        if item["type"] == "extra_forbidden":
+            problem = "unknown field"
+        elif item["type"] == "missing":
+            problem = "required, but missing"
+        else:
+            problem = item["msg"].removeprefix("Value error, ")
+        fields.append({"field": path or what, "problem": problem})
+    summary = "; ".join(f"{entry['field']}: {entry['problem']}" for entry in fields[:10])
+    return BadRequest(summary, fields=fields[:100])
+
+
+def _from_sanic(error: SanicException) -> ApiError:
+    messages = {
+        400: "the request could not be understood",
+        404: "no such path; GET /openapi.json lists them",
+        405: "this path does not take this method",
+        413: "the body is too large: at most 1 MiB",
+        503: "the request took too long, or the service is stopping",
+    }
+    kind = BY_STATUS[error.status_code]
+    return kind(messages.get(error.status_code, str(error)), headers=dict(error.headers or {}))
+
+
+async def _answer(request: Request, error: Exception) -> HTTPResponse:
+    known = as_api_error(error)
+    headers = dict(known.headers)
+    if known.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return HTTPResponse(
+        body_of(known).model_dump_json(),
+        status=known.status,
+        headers=headers,
+        content_type="application/json",
+    )

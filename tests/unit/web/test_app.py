@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+from prometheus_client import CollectorRegistry
+from sanic import Request
+
+from llama_orch.contract import operations as ops
+from llama_orch.contract.common import QueenHealth
+from llama_orch.contract.errors import NotFound
+from llama_orch.contract.operations import METRICS, OPENAPI
+from llama_orch.contract.queen import JobEvent, Node, NodeCreate
+from llama_orch.web.app import Routes, create_app
+from llama_orch.web.auth import Token
+from llama_orch.web.events import EventStream
+from tests.serving import serving
+
+TOKEN = "a-token-of-enough-length"
+
+
+def an_app(*, events: AsyncIterator[JobEvent | str] | None = None):
+    served = (ops.QUEEN_HEALTH, ops.CREATE_NODE, ops.GET_NODE, ops.JOB_EVENTS, METRICS, OPENAPI)
+    routes = Routes(served)
+
+    @routes.handle(ops.QUEEN_HEALTH)
+    async def health(_: Request) -> QueenHealth:
+        return QueenHealth(version="0.1.0")
+
+    @routes.handle(ops.CREATE_NODE)
+    async def create(_: Request, body: NodeCreate) -> QueenHealth:
+        return QueenHealth(version=body.node_name)
+
+    @routes.handle(ops.GET_NODE)
+    async def get(_: Request, node_name: str) -> Node:
+        if node_name == "boom":
+            raise RuntimeError("a secret path /etc/llama-orch")
+        raise NotFound(f"there is no node {node_name}")
+
+    @routes.handle(ops.JOB_EVENTS)
+    async def job_events(_: Request, job_id: str) -> EventStream:
+        assert events is not None
+        return EventStream(events)
+
+    return create_app("test", "queen", routes, token=Token(TOKEN), registry=CollectorRegistry())
+
+
+AUTH = {"Authorization": f"Bearer {TOKEN}"}
+
+
+@pytest.fixture
+async def http():
+    async with serving(an_app()) as url, aiohttp.ClientSession(url, headers=AUTH) as session:
+        yield session
+
+
+async def test_health_is_open_and_exact(http: aiohttp.ClientSession):
+    async with http.get("/health", headers={"Authorization": ""}) as answer:
+        assert (answer.status, await answer.json()) == (200, {"status": "healthy", "version": "0.1.0"})
+
+
+@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer wrong-token-of-length", f"Basic {TOKEN}", TOKEN])
+async def test_a_missing_or_wrong_token_is_401(http: aiohttp.ClientSession, header: str | None):
+    async with http.get("/api/v1/nodes/x", headers={"Authorization": header or ""}) as answer:
+        assert answer.status == 401
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+        assert (await answer.json())["error"]["code"] == "unauthorized"
+
+
+async def test_an_unknown_path_needs_the_token_too(http: aiohttp.ClientSession):
+    async with http.get("/nowhere", headers={"Authorization": ""}) as answer:
+        assert answer.status == 401
+    async with http.get("/nowhere") as answer:
+        assert (answer.status, (await answer.json())["error"]["code"]) == (404, "not_found")
+
+
+async def test_a_wrong_method_is_405(http: aiohttp.ClientSession):
+    async with http.put("/api/v1/nodes") as answer:
+        assert (answer.status, (await answer.json())["error"]["code"]) == (405, "method_not_allowed")
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b"", "JSON"),
+        (b"{", "body"),
+        (b"[]", "body"),
+        (b"\xff\xfe", "body"),
+        (b'{"node_name": "a", "ssh_host": "h", "colour": 1}', "colour"),
+        (b'{"ssh_host": "h"}', "node_name"),
+        (b'{"node_name": "a", "ssh_host": "h", "ssh_port": "22"}', "ssh_port"),
+        (b'{"node_name": "a", "ssh_host": "h", "ssh_port": 0}', "ssh_port"),
+        (b'{"node_name": "{{ 1 }}", "ssh_host": "h"}', "node_name"),
+    ],
+)
+async def test_bad_input_names_the_field(http: aiohttp.ClientSession, body: bytes, field: str):
+    async with http.post("/api/v1/nodes", data=body) as answer:
+        error = (await answer.json())["error"]
+        assert (answer.status, error["code"]) == (400, "invalid_request")
+        assert field in error["message"]
+
+
+async def test_an_unknown_query_parameter_is_named(http: aiohttp.ClientSession):
+    async with http.get("/api/v1/nodes/x?verbose=1") as answer:
+        assert answer.status == 400 and "verbose" in (await answer.json())["error"]["message"]
+
+
+async def test_a_body_over_one_mebibyte_is_413(http: aiohttp.ClientSession):
+    async with http.post("/api/v1/nodes", data=b" " * (1024 * 1024 + 1)) as answer:
+        assert (answer.status, (await answer.json())["error"]["code"]) == (413, "payload_too_large")
+
+
+async def test_an_unexpected_error_hides_its_reason(http: aiohttp.ClientSession):
+    async with http.get("/api/v1/nodes/boom") as answer:
+        text = await answer.text()
+        assert answer.status == 500 and "secret" not in text and "internal_error" in text
+
+
+async def test_a_correlation_id_is_echoed_or_made(http: aiohttp.ClientSession):
+    async with http.get("/api/v1/nodes/x", headers={"X-Correlation-Id": "abc-1"}) as answer:
+        assert answer.headers["X-Correlation-Id"] == "abc-1"
+        assert (await answer.json())["error"]["correlation_id"] == "abc-1"
+    async with http.get("/health", headers={"X-Correlation-Id": "{{ evil }}"}) as answer:
+        assert len(answer.headers["X-Correlation-Id"]) == 32
+
+
+async def test_metrics_count_by_operation_and_status(http: aiohttp.ClientSession):
+    await (await http.get("/api/v1/nodes/x")).read()
+    async with http.get("/metrics", headers={"Authorization": ""}) as answer:
+        text = await answer.text()
+    assert 'llama_orch_queen_http_requests_total{operation="get_node",status="404"} 1.0' in text
+
+
+async def test_events_are_sent_one_by_one_and_a_late_failure_cuts_the_line():
+    async def two_then_fail() -> AsyncIterator[JobEvent | str]:
+        yield "one"
+        yield "two"
+        raise NotFound("gone")
+
+    async with serving(an_app(events=two_then_fail())) as url, aiohttp.ClientSession(url, headers=AUTH) as session:
+        received = b""
+        with pytest.raises(aiohttp.ClientPayloadError):
+            async with session.get("/api/v1/jobs/j/events") as answer:
+                async for chunk in answer.content.iter_any():
+                    received += chunk
+    assert received.startswith(b"data: one\n\ndata: two\n\nevent: error\n")
+
+
+async def test_what_fails_before_the_first_event_is_a_plain_error():
+    async def fail() -> AsyncIterator[JobEvent | str]:
+        raise NotFound("no such job")
+        yield ""
+
+    async with serving(an_app(events=fail())) as url, aiohttp.ClientSession(url, headers=AUTH) as session:
+        async with session.get("/api/v1/jobs/j/events") as answer:
+            assert (answer.status, (await answer.json())["error"]["message"]) == (404, "no such job")
+
+
+async def test_a_client_that_leaves_ends_the_event_source():
+    ended = asyncio.Event()
+
+    async def forever() -> AsyncIterator[JobEvent | str]:
+        try:
+            yield "first"
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async with serving(an_app(events=forever())) as url, aiohttp.ClientSession(url, headers=AUTH) as session:
+        answer = await session.get("/api/v1/jobs/j/events")
+        assert await answer.content.readline() == b"data: first\n"
+        answer.close()
+        await asyncio.wait_for(ended.wait(), 5)
+
+
+def test_an_operation_without_a_handler_stops_the_start():
+    with pytest.raises(ValueError, match="GET /health"):
+        create_app("bare", "queen", Routes((ops.QUEEN_HEALTH,)), token=None, registry=CollectorRegistry())
