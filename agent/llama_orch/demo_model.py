@@ -202,9 +202,7 @@ def _add_tensors(writer: gguf.GGUFWriter, spec: DemoSpec, width: int, following:
             _add_zeros(writer, f"blk.{block}.ffn_{part}.weight", rows, columns, spec.feed_forward_type)
 
 
-def _add_zeros(
-    writer: gguf.GGUFWriter, name: str, rows: int, columns: int, kind: gguf.GGMLQuantizationType
-) -> None:
+def _add_zeros(writer: gguf.GGUFWriter, name: str, rows: int, columns: int, kind: gguf.GGMLQuantizationType) -> None:
     if kind == gguf.GGMLQuantizationType.F16:
         writer.add_tensor(name, np.zeros((rows, columns), dtype=np.float16))
         return
