@@ -1,0 +1,73 @@
+"""`python -m llama_orch.wheelhouse`: build wheelhouses, show where they are, build llama-cpp-python."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from pathlib import Path
+
+from llama_orch.wheelhouse.errors import WheelhouseError
+from llama_orch.wheelhouse.house import DEFAULT_PYTHONS, PARTS, House, Project
+from llama_orch.wheelhouse.llama import default_cache, llama_wheel
+from llama_orch.wheelhouse.locks import Target
+
+
+def _checkout() -> Path:
+    """The checkout that this file stands in, or else the current folder."""
+    root = Path(__file__).resolve().parents[3]
+    return root if (root / "pyproject.toml").is_file() else Path.cwd()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m llama_orch.wheelhouse", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    build = commands.add_parser("build", help="build what is missing; print the folders")
+    path = commands.add_parser("path", help="print the folder that playbooks push now")
+    wheel = commands.add_parser("llama-wheel", help="print the built llama-cpp-python wheel; build it where missing")
+    for command in (build, path, wheel):
+        command.add_argument("--project", type=Path, default=_checkout(), help="the checkout (default: this one)")
+        command.add_argument("--cache", type=Path, default=default_cache(), help="kept wheels (default: %(default)s)")
+    for command in (build, path):
+        command.add_argument("--out", type=Path, help="the wheelhouse (default: wheelhouse/ in the checkout)")
+    build.add_argument("--python", action="append", help=f"target Python; repeatable (default: {DEFAULT_PYTHONS})")
+    build.add_argument("--part", action="append", choices=PARTS, help="repeatable (default: both)")
+    path.add_argument("--python", required=True, help="target Python, such as 3.11")
+    path.add_argument("--part", choices=PARTS, default="hive")
+    return parser
+
+
+def _house(arguments: argparse.Namespace, part: str, python: str) -> House:
+    out = arguments.out or arguments.project / "wheelhouse"
+    return House(Project(arguments.project.resolve()), part, Target(python), out.resolve(), arguments.cache)
+
+
+def _run(arguments: argparse.Namespace) -> list[Path]:
+    system = f"{platform.system()} {platform.machine()}"
+    if system != "Linux x86_64":
+        raise WheelhouseError(f"wheels are built on Linux on x86-64, this is {system}")
+    if arguments.command == "llama-wheel":
+        return [llama_wheel(arguments.project.resolve(), arguments.cache)]
+    if arguments.command == "build":
+        targets = [(part, python) for part in arguments.part or PARTS for python in arguments.python or DEFAULT_PYTHONS]
+        return [_house(arguments, part, python).build() for part, python in targets]
+    pointer = _house(arguments, arguments.part, arguments.python).pointer()
+    if not (pointer / "manifest.json").is_file():
+        raise WheelhouseError(f"{pointer} is missing; build it with `make wheelhouse`")
+    return [pointer.resolve()]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and print the paths it ends in; answers the exit status, 0 when all is there."""
+    arguments = _parser().parse_args(argv)
+    try:
+        paths = _run(arguments)
+    except (WheelhouseError, OSError) as error:
+        sys.stderr.write(f"wheelhouse: {error}\n")
+        return 1
+    sys.stdout.writelines(f"{path}\n" for path in paths)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

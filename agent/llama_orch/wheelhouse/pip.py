@@ -1,0 +1,66 @@
+"""The one place that runs pip."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from llama_orch.wheelhouse.errors import WheelhouseError
+from llama_orch.wheelhouse.locks import Pin, Target
+
+# The newest glibc that a downloaded wheel may ask for: that of the oldest system a hive may run (RHEL 9).
+NEWEST_GLIBC_MINOR = 34
+
+
+def say(text: str) -> None:
+    """Progress goes to stderr, so that stdout holds only what a script would read."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def run_pip(arguments: Sequence[str], environment: dict[str, str] | None = None) -> None:
+    """Run pip in this Python. Raises WheelhouseError with the end of its output when it fails."""
+    if importlib.util.find_spec("pip") is None:
+        raise WheelhouseError(f"{sys.executable} has no pip; use the Python of a virtual environment (`make setup`)")
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
+    done = subprocess.run(
+        command,
+        env={**os.environ, **(environment or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        tail = "\n".join(done.stdout.splitlines()[-25:])
+        raise WheelhouseError(f"pip {arguments[0]} failed with exit status {done.returncode}:\n{tail}")
+
+
+def download(pins: Sequence[Pin], target: Target, into: Path) -> None:
+    """Fetch a wheel of each pin that fits the target, hash-checked, into a folder."""
+    platforms = [f"manylinux_2_{minor}_{target.arch}" for minor in range(NEWEST_GLIBC_MINOR, 4, -1)]
+    platforms += [f"manylinux2014_{target.arch}", f"manylinux2010_{target.arch}", f"manylinux1_{target.arch}"]
+    abi = "cp" + target.python.replace(".", "")
+    with tempfile.TemporaryDirectory(prefix="llama-orch-lock-") as folder:
+        requirements = Path(folder, "requirements.txt")
+        requirements.write_text("".join(pin.requirement() + "\n" for pin in pins), encoding="utf-8")
+        run_pip(
+            [
+                "download",
+                "--no-deps",
+                "--require-hashes",
+                "--only-binary=:all:",
+                "--implementation=cp",
+                f"--python-version={target.python}",
+                *(f"--abi={name}" for name in (abi, "abi3", "none")),
+                *(f"--platform={name}" for name in platforms),
+                f"--dest={into}",
+                f"--requirement={requirements}",
+            ]
+        )
