@@ -1,0 +1,62 @@
+"""What a hive and its workers tell each other through files: the worker's order, and how it ended.
+
+All three lie in the worker's own folder, `<state_dir>/workers/<worker_id>/`. Hive and worker speak no other
+language than these files, signals and the worker's HTTP.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, Field, StringConstraints
+
+from .common import Request, Response
+from .hive import Backend
+from .patterns import IDENTIFIER
+
+SPEC_FILE = "spec.json"
+FAILURE_FILE = "failure.json"
+ENDED_FILE = "ended.json"
+
+EXIT_STOPPED = 0
+# The worker knows why and has written FAILURE_FILE; every other code is a crash.
+EXIT_KNOWN_FAILURE = 3
+
+FailureCode = Literal["model_unreadable", "model_truncated", "out_of_memory", "port_in_use", "backend_unavailable"]
+
+
+class WorkerSpec(Request):
+    """`spec.json`, written by the hive: what the worker is to do.
+
+    `model_path` is the first part of a model in parts. `model_name` and `model_ref` are the names under which
+    the model may be asked for. `ctx_per_slot` is in tokens; null leaves the choice to the worker.
+    """
+
+    worker_id: Annotated[str, StringConstraints(pattern=IDENTIFIER, max_length=64)]
+    model_path: str = Field(min_length=1, max_length=4096)
+    model_name: str = Field(min_length=1, max_length=1024)
+    model_ref: str | None = Field(default=None, min_length=1, max_length=1024)
+    host: str = Field(min_length=1, max_length=253)
+    port: int = Field(ge=0, le=65535)
+    backend: Backend
+    device: int = Field(default=0, ge=0, le=255)
+    slots: int = Field(default=1, ge=1, le=256)
+    ctx_per_slot: int | None = Field(default=None, ge=64, le=1_048_576)
+    threads: int | None = Field(default=None, ge=1, le=512)
+    gpu_layers: int | None = Field(default=None, ge=-1, le=10_000)
+
+
+class WorkerFailure(Response):
+    """`failure.json`, written by a worker before it exits with EXIT_KNOWN_FAILURE."""
+
+    code: FailureCode
+    message: str
+    what_to_do: str = ""
+
+
+class WorkerEnded(Response):
+    """`ended.json`, written by the worker's shim: one of `exit_code` and `signal` (its number) is set."""
+
+    exit_code: int | None
+    signal: int | None
+    at: AwareDatetime
