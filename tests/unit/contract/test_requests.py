@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from llama_orch.contract.hive import DownloadRequest, SpawnRequest
+from llama_orch.contract.queen import NodeCreate
+
+GOOD_NODE = {"node_name": "hive1", "ssh_host": "hive1.example.com", "ssh_port": 22, "ssh_user": "llama-orch"}
+
+HOSTILE = [
+    "{{ lookup('pipe','id') }}",
+    "{% raw %}",
+    "-oProxyCommand=id",
+    "a b",
+    "a\nb",
+    "a\n",
+    "a\x00",
+    "../a",
+    "a/b",
+    "a;b",
+    "$(id)",
+    "a\u202eb",
+    "\u0430dmin",
+    "",
+    "a" * 300,
+    "!vault x",
+    "a:b@c",
+]
+
+
+def test_the_seeds_node_is_taken():
+    node = NodeCreate.model_validate_json(json.dumps(GOOD_NODE))
+    assert (node.ssh_host, node.ssh_port, node.ssh_user) == ("hive1.example.com", 22, "llama-orch")
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1", "h", "h-1.example", "fe80::1", "2001:db8::8a2e:370:7334", "::1"])
+def test_hosts_are_names_or_addresses(host: str):
+    assert NodeCreate(node_name="a", ssh_host=host).ssh_host == host
+
+
+@pytest.mark.parametrize("field", ["node_name", "ssh_host", "ssh_user"])
+@pytest.mark.parametrize("value", HOSTILE, ids=repr)
+def test_hostile_strings_are_refused(field: str, value: str):
+    with pytest.raises(ValidationError) as error:
+        NodeCreate.model_validate_json(json.dumps(GOOD_NODE | {field: value}))
+    assert {item["loc"][0] for item in error.value.errors()} == {field}
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=repr)
+def test_hostile_labels_are_refused(value: str):
+    for labels in ({value: "x"}, {"x": value}):
+        with pytest.raises(ValidationError):
+            NodeCreate.model_validate_json(json.dumps(GOOD_NODE | {"labels": labels}))
+
+
+@pytest.mark.parametrize("name", ["all", "hives", "queen", "localhost", "ungrouped"])
+def test_ansibles_own_names_are_refused(name: str):
+    with pytest.raises(ValidationError, match="Ansible keeps"):
+        NodeCreate(node_name=name, ssh_host="h")
+
+
+def test_a_sudo_password_never_shows_itself():
+    node = NodeCreate.model_validate_json(json.dumps(GOOD_NODE | {"sudo_password": "hunter2hunter2"}))
+    assert "hunter2" not in repr(node) + node.model_dump_json()
+
+
+def test_the_seeds_requests_to_a_hive_are_taken():
+    ref = "hf:TheBloke/TinyLlama-1.1B-Chat-v1.0-GGUF"
+    assert DownloadRequest.model_validate_json(
+        json.dumps({"model_ref": ref, "filename": "tinyllama.gguf"})
+    ).filename == ("tinyllama.gguf")
+    spawn = SpawnRequest.model_validate_json(
+        json.dumps({"model_ref": ref, "backend": "cuda", "device": 0, "slots": 4})
+    )
+    assert (spawn.backend, spawn.device, spawn.slots, spawn.origin) == ("cuda", 0, 4, "rest")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("backend", "vulkan"),
+        ("device", -1),
+        ("device", "0"),
+        ("slots", 0),
+        ("slots", 2.5),
+        ("slots", True),
+        ("name", "Upper"),
+        ("name", "../x"),
+        ("ctx_per_slot", 1),
+        ("threads", 0),
+        ("gpu_layers", -2),
+        ("filename", "../a.gguf"),
+        ("origin", "elsewhere"),
+    ],
+)
+def test_a_wrong_spawn_field_is_named(field: str, value: object):
+    body = {"model_ref": "hf:org/repo", "backend": "cpu", "device": 0, "slots": 1} | {field: value}
+    with pytest.raises(ValidationError) as error:
+        SpawnRequest.model_validate_json(json.dumps(body))
+    assert {item["loc"][0] for item in error.value.errors()} == {field}

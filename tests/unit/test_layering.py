@@ -1,0 +1,82 @@
+"""Who may import whom, and which file owns which outside library (docs/architecture.md, "Layers")."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "agent" / "llama_orch"
+
+MAY_IMPORT = {
+    "contract": {"contract"},
+    "web": {"contract", "web"},
+    "queen": {"contract", "web", "queen"},
+    "hive": {"contract", "web", "hive"},
+    "worker": {"contract", "web", "worker"},
+    "client": {"contract", "client"},
+    "cli": {"contract", "client", "cli", "demo_model"},
+    "demo_model": {"demo_model"},
+    "wheelhouse": {"wheelhouse"},
+}
+
+OWNER = {
+    "ansible_runner": {"queen/run_child.py"},
+    "dbos": {"queen/jobs.py"},
+    "sqlalchemy": {"queen/store.py"},
+    "watchfiles": {"queen/inventory_watch.py"},
+    "pynvml": {"hive/nvml.py"},
+    "huggingface_hub": {"hive/hub.py"},
+    "llama_cpp": {"worker/engine.py"},
+}
+
+
+def _modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def _part(path: Path) -> str:
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0].removesuffix(".py")
+
+
+def _imports(path: Path) -> set[str]:
+    """Absolute dotted names of all that `path` imports, relative imports resolved."""
+    package = ("llama_orch", *path.relative_to(PACKAGE).parts[:-1])
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = list(package[: len(package) - node.level + 1]) if node.level else []
+            base += (node.module or "").split(".") if node.module else []
+            found |= {".".join([*base, alias.name]) for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_downwards(path: Path):
+    part = _part(path)
+    if part == "__init__":
+        return
+    for name in _imports(path):
+        if name.startswith("llama_orch.") and name != "llama_orch.__version__":
+            target = name.split(".")[1]
+            assert target in MAY_IMPORT[part], f"{part} must not import {name}"
+
+
+@pytest.mark.parametrize("library", OWNER)
+def test_an_outside_library_has_one_owner(library: str):
+    importers = {
+        str(path.relative_to(PACKAGE))
+        for path in _modules()
+        if any(name.split(".")[0] == library for name in _imports(path))
+    }
+    assert importers == OWNER[library]
+
+
+def test_contract_does_no_input_or_output():
+    forbidden = {"socket", "subprocess", "os", "pathlib", "asyncio", "aiohttp", "sanic"}
+    for path in (PACKAGE / "contract").glob("*.py"):
+        assert not {name.split(".")[0] for name in _imports(path)} & forbidden, path.name
