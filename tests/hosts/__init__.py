@@ -1,0 +1,1 @@
+"""Real Debian machines on this one machine, for tests: see ``machines.Fleet``."""
