@@ -1,0 +1,90 @@
+# llama-orch: `make up` runs it on this machine, `make test` sets up and runs everything that is tested.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LOCKS := agent/requirements
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: help up fleet test lint format test-unit test-integration test-hosts molecule wheelhouse lock venv host-packages clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+up: $(VENV)/.runtime ## queen, hive, model, worker and one answer on this machine; Ctrl-C stops all
+	@$(BIN)/llama-orch up $(UP_FLAGS)
+
+fleet: $(VENV)/.dev host-packages wheelhouse-hosts ## the same across two test hosts, Debian 12 and 13 (root)
+	@$(BIN)/python -m tests.hosts.fleet $(FLEET_FLAGS)
+
+test: $(VENV)/.dev ## lint, unit, integration, molecule and test hosts; the last two need root
+	@tests/run
+
+lint: $(VENV)/.dev ## ruff, pyright, yamllint, ansible-lint
+	ruff check .
+	ruff format --check .
+	pyright
+	yamllint --strict .
+	ansible-lint --offline
+
+format: $(VENV)/.dev ## rewrite the code as ruff wants it
+	ruff format .
+	ruff check --fix .
+
+test-unit: $(VENV)/.dev ## no network, no root, no sleep
+	pytest tests/unit $(PYTEST_FLAGS)
+
+test-integration: $(VENV)/.dev ## real processes on loopback
+	pytest tests/integration $(PYTEST_FLAGS)
+
+test-hosts: $(VENV)/.dev host-packages wheelhouse-hosts ## real Debian hosts (root)
+	pytest tests/hosts $(PYTEST_FLAGS)
+
+molecule: $(VENV)/.dev host-packages wheelhouse-hosts ## the roles, converged twice and verified from outside (root)
+	cd tests && molecule test --all
+
+wheelhouse: $(VENV)/.dev ## the wheels that hives get, for every supported Python
+	@$(BIN)/python -m llama_orch.wheelhouse build
+
+.PHONY: wheelhouse-hosts
+wheelhouse-hosts: $(VENV)/.dev # only what the test hosts run: Debian 12 and 13
+	@$(BIN)/python -m llama_orch.wheelhouse build --python 3.11 --python 3.13
+
+lock: $(VENV)/.dev ## renew the locked dependencies
+	$(BIN)/python -m pip install --quiet uv
+	for part in hive queen; do \
+	  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	    --no-annotate --extra $$part --constraint $(LOCKS)/dev.txt pyproject.toml --output-file $(LOCKS)/$$part.txt; \
+	done
+
+venv: $(VENV)/.dev ## the virtual environment with everything
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "llama-orch needs Python 3.11 or newer; try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "on Debian and Ubuntu run: apt-get install python3-venv"; exit 1; }
+
+# llama-cpp-python goes in first, from its cached portable build: pip then takes it as satisfied.
+$(VENV)/.runtime: $(VENV)/bin/python pyproject.toml $(LOCKS)/hive.txt $(LOCKS)/queen.txt
+	@wheel=$$(PYTHONPATH=agent $(BIN)/python -m llama_orch.wheelhouse llama-wheel); \
+	  $(BIN)/python -m pip install --quiet --no-deps "$$wheel"
+	@echo "installing the locked dependencies ..."
+	@$(BIN)/python -m pip install --quiet --require-hashes -r $(LOCKS)/hive.txt -r $(LOCKS)/queen.txt
+	@$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime $(LOCKS)/dev.txt
+	@echo "installing the tools for tests and lint ..."
+	@$(BIN)/python -m pip install --quiet --require-hashes -r $(LOCKS)/dev.txt
+	@touch $@
+
+host-packages: # what booting test hosts needs; only as root on Debian or Ubuntu
+	@tests/hosts/install-packages
+
+clean: ## remove the virtual environment and all state of make up and make fleet
+	rm -rf $(VENV) .llama-orch wheelhouse
