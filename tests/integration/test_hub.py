@@ -253,7 +253,7 @@ def test_library_does_not_see_wrong_bytes(plain: Hub, tmp_path: Path) -> None:
 
 
 def test_stall_ends_by_the_time_out(plain: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_download.time, "sleep", lambda _: None)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     plain.faults = Faults(stall_after=0)
     with pytest.raises(httpx2.TimeoutException):
         download(plain, tmp_path)

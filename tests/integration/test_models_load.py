@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import llama_cpp
@@ -72,7 +73,6 @@ def test_slow_model_is_slow(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [truncated_model, not_a_gguf])
-def test_broken_models_do_not_load(make: object, tmp_path: Path) -> None:
-    assert callable(make)
+def test_broken_models_do_not_load(make: Callable[[Path], Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Failed to load model"):
         load(make(tmp_path / "broken.gguf"))
