@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from .disks import User
+from .images import say
 from .machines import DEFAULT_USERS, Fleet, HostsError
 
 
@@ -20,9 +21,10 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("name")
     up.add_argument("--suite", default="bookworm")
     up.add_argument("--no-python", action="store_true", help="a host without any Python")
-    up.add_argument("--cgroup-v1", action="store_true", help="boot with this machine's control groups (bookworm only)")
     up.add_argument("--user", action="append", help="login with sudo without password (default: llama-orch)")
-    up.add_argument("--password-user", action="append", default=[], metavar="NAME:PASSWORD", help="login with sudo by password")
+    up.add_argument(
+        "--password-user", action="append", default=[], metavar="NAME:PASSWORD", help="login with sudo by password"
+    )
     up.add_argument("--plain-user", action="append", default=[], metavar="NAME", help="login without sudo")
     up.add_argument("--authorized-key", action="append", default=[], type=Path, metavar="FILE", help="public key file")
     up.add_argument("--timeout", type=float, default=60.0, help="seconds until ssh must answer")
@@ -69,11 +71,16 @@ def up(fleet: Fleet, arguments: argparse.Namespace) -> dict[str, object]:
         keys = [line for file in arguments.authorized_key for line in file.read_text().splitlines() if line.strip()]
         host = fleet.boot(
             arguments.name, suite=arguments.suite, python=not arguments.no_python, users=users_of(arguments),
-            authorized_keys=keys, unified=not arguments.cgroup_v1, timeout=arguments.timeout,
+            authorized_keys=keys, timeout=arguments.timeout,
         )  # fmt: skip
     elif not host.running:
         host.boot_again(arguments.timeout)
     return host.as_json()
+
+
+def answer(value: object) -> None:
+    """Print a command's answer."""
+    sys.stdout.write(json.dumps(value) + "\n")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -82,18 +89,16 @@ def main(argv: list[str] | None = None) -> int:
     fleet = Fleet(arguments.state_dir, persistent=True)
     try:
         if arguments.command == "up":
-            print(json.dumps(up(fleet, arguments)))
+            answer(up(fleet, arguments))
         elif arguments.command == "list":
-            print(json.dumps([host.as_json() for host in fleet.hosts().values()]))
+            answer([host.as_json() for host in fleet.hosts().values()])
         elif arguments.command == "down":
             for name in arguments.names:
                 fleet.remove(name)
             if not arguments.names or not fleet.hosts():
                 fleet.close()
         else:
-            host = fleet.hosts().get(arguments.name)
-            if host is None:
-                raise HostsError(f"no host {arguments.name} in {arguments.state_dir}")
+            host = fleet.host(arguments.name)
             if arguments.command == "run":
                 done = host.run(arguments.line, timeout=600)
                 sys.stdout.write(done.stdout)
@@ -101,6 +106,6 @@ def main(argv: list[str] | None = None) -> int:
                 return done.returncode
             getattr(host, arguments.command.replace("-", "_"))()
     except (HostsError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return 1
     return 0

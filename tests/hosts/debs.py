@@ -70,9 +70,7 @@ def write_index(target: Path) -> None:
             ["dpkg-deb", "--field", str(package)], capture_output=True, text=True, timeout=60, check=True
         ).stdout.rstrip("\n")
         digest = hashlib.sha256(package.read_bytes()).hexdigest()
-        stanzas.append(
-            f"{control}\nFilename: ./{package.name}\nSize: {package.stat().st_size}\nSHA256: {digest}\n"
-        )
+        stanzas.append(f"{control}\nFilename: ./{package.name}\nSize: {package.stat().st_size}\nSHA256: {digest}\n")
     (target / "Packages").write_text("\n".join(stanzas))
 
 
@@ -84,7 +82,8 @@ def sources_list(base_url: str, suite: str) -> str:
 def serve(address: str, port: int, target: Path) -> None:
     """Serve a folder by HTTP for ever; port 0 takes a free one. The first line of stdout is the port."""
     server = ThreadingHTTPServer((address, port), partial(SimpleHTTPRequestHandler, directory=str(target)))
-    print(server.server_address[1], flush=True)
+    sys.stdout.write(f"{server.server_address[1]}\n")
+    sys.stdout.flush()
     server.serve_forever()
 
 

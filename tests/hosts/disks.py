@@ -20,7 +20,6 @@ Virtualization=container
 
 [Network]
 Address={address}/24
-Gateway={controller}
 LinkLocalAddressing=no
 LLDP=no
 EmitLLDP=no
@@ -62,8 +61,9 @@ class Setup:
             write("/etc/apt/sources.list", self.sources_list),
             write(
                 "/etc/systemd/network/10-host0.network",
-                NETWORK.format(address=self.address, controller=self.controller),
+                NETWORK.format(address=self.address),
             ),
+            write("/etc/default/locale", "LANG=C.UTF-8\n"),
             # No name server: a look-up then fails at once, as it does on a host without a way out.
             write("/etc/resolv.conf", ""),
             "ssh-keygen -q -t ed25519 -N '' -C '' -f /etc/ssh/ssh_host_ed25519_key",

@@ -31,7 +31,6 @@ class Host:
     subnet: int
     suite: str
     python: bool
-    unified: bool
     layers: tuple[str, ...]
     folder: Path
 
@@ -101,7 +100,7 @@ class Host:
         nspawn.end_group(self.group)
         nspawn.boot(
             group=self.group, folder=self.folder, layers=[Path(one) for one in self.layers],
-            bridge=self.bridge.name, machine=self.machine, hostname=self.name, unified=self.unified,
+            bridge=self.bridge.name, machine=self.machine, hostname=self.name,
         )  # fmt: skip
         self.wait_for_ssh(timeout)
 
@@ -151,15 +150,17 @@ class Host:
         if done.returncode != 0:
             raise HostsError(f"{' '.join(command)}: {done.stderr.strip()}")
 
-    def answers(self, timeout: float = 1.0) -> bool:
-        """Whether an ssh server greets at the host's address within that many seconds."""
-        with suppress(OSError), socket.create_connection((self.address, 22), timeout=timeout) as connection:
+    def answers(self, timeout: float = 1.0, connect_timeout: float = 1.0) -> bool:
+        """Whether an ssh server greets at the host's address; ``timeout`` seconds for each step."""
+        with suppress(OSError), socket.create_connection((self.address, 22), timeout=connect_timeout) as connection:
+            connection.settimeout(timeout)
             return connection.recv(4) == b"SSH-"
         return False
 
     def wait_for_ssh(self, timeout: float = 30.0) -> None:
         """Wait until ssh answers; raises HostsError with the end of the console when it does not."""
-        self.wait_until(lambda: self.answers(0.5), timeout, "answer by ssh", must_run=True)
+        # What is sent before the host has its address is lost, and would be sent again only after a second.
+        self.wait_until(lambda: self.answers(5.0, connect_timeout=0.1), timeout, "answer by ssh", must_run=True)
 
     def wait_system(self, timeout: float = 60.0) -> str:
         """Wait for the end of the boot; what systemd says of it: ``running``, ``degraded`` …"""
@@ -184,7 +185,13 @@ class Host:
     # ---- inside
 
     def run(
-        self, command: str | Sequence[str], *, check: bool = False, user: str = "root", stdin: str = "", timeout: float = 60.0
+        self,
+        command: str | Sequence[str],
+        *,
+        check: bool = False,
+        user: str = "root",
+        stdin: str = "",
+        timeout: float = 60.0,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in the host, past its network; a string goes to a shell. Needs the host to be on.
 

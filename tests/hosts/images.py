@@ -61,7 +61,8 @@ class Image:
 
 def say(text: str) -> None:
     """Tell the person who waits; on stderr, so that commands keep stdout for their answer."""
-    print(f"[hosts] {text}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"[hosts] {text}\n")
+    sys.stderr.flush()
 
 
 def cache_dir() -> Path:

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from . import debs, disks, images, network, nspawn
+from . import debs, images, network, nspawn
 from .disks import Setup, User
 from .host import Host
 from .images import HostsError, say
@@ -72,43 +72,53 @@ class Fleet:
         """Make the network, or find it again. Raises HostsError where this machine cannot have one."""
         if why := missing():
             raise HostsError(why)
-        (self.state_dir / "hosts").mkdir(parents=True, exist_ok=True)
-        (self.state_dir / "packages").mkdir(exist_ok=True)
+        self.state_dir.mkdir(parents=True, exist_ok=True)
         with self._lock(), network.machine_lock():
             network.remove_leftovers()
-            record = self.state_dir / "fleet.json"
-            subnet = json.loads(record.read_text())["subnet"] if record.exists() else network.free_subnet()
-            bridge = Bridge(subnet)
+            record = self._record()
+            if record and not self.persistent:
+                raise HostsError(f"{self.state_dir} holds a fleet already: each takes a folder of its own")
+            for part in ("hosts", "packages"):
+                (self.state_dir / part).mkdir(exist_ok=True)
+            bridge = Bridge(record["subnet"] if record else network.free_subnet())
             if not bridge.exists():
                 bridge.create(network.owner_text(self.state_dir, None if self.persistent else os.getpid()))
-            if not record.exists():
-                temporary = record.with_suffix(".tmp")
-                temporary.write_text(json.dumps({"subnet": subnet, "port": self._serve(bridge, 0)}))
-                temporary.rename(record)
+            elif not bridge.belongs_to(self.state_dir):
+                raise HostsError(
+                    f"{bridge.name} is another fleet's by now: take the one in {self.state_dir} down first"
+                )
+            if not record:
+                record = {"subnet": bridge.subnet, "port": self._serve(bridge, 0)}
+                temporary = self.state_dir / "fleet.json.tmp"
+                temporary.write_text(json.dumps(record))
+                temporary.rename(self.state_dir / "fleet.json")
             elif not nspawn.pids(f"{bridge.name}/server"):
-                self._serve(bridge, json.loads(record.read_text())["port"])
+                self._serve(bridge, record["port"])
 
     def close(self) -> None:
-        """End every host, take the network away and remove the disks; consoles of the hosts stay."""
+        """End every host, take the network away and remove the disks. Consoles stay, unless persistent."""
         with network.machine_lock():
-            if (record := self.state_dir / "fleet.json").exists():
-                Bridge(json.loads(record.read_text())["subnet"]).remove()
-                record.unlink()
+            if record := self._record():
+                bridge = Bridge(record["subnet"])
+                if bridge.belongs_to(self.state_dir):
+                    bridge.remove()
+                (self.state_dir / "fleet.json").unlink()
         for folder in self._folders():
             for part in ("upper", "work", "root"):
                 images.remove_tree(folder / part)
             (folder / "record.json").unlink(missing_ok=True)
         images.remove_tree(self.state_dir / "packages")
+        if self.persistent:
+            images.remove_tree(self.state_dir / "hosts")
 
     # ---- hosts
 
     @property
     def bridge(self) -> Bridge:
         """The fleet's network. Raises HostsError when the fleet is not open."""
-        try:
-            return Bridge(json.loads((self.state_dir / "fleet.json").read_text())["subnet"])
-        except FileNotFoundError:
-            raise HostsError(f"no fleet in {self.state_dir}") from None
+        if record := self._record():
+            return Bridge(record["subnet"])
+        raise HostsError(f"no fleet in {self.state_dir}: open it first")
 
     @property
     def address(self) -> str:
@@ -118,13 +128,19 @@ class Fleet:
     @property
     def packages_url(self) -> str:
         """Where the hosts get Debian packages: below it a flat repository for each suite."""
-        record = json.loads((self.state_dir / "fleet.json").read_text())
-        return f"http://{self.address}:{record['port']}"
+        return f"http://{self.address}:{self._record().get('port')}"
 
     def hosts(self) -> dict[str, Host]:
         """Every host of the fleet by name, on or off."""
         found = [Host.load(folder) for folder in self._folders() if (folder / "record.json").exists()]
         return {host.name: host for host in sorted(found, key=lambda one: one.number)}
+
+    def host(self, name: str) -> Host:
+        """The host of that name. Raises HostsError when there is none."""
+        try:
+            return self.hosts()[name]
+        except KeyError:
+            raise HostsError(f"no host {name} in {self.state_dir}") from None
 
     def boot(
         self,
@@ -134,17 +150,16 @@ class Fleet:
         python: bool = True,
         users: Mapping[str, User] | None = None,
         authorized_keys: Sequence[str] = (),
-        unified: bool = True,
         timeout: float = 30.0,
     ) -> Host:
-        """Make a fresh host and switch it on; returns when ssh answers.
+        """Make a fresh host and switch it on; returns when ssh answers (seconds until giving up).
 
-        ``users`` (default: llama-orch with sudo) get ``authorized_keys``, which are public keys. With ``unified``
-        off, control groups are those of this machine, which Debian 13 cannot take. Raises HostsError.
+        ``users`` (default: llama-orch with sudo) get ``authorized_keys``, which are public keys. The first host of
+        a suite on this machine waits for its image. Raises HostsError.
         """
         image = images.image(suite, python)
         self._offer_packages(suite)
-        host = self._make(name, image, users if users is not None else DEFAULT_USERS, authorized_keys, unified)
+        host = self._make(name, image, users if users is not None else DEFAULT_USERS, authorized_keys)
         began = time.monotonic()
         host.boot_again(timeout)
         say(f"{name} ({suite}) is up at {host.address} after {time.monotonic() - began:.1f} s")
@@ -158,6 +173,12 @@ class Fleet:
             images.remove_tree(host.folder)
 
     # ---- inside
+
+    def _record(self) -> dict[str, int]:
+        try:
+            return json.loads((self.state_dir / "fleet.json").read_text())
+        except FileNotFoundError:
+            return {}
 
     def _folders(self) -> list[Path]:
         top = self.state_dir / "hosts"
@@ -188,12 +209,11 @@ class Fleet:
         folder = debs.folder(suite, self.packages)
         with self._lock():
             link = self.state_dir / "packages" / suite
-            if not link.is_symlink():
+            if not link.is_symlink() or link.readlink() != folder:
+                link.unlink(missing_ok=True)
                 link.symlink_to(folder, target_is_directory=True)
 
-    def _make(
-        self, name: str, image: images.Image, users: Mapping[str, User], authorized_keys: Sequence[str], unified: bool
-    ) -> Host:
+    def _make(self, name: str, image: images.Image, users: Mapping[str, User], authorized_keys: Sequence[str]) -> Host:
         bridge = self.bridge
         with self._lock():
             there = self.hosts()
@@ -212,7 +232,7 @@ class Fleet:
             images.remove_tree(folder)
             folder.mkdir()
             layers = tuple(map(str, image.layers))
-            host = Host(name, number, bridge.subnet, image.suite, image.python, unified, layers, folder)
+            host = Host(name, number, bridge.subnet, image.suite, image.python, layers, folder)
             host.run_offline(script)
             host.save()
         return host

@@ -62,6 +62,14 @@ class Bridge:
         """Whether the link is there."""
         return Path(f"/sys/class/net/{self.name}").exists()
 
+    def belongs_to(self, state_dir: Path) -> bool:
+        """Whether the link is there and was made for that fleet."""
+        try:
+            alias = Path(f"/sys/class/net/{self.name}/ifalias").read_text()
+        except FileNotFoundError:
+            return False
+        return alias.startswith(ALIAS) and alias.rstrip("\n").endswith(f"dir={state_dir}")
+
     def create(self, owner: str) -> None:
         """Make the link. ``owner`` is what ``owner_lives`` understands."""
         ip("link", "add", self.name, "type", "bridge", "forward_delay", "0", "stp_state", "0")

@@ -63,9 +63,10 @@ def pids(group: str) -> list[int]:
     """Processes in a group and all groups below it."""
     found: set[int] = set()
     for top in tops():
-        for file in (top / group).rglob("cgroup.procs"):
+        # walk takes it calmly when a group vanishes meanwhile, as groups do.
+        for folder, _, _ in os.walk(top / group):
             with suppress(OSError):
-                found.update(int(line) for line in file.read_text().split())
+                found.update(int(line) for line in Path(folder, "cgroup.procs").read_text().split())
     # 0 stands for processes that this namespace cannot see.
     return sorted(pid for pid in found if pid and start_time(pid))
 
@@ -82,11 +83,8 @@ def end_group(group: str, timeout: float = 20.0) -> None:
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
     for top in tops():
-        for folder in sorted((top / group).rglob("*"), reverse=True):
-            if folder.is_dir():
-                remove_group_folder(folder, until)
-        if (top / group).is_dir():
-            remove_group_folder(top / group, until)
+        for folder, _, _ in os.walk(top / group, topdown=False):
+            remove_group_folder(Path(folder), until)
 
 
 def remove_group_folder(folder: Path, until: float) -> None:
@@ -131,17 +129,15 @@ def namespace_ids(pid: int) -> list[int]:
     return []
 
 
-def boot(
-    *, group: str, folder: Path, layers: Sequence[Path], bridge: str, machine: str, hostname: str, unified: bool
-) -> None:
+def boot(*, group: str, folder: Path, layers: Sequence[Path], bridge: str, machine: str, hostname: str) -> None:
     """Boot a machine on its disk (``folder/upper`` over the layers) and return at once.
 
-    ``unified`` boots with control groups version 2 only, which Debian 13 needs. Its console goes to
-    ``folder/console.log``.
+    Inside are control groups of version 2 alone, which Debian 13 needs, also where this machine still has
+    version 1. The console goes to ``folder/console.log``.
     """
     options = overlay(folder / "upper", layers)
     command = [
-        "env", f"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY={int(unified)}", "SYSTEMD_NSPAWN_LOCK=0",
+        "env", "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1", "SYSTEMD_NSPAWN_LOCK=0",
         "systemd-nspawn", f"--directory={folder / 'root'}", "--register=no", "--keep-unit", "--boot",
         f"--network-bridge={bridge}", f"--machine={machine}", f"--hostname={hostname}", "--settings=no",
         "--resolv-conf=off", "--timezone=off", "--link-journal=no", "--console=read-only",
