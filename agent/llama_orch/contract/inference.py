@@ -7,11 +7,14 @@ Source: OpenAI's public API reference, "Completions" and "Chat".
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from .common import Request, Response
+
+MAX_STOPS = 16
+StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 
 class StreamOptions(Request):
@@ -28,7 +31,7 @@ class _Sampling(Request):
     top_k: int = Field(default=0, ge=0, le=100_000)
     min_p: float = Field(default=0.0, ge=0.0, le=1.0)
     seed: int | None = Field(default=None, ge=0, le=2**32 - 2)
-    stop: str | list[str] | None = Field(default=None)
+    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None = None
     presence_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
     frequency_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
     stream: bool = False

@@ -37,7 +37,7 @@ class WorkerSpec(Request):
     model_name: str = Field(min_length=1, max_length=1024)
     model_ref: str | None = Field(default=None, min_length=1, max_length=1024)
     host: str = Field(min_length=1, max_length=253)
-    port: int = Field(ge=0, le=65535)
+    port: int = Field(ge=1, le=65535)
     backend: Backend
     device: int = Field(default=0, ge=0, le=255)
     slots: int = Field(default=1, ge=1, le=256)
