@@ -159,8 +159,13 @@ class Host:
 
     def wait_for_ssh(self, timeout: float = 30.0) -> None:
         """Wait until ssh answers; raises HostsError with the end of the console when it does not."""
-        # What is sent before the host has its address is lost, and would be sent again only after a second.
-        self.wait_until(lambda: self.answers(5.0, connect_timeout=0.1), timeout, "answer by ssh", must_run=True)
+        # What is sent before the host has its address is lost and sent again only after a second: look first.
+        self.wait_until(
+            lambda: nspawn.listens(self.group, self.address, 22) and self.answers(),
+            timeout,
+            "answer by ssh",
+            must_run=True,
+        )
 
     def wait_system(self, timeout: float = 60.0) -> str:
         """Wait for the end of the boot; what systemd says of it: ``running``, ``degraded`` …"""

@@ -8,6 +8,7 @@ found again, whatever became of the one that started them.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -127,6 +128,18 @@ def namespace_ids(pid: int) -> list[int]:
         if line.startswith("NSpid:"):
             return [int(one) for one in line.split()[1:]]
     return []
+
+
+def listens(group: str, address: str, port: int) -> bool:
+    """Whether a host has that address and something listens on that port, seen without its network."""
+    first = leader(group)
+    try:
+        net = Path(f"/proc/{first}/net")
+        listening = re.compile(rf":{port:04X} [0:]+ 0A ")
+        sockets = (net / "tcp").read_text() + (net / "tcp6").read_text()
+        return address in (net / "fib_trie").read_text() and listening.search(sockets) is not None
+    except OSError:
+        return False
 
 
 def boot(*, group: str, folder: Path, layers: Sequence[Path], bridge: str, machine: str, hostname: str) -> None:

@@ -138,8 +138,9 @@ def test_there_is_no_way_out(host: Host) -> None:
 def test_what_services_are_confined_with_works(host: Host) -> None:
     host.write_file("/etc/secret-of-test", "hidden\n", mode="0600")
     confined = [
-        "systemd-run", "--wait", "--pipe", "--quiet", "-p", "LoadCredential=token:/etc/secret-of-test",
-        "-p", "DynamicUser=yes", "-p", "ProtectSystem=strict", "-p", "NoNewPrivileges=yes", "-p", "DevicePolicy=closed", "-p", "PrivateTmp=yes",
+        "systemd-run", "--wait", "--pipe", "--quiet",
+        "-p", "LoadCredential=token:/etc/secret-of-test", "-p", "DynamicUser=yes", "-p", "ProtectSystem=strict",
+        "-p", "NoNewPrivileges=yes", "-p", "DevicePolicy=closed", "-p", "PrivateTmp=yes",
         "bash", "-c", "cat $CREDENTIALS_DIRECTORY/token; touch /usr/x 2>/dev/null || echo read-only",
     ]  # fmt: skip
     assert host.run(confined, check=True).stdout == "hidden\nread-only\n"
