@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from .disks import User
-from .images import say
+from .images import PYTHONS, say
 from .machines import DEFAULT_USERS, Fleet, HostsError
 
 
@@ -20,7 +20,8 @@ def parser() -> argparse.ArgumentParser:
     up = commands.add_parser("up", help="make a host and boot it, or boot one that is off; prints it")
     up.add_argument("name")
     up.add_argument("--suite", default="bookworm")
-    up.add_argument("--no-python", action="store_true", help="a host without any Python")
+    up.add_argument("--python", choices=list(PYTHONS), default="full", help="how much of Python the host has")
+    up.add_argument("--no-python", action="store_const", const="none", dest="python", help="the same as --python none")
     up.add_argument("--user", action="append", help="login with sudo without password (default: llama-orch)")
     up.add_argument(
         "--password-user", action="append", default=[], metavar="NAME:PASSWORD", help="login with sudo by password"
@@ -70,7 +71,7 @@ def up(fleet: Fleet, arguments: argparse.Namespace) -> dict[str, object]:
     if host is None:
         keys = [line for file in arguments.authorized_key for line in file.read_text().splitlines() if line.strip()]
         host = fleet.boot(
-            arguments.name, suite=arguments.suite, python=not arguments.no_python, users=users_of(arguments),
+            arguments.name, suite=arguments.suite, python=arguments.python, users=users_of(arguments),
             authorized_keys=keys, timeout=arguments.timeout,
         )  # fmt: skip
     elif not host.running:

@@ -25,7 +25,6 @@ PACKAGES = (
     "nftables",
     "openssh-client",
     "procps",
-    "python3",
     "python3-apt",
     "rsync",
     "ufw",
@@ -43,7 +42,7 @@ done
 def folder(suite: str, packages: Sequence[str] = PACKAGES) -> Path:
     """An apt repository (flat: packages and their index) of ``packages`` with all dependencies, from the cache."""
     below = images.base(suite)
-    wanted = sorted(set(packages) | set(images.PYTHON_PACKAGES))
+    wanted = sorted({*packages, *images.PYTHONS["full"], *images.PYTHONS["minimal"]})
 
     def build(target: Path) -> None:
         work = target.parent / f"{target.name}.mount"

@@ -30,7 +30,7 @@ class Host:
     number: int
     subnet: int
     suite: str
-    python: bool
+    python: str
     layers: tuple[str, ...]
     folder: Path
 

@@ -1,7 +1,7 @@
 """Root file systems of the test hosts: built once with debootstrap, kept in the user's cache.
 
 An image is a list of folders, upper layer first, as overlayfs takes them. The base has no Python, as a
-bare host may have none; the usual image adds a thin layer with ``python3-minimal`` on top of it.
+bare host may have none; a thin layer on top of it adds one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from pathlib import Path
 
 SUITES = ("bookworm", "trixie")
 BASE_PACKAGES = ("dbus", "iproute2", "openssh-server", "sudo", "systemd-sysv")
-PYTHON_PACKAGES = ("python3-minimal",)
+# How much Python a host has. Ansible's modules do not run with the minimal one, which lacks most of the library.
+PYTHONS: dict[str, tuple[str, ...]] = {"none": (), "minimal": ("python3-minimal",), "full": ("python3",)}
 # Raised whenever the scripts below change what an image contains.
 RECIPE = 1
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -55,7 +56,7 @@ class Image:
     """A root file system ready to be booted: folders for overlayfs, upper layer first."""
 
     suite: str
-    python: bool
+    python: str
     layers: tuple[Path, ...]
 
 
@@ -231,7 +232,9 @@ def layer(suite: str, packages: Sequence[str]) -> Path:
     return build_once(f"{suite}-layer-{key_of(below.name, packages, RECIPE)}", build)
 
 
-def image(suite: str, python: bool = True) -> Image:
-    """The image of a suite, with ``python3-minimal`` or without any Python; slow the first time."""
-    layers = (layer(suite, PYTHON_PACKAGES), base(suite)) if python else (base(suite),)
-    return Image(suite, python, layers)
+def image(suite: str, python: str = "full") -> Image:
+    """The image of a suite with one of ``PYTHONS``; slow the first time."""
+    if python not in PYTHONS:
+        raise HostsError(f"no recipe for python {python!r}: one of {', '.join(PYTHONS)}")
+    packages = PYTHONS[python]
+    return Image(suite, python, (layer(suite, packages), base(suite)) if packages else (base(suite),))

@@ -147,17 +147,18 @@ class Fleet:
         name: str,
         *,
         suite: str = "bookworm",
-        python: bool = True,
+        python: bool | str = True,
         users: Mapping[str, User] | None = None,
         authorized_keys: Sequence[str] = (),
         timeout: float = 30.0,
     ) -> Host:
         """Make a fresh host and switch it on; returns when ssh answers (seconds until giving up).
 
-        ``users`` (default: llama-orch with sudo) get ``authorized_keys``, which are public keys. The first host of
-        a suite on this machine waits for its image. Raises HostsError.
+        ``users`` (default: llama-orch with sudo) get ``authorized_keys``, which are public keys. ``python`` is
+        full (True), minimal (too little for Ansible's modules) or none (False). The first host of a suite on this
+        machine waits for its image. Raises HostsError.
         """
-        image = images.image(suite, python)
+        image = images.image(suite, python if isinstance(python, str) else "full" if python else "none")
         self._offer_packages(suite)
         host = self._make(name, image, users if users is not None else DEFAULT_USERS, authorized_keys)
         began = time.monotonic()

@@ -156,6 +156,13 @@ def test_a_bare_host_gets_python_from_the_served_packages(bare: Host, login_key:
     assert bare.wait_system() == "running"
 
 
+def test_a_host_with_minimal_python_lacks_most_of_its_library(fleet: Fleet) -> None:
+    host = fleet.boot("minimal", python="minimal")
+    assert host.run("python3 -c 'print(6 * 7)'").stdout == "42\n"
+    assert host.run("python3 -c 'import json'").returncode == 1
+    fleet.remove("minimal")
+
+
 def test_a_name_is_taken_once(fleet: Fleet, host: Host) -> None:
     with pytest.raises(HostsError, match="already"):
         fleet.boot(host.name, suite=host.suite)
