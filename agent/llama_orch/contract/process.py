@@ -22,7 +22,9 @@ EXIT_STOPPED = 0
 # The worker knows why and has written FAILURE_FILE; every other code is a crash.
 EXIT_KNOWN_FAILURE = 3
 
-FailureCode = Literal["model_unreadable", "model_truncated", "out_of_memory", "port_in_use", "backend_unavailable"]
+FailureCode = Literal[
+    "model_unreadable", "model_truncated", "out_of_memory", "port_in_use", "cannot_listen", "backend_unavailable"
+]
 
 
 class WorkerSpec(Request):

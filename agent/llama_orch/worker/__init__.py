@@ -1,0 +1,1 @@
+"""The inference process: loads one model, answers in its slots, and ends when asked to."""

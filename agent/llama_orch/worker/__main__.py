@@ -1,0 +1,16 @@
+"""`python -m llama_orch.worker --spec FILE --token-fd N`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+# Before anything that takes time to import: a signal's default action would end us with a signal as the reason,
+# and the hive would take an end that it asked for to be a crash. Nothing is under way yet, so just leave.
+for _number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    signal.signal(_number, lambda *_: sys.exit(0))
+
+from .process import main  # noqa: E402
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""ggml's backends and devices, through ctypes: the binding has no functions for them.
+
+Source: ggml's public header `ggml-backend.h`. A portable build keeps one library per processor generation (and
+one for CUDA) in `<site-packages>/bin`, where the binding does not look; a plain build has its backend inside.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from llama_orch.contract.hive import Backend
+
+from .generation import CannotServe
+
+_GPU_TYPES = {1, 2}  # GGML_BACKEND_DEVICE_TYPE_GPU, _IGPU
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device as ggml sees it; `handle` is its `ggml_backend_dev_t`."""
+
+    handle: int
+    name: str
+    backend: str
+    is_gpu: bool
+
+
+def show_only(backend: Backend, device: int) -> None:
+    """Let CUDA see the one device that is meant, numbered as NVML does. Must come before `load`."""
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    os.environ["CUDA_VISIBLE_DEVICES"] = str(device) if backend == "cuda" else ""
+
+
+def load() -> list[Device]:
+    """Load every backend that this machine can run and return their devices. Raises CannotServe without any."""
+    package = _package_folder()
+    ggml = _library(package)
+    folder = package.parent / "bin"
+    if any(folder.glob("libggml-*.so")):
+        ggml.ggml_backend_load_all_from_path(os.fsencode(folder))
+    devices = [_describe(ggml, index) for index in range(ggml.ggml_backend_dev_count())]
+    if not devices:
+        raise CannotServe(
+            "backend_unavailable",
+            "llama.cpp found no backend that runs on this processor",
+            "install llama-cpp-python again, built for this machine's architecture",
+        )
+    return devices
+
+
+def choose(devices: list[Device], backend: Backend, device: int) -> list[Device]:
+    """The devices to offload to: none for the CPU, one for CUDA. Raises CannotServe rather than fall back."""
+    if backend == "cpu":
+        return []
+    cuda = [found for found in devices if found.is_gpu and found.backend.upper() == "CUDA"]
+    if not cuda:
+        seen = ", ".join(found.name for found in devices)
+        raise CannotServe(
+            "backend_unavailable",
+            f"CUDA device {device} was asked for, but llama.cpp sees only: {seen}",
+            "check with nvidia-smi that the driver works and the device exists, and that the CUDA build of "
+            "llama-cpp-python is installed; or start the worker with backend cpu",
+        )
+    return cuda[:1]
+
+
+def _package_folder() -> Path:
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or spec.origin is None:
+        raise CannotServe(
+            "backend_unavailable", "llama-cpp-python is not installed", "install llama-orch with the extra 'hive'"
+        )
+    return Path(spec.origin).parent
+
+
+def _library(package: Path) -> ctypes.CDLL:
+    # The wheel holds copies where links should be; only this one is what libllama.so itself uses, and backends
+    # loaded into another copy end in a segmentation fault.
+    for name in ("libggml.so.0", "libggml.so"):
+        path = package / "lib" / name
+        if path.exists():
+            ggml = ctypes.CDLL(str(path))
+            break
+    else:
+        raise CannotServe("backend_unavailable", "llama-cpp-python has no libggml.so", "install llama-cpp-python again")
+    handle, text = ctypes.c_void_p, ctypes.c_char_p
+    for name, arguments, result in (
+        ("ggml_backend_load_all_from_path", [text], None),
+        ("ggml_backend_dev_count", [], ctypes.c_size_t),
+        ("ggml_backend_dev_get", [ctypes.c_size_t], handle),
+        ("ggml_backend_dev_name", [handle], text),
+        ("ggml_backend_dev_type", [handle], ctypes.c_int),
+        ("ggml_backend_dev_backend_reg", [handle], handle),
+        ("ggml_backend_reg_name", [handle], text),
+    ):
+        function = getattr(ggml, name)
+        function.argtypes = arguments
+        function.restype = result
+    return ggml
+
+
+def _describe(ggml: ctypes.CDLL, index: int) -> Device:
+    handle = ggml.ggml_backend_dev_get(index)
+    return Device(
+        handle=handle,
+        name=ggml.ggml_backend_dev_name(handle).decode(errors="replace"),
+        backend=ggml.ggml_backend_reg_name(ggml.ggml_backend_dev_backend_reg(handle)).decode(errors="replace"),
+        is_gpu=ggml.ggml_backend_dev_type(handle) in _GPU_TYPES,
+    )
