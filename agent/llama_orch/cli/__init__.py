@@ -1,0 +1,1 @@
+"""The `llama-orch` command: one file for each noun, and what they share."""

@@ -1,0 +1,46 @@
+"""`llama-orch devices`: what a hive runs on."""
+
+from __future__ import annotations
+
+from llama_orch.contract.hive import Devices, Gpu
+
+from .connection import Connection, HiveOption, JsonOption, TokenFileOption
+from .output import line, print_json, print_table, size
+from .running import run
+
+
+def devices(hive: HiveOption = None, token_file: TokenFileOption = None, as_json: JsonOption = False) -> None:
+    """Show CPU, memory, disk and GPUs of a hive."""
+
+    async def work() -> Devices:
+        async with await Connection(None, hive, token_file).open_hive() as client:
+            return await client.devices()
+
+    found = run(work())
+    if as_json:
+        print_json(found)
+        return
+    cpu, memory, disk = found.cpu, found.memory, found.disk
+    line(f"CPU     {cpu.model}, {cpu.cores} cores, load {cpu.load_1m:.2f}")
+    line(f"Memory  {size(memory.available_bytes)} available of {size(memory.total_bytes)}")
+    line(f"Disk    {size(disk.available_bytes)} available of {size(disk.total_bytes)}")
+    if not found.nvml.available:
+        line(f"GPUs    none: {found.nvml.reason or 'NVML does not answer'}")
+        return
+    line(f"Driver  {found.nvml.driver_version or '-'}, CUDA {found.nvml.cuda_version or '-'}")
+    print_table(("GPU", "NAME", "MEMORY USED", "LOAD", "°C", "WATTS"), map(_row, found.gpus), nothing="No GPUs.")
+
+
+def _row(gpu: Gpu) -> tuple[str | None, ...]:
+    def number(value: float | None, unit: str = "") -> str | None:
+        return None if value is None else f"{value:.0f}{unit}"
+
+    used = f"{size(gpu.memory_used_bytes)} of {size(gpu.memory_total_bytes)}"
+    return (
+        str(gpu.index),
+        gpu.name,
+        used,
+        number(gpu.utilization_percent, " %"),
+        number(gpu.temperature_celsius),
+        number(gpu.power_watts),
+    )

@@ -1,0 +1,103 @@
+"""The files of a home: secrets, settings of queen and hive, inventory. Written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from pathlib import Path
+
+# Settings that `up` decides; the environment may set the others.
+OWNED_SETTINGS = (
+    *("config", "hive_id", "host", "port", "advertise_host", "hive_port"),
+    *("state_dir", "models_dir", "log_dir", "data_dir", "inventory_dir"),
+    *("secrets_dir", "api_token_file", "inference_token_file"),
+)
+
+_INVENTORY = """\
+# Made by `llama-orch up`; yours to edit. Hosts that you add show in `llama-orch nodes list`.
+hives:
+  hosts:
+    local:
+      ansible_connection: local
+      ansible_host: {address}
+      hive_address: {address}
+      hive_port: {port}
+"""
+
+
+def write(path: Path, content: str, *, mode: int = 0o600) -> None:
+    """Put `content` into `path` in one step, so that a crash leaves the old file or the new one."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def make_token(path: Path) -> None:
+    """A new random token, unless there is one; closed to others in any case."""
+    if not path.exists():
+        write(path, secrets.token_urlsafe(32) + "\n")
+    path.chmod(0o600)
+    path.parent.chmod(0o700)
+
+
+def link_hive_token(folder: Path, node: str) -> None:
+    """Let the queen find this machine's one api-token as that of the node `node`."""
+    link = folder / "hives" / node
+    link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not link.exists():
+        link.unlink(missing_ok=True)
+        link.symlink_to("../api-token")
+
+
+def write_settings(home: Path, address: str, queen_port: int, hive_port: int) -> None:
+    """`hive.toml` and `queen.toml` for services of this machine alone."""
+    tokens = {
+        "api_token_file": home / "secrets" / "api-token",
+        "inference_token_file": home / "secrets" / "inference-token",
+    }
+    hive = {
+        "hive_id": "local",
+        "host": address,
+        "port": hive_port,
+        "state_dir": home / "hive" / "state",
+        "models_dir": home / "models",
+        "log_dir": home / "log",
+    }
+    queen = {
+        "host": address,
+        "port": queen_port,
+        "data_dir": home / "queen",
+        "inventory_dir": home / "inventory",
+        "secrets_dir": home / "secrets",
+        "hive_port": hive_port,
+    }
+    for name, values in (("hive", hive | tokens), ("queen", queen | tokens)):
+        write(home / f"{name}.toml", "# Written by `llama-orch up` at each start.\n" + _toml(values))
+
+
+def _toml(values: dict[str, str | int | Path]) -> str:
+    # JSON's strings and numbers are TOML's as well.
+    return "".join(
+        f"{key} = {json.dumps(value if isinstance(value, int) else str(value), ensure_ascii=False)}\n"
+        for key, value in values.items()
+    )
+
+
+def write_inventory(folder: Path, address: str, port: int) -> None:
+    """`hosts.yml` with this machine as node `local`; a file that its user has changed stays as it is."""
+    path = folder / "hosts.yml"
+    wanted = _INVENTORY.format(address=address, port=port)
+    if path.exists() and _without_port(path.read_text(encoding="utf-8")) != _without_port(wanted):
+        return
+    write(path, wanted, mode=0o644)
+
+
+def _without_port(text: str) -> str:
+    return re.sub(r"hive_port: \d+", "hive_port:", text)

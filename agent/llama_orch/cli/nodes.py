@@ -1,0 +1,177 @@
+"""`llama-orch nodes`: the hosts of the fleet."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from llama_orch.client import Queen
+from llama_orch.contract.queen import Job, JobStatus, Node, NodeCreate, ProvisionRequest
+
+from .connection import Connection, JsonOption, QueenOption, TokenFileOption
+from .output import ago, err, is_interactive, line, print_json, print_table
+from .running import Failed, request, run
+from .watching import follow_job, problem
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Hosts of the fleet: list, add, remove, provision.")
+
+SudoOption = Annotated[
+    bool, typer.Option("--ask-sudo-password", help="Ask for the password of sudo (or read one line of stdin).")
+]
+NoWaitOption = Annotated[bool, typer.Option("--no-wait", help="Do not follow the job; 'jobs watch' does later.")]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The node's name.")]
+
+
+@app.command("list")
+def list_nodes(queen: QueenOption = None, token_file: TokenFileOption = None, as_json: JsonOption = False) -> None:
+    """List the nodes with their state."""
+
+    async def work() -> list[Node]:
+        async with Connection(queen, None, token_file).open_queen() as client:
+            return await client.list_nodes()
+
+    nodes = run(work())
+    if as_json:
+        print_json(nodes)
+        return
+    print_table(
+        ("NAME", "STATUS", "SSH", "HIVE", "WORKERS", "GPUS", "LAST SEEN", "LAST ERROR"),
+        (_row(node) for node in nodes),
+        nothing="No nodes yet. Add one: llama-orch nodes add NAME HOST",
+    )
+
+
+def _row(node: Node) -> tuple[str | None, ...]:
+    hive, gpus, workers = node.hive, None, None
+    if hive is not None:
+        workers = f"{hive.workers.total} ({hive.workers.busy} busy)"
+        gpus = str(len(hive.devices.gpus)) if hive.devices else None
+    return (
+        node.node_name,
+        node.status.value,
+        f"{node.ssh_user}@{node.ssh_host}:{node.ssh_port}",
+        hive.version if hive else None,
+        workers,
+        gpus,
+        ago(node.last_seen),
+        node.last_error.message if node.last_error else None,
+    )
+
+
+@app.command("add")
+def add(
+    name: NameArgument,
+    host: Annotated[str, typer.Argument(metavar="HOST", help="Its address for ssh.")],
+    *,
+    port: Annotated[int | None, typer.Option("--port", help="Its port for ssh (22).")] = None,
+    user: Annotated[str | None, typer.Option("--user", help="The login user.")] = None,
+    label: Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE")] = None,
+    ask_sudo_password: SudoOption = False,
+    no_wait: NoWaitOption = False,
+    queen: QueenOption = None,
+    token_file: TokenFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Register a host and make it a hive."""
+    node = request(
+        NodeCreate,
+        node_name=name,
+        ssh_host=host,
+        ssh_port=port,
+        ssh_user=user,
+        labels=dict(_label(text) for text in label or ()),
+        sudo_password=_sudo_password() if ask_sudo_password else None,
+    )
+
+    async def work() -> Node:
+        async with Connection(queen, None, token_file).open_queen() as client:
+            created = await client.create_node(node)
+            if no_wait or created.job_id is None:
+                return created
+            await _follow(client, await client.get_job(created.job_id), quiet=as_json)
+            return await client.get_node(name)
+
+    _show(run(work()), as_json)
+
+
+@app.command("provision")
+def provision(
+    name: NameArgument,
+    *,
+    ask_sudo_password: SudoOption = False,
+    no_wait: NoWaitOption = False,
+    queen: QueenOption = None,
+    token_file: TokenFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Provision a node again: carry on after a failure, or apply what changed."""
+    body = request(ProvisionRequest, sudo_password=_sudo_password() if ask_sudo_password else None)
+
+    async def work() -> Node:
+        async with Connection(queen, None, token_file).open_queen() as client:
+            job = await client.provision_node(name, body)
+            if not no_wait:
+                await _follow(client, job, quiet=as_json)
+            return await client.get_node(name)
+
+    _show(run(work()), as_json)
+
+
+@app.command("remove")
+def remove(
+    name: NameArgument,
+    *,
+    force: Annotated[bool, typer.Option("--force", help="Forget it though its host cannot be reached.")] = False,
+    no_wait: NoWaitOption = False,
+    queen: QueenOption = None,
+    token_file: TokenFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take the hive off the host and forget the node."""
+
+    async def work() -> Job:
+        async with Connection(queen, None, token_file).open_queen() as client:
+            job = await client.delete_node(name, force=force)
+            return job if no_wait else await _follow(client, job, quiet=as_json)
+
+    job = run(work())
+    if as_json:
+        print_json(job)
+    elif no_wait:
+        line(f"Removing {name}: follow it with 'llama-orch jobs watch {job.job_id}'")
+    else:
+        line(f"Node {name} is removed")
+
+
+async def _follow(client: Queen, job: Job, *, quiet: bool) -> Job:
+    ended = await follow_job(client, job, on_event=(lambda _: None) if quiet else None)
+    if ended.status != JobStatus.SUCCEEDED:
+        again = f"\nThen: llama-orch nodes provision {job.node_name}" if job.kind == "provision" else ""
+        raise Failed(problem(f"{job.kind} of {job.node_name} {ended.status}", ended.error) + again)
+    return ended
+
+
+def _show(node: Node, as_json: bool) -> None:
+    if as_json:
+        print_json(node)
+        return
+    line(f"Node {node.node_name} is {node.status}")
+    if node.job_id and node.hive is None:
+        line(f"Follow it with 'llama-orch jobs watch {node.job_id}'", console=err)
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise typer.BadParameter(f"{text!r} is no KEY=VALUE", param_hint="--label")
+    return key, value
+
+
+def _sudo_password() -> str:
+    if is_interactive():
+        return typer.prompt("sudo password", hide_input=True, err=True)
+    try:
+        return input()
+    except EOFError:
+        raise typer.BadParameter("no password on stdin", param_hint="--ask-sudo-password") from None

@@ -1,0 +1,146 @@
+"""`llama-orch workers`: the processes that serve models on a hive."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from llama_orch.client import Hive
+from llama_orch.contract.hive import SpawnRequest, Worker
+
+from .connection import Connection, HiveOption, JsonOption, TokenFileOption
+from .output import ago, err, line, print_json, print_table, size
+from .running import Failed, request, run
+from .watching import SERVING, follow_worker, problem
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Workers of a hive: list, start, stop.")
+
+
+@app.command("list")
+def list_workers(hive: HiveOption = None, token_file: TokenFileOption = None, as_json: JsonOption = False) -> None:
+    """List the workers with their state."""
+
+    async def work() -> list[Worker]:
+        async with await Connection(None, hive, token_file).open_hive() as client:
+            return await client.list_workers()
+
+    workers = run(work())
+    if as_json:
+        print_json(workers)
+        return
+    print_table(
+        ("ID", "NAME", "MODEL", "ON", "STATUS", "SLOTS", "URL", "MEMORY", "STARTED", "RESTARTS", "LAST ERROR"),
+        (_row(worker) for worker in workers),
+        nothing="No workers yet. Start one: llama-orch workers start MODEL",
+    )
+
+
+def _row(worker: Worker) -> tuple[str | None, ...]:
+    return (
+        worker.id,
+        worker.name,
+        worker.filename or worker.model_ref,
+        worker.backend if worker.backend == "cpu" else f"{worker.backend} {worker.device}",
+        worker.status.value,
+        f"{worker.slots_busy}/{worker.slots}",
+        worker.url,
+        size(worker.memory_estimated_bytes),
+        ago(worker.started_at),
+        str(worker.restarts),
+        worker.last_error.message if worker.last_error else None,
+    )
+
+
+@app.command("start")
+def start(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="hf:org/repo[@revision][::file=…] or file:/path.gguf")],
+    *,
+    file: Annotated[str | None, typer.Option("--file", metavar="NAME.gguf")] = None,
+    backend: Annotated[str | None, typer.Option(help="cpu or cuda; cuda where the hive has a GPU.")] = None,
+    device: Annotated[int, typer.Option(help="Which GPU.")] = 0,
+    slots: Annotated[int, typer.Option(help="How many requests it serves at once.")] = 1,
+    name: Annotated[str | None, typer.Option(help="With a name, the same call again starts nothing more.")] = None,
+    ctx: Annotated[int | None, typer.Option("--ctx", help="Tokens of context for each slot.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads on the CPU.")] = None,
+    gpu_layers: Annotated[int | None, typer.Option(help="Layers on the GPU; -1 is all.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for it to load.")] = 300.0,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Return while it loads.")] = False,
+    hive: HiveOption = None,
+    token_file: TokenFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Start a worker and wait until it serves; its model is downloaded first where it is not there."""
+    body = request(
+        SpawnRequest,
+        model_ref=model,
+        filename=file,
+        backend=backend or "cpu",
+        device=device,
+        slots=slots,
+        name=name,
+        ctx_per_slot=ctx,
+        threads=threads,
+        gpu_layers=gpu_layers,
+    )
+
+    async def work() -> Worker:
+        async with await Connection(None, hive, token_file).open_hive() as client:
+            chosen = body if backend else body.model_copy(update={"backend": await _best_backend(client)})
+            worker = await client.spawn_worker(chosen)
+            return worker if no_wait else _serving(await follow_worker(client, worker, timeout=timeout))
+
+    worker = run(work())
+    if as_json:
+        print_json(worker)
+    else:
+        line(f"Worker {worker.id} is {worker.status}" + (f" at {worker.url}" if worker.url else ""))
+
+
+async def _best_backend(client: Hive) -> str:
+    devices = await client.devices()
+    chosen = "cuda" if devices.gpus else "cpu"
+    line(f"backend: {chosen} (choose with --backend)", console=err)
+    return chosen
+
+
+def _serving(worker: Worker) -> Worker:
+    if worker.status not in SERVING:
+        raise Failed(problem(f"worker {worker.id} is {worker.status} and does not serve", worker.last_error))
+    return worker
+
+
+@app.command("stop")
+def stop(
+    workers: Annotated[list[str] | None, typer.Argument(metavar="WORKER…", help="Ids or names.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All workers of the hive.")] = False,
+    hive: HiveOption = None,
+    token_file: TokenFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Drain and stop workers: running answers end first."""
+    if bool(workers) == every:
+        raise typer.BadParameter("name workers, or give --all")
+
+    async def work() -> list[Worker]:
+        async with await Connection(None, hive, token_file).open_hive() as client:
+            known = await client.list_workers()
+            chosen = known if every else [_named(known, text) for text in workers or ()]
+            return await asyncio.gather(*(client.stop_worker(worker.id) for worker in chosen))
+
+    ended = run(work())
+    if as_json:
+        print_json(ended)
+        return
+    for worker in ended:
+        line(f"Worker {worker.id} is {worker.status}")
+    if not ended:
+        line("No workers to stop.", console=err)
+
+
+def _named(known: list[Worker], text: str) -> Worker:
+    for worker in known:
+        if text in (worker.id, worker.name):
+            return worker
+    raise Failed(f"there is no worker {text}: see 'llama-orch workers list'")

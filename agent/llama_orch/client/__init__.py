@@ -1,0 +1,10 @@
+"""Typed asynchronous client of queen, hive and worker: one method for each operation of the contract."""
+
+from __future__ import annotations
+
+from .hive import Hive
+from .queen import Queen
+from .service import NoAnswer, Service
+from .worker import Worker
+
+__all__ = ["Hive", "NoAnswer", "Queen", "Service", "Worker"]
