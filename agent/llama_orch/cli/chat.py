@@ -18,7 +18,7 @@ from llama_orch.contract.errors import ApiError
 from llama_orch.contract.hive import Worker, WorkerStatus
 from llama_orch.contract.inference import ChatMessage, ChatRequest, StreamOptions
 
-from .connection import Connection, HiveOption, JsonOption, TokenFileOption, inference_token
+from .connection import Connection, HiveOption, JsonOption, QueenOption, TokenFileOption, inference_token
 from .output import err, is_interactive, line, print_json, printable
 from .running import Failed, request, run, tell
 from .watching import SERVING
@@ -58,6 +58,7 @@ def chat(
     temperature: Annotated[float | None, typer.Option(help="0 always takes the likeliest token.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
     hive: HiveOption = None,
+    queen: QueenOption = None,
     token_file: TokenFileOption = None,
     inference_token_file: InferenceTokenOption = None,
     as_json: JsonOption = False,
@@ -73,7 +74,7 @@ def chat(
         asked = None
 
     async def find() -> tuple[str, str]:
-        return await _find(Connection(None, hive, token_file), worker), inference_token(inference_token_file)
+        return await _find(Connection(queen, hive, token_file), worker), inference_token(inference_token_file)
 
     url, token = run(find())
     if asked is None:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from llama_orch.contract.hive import Devices, Gpu
 
-from .connection import Connection, HiveOption, JsonOption, TokenFileOption
+from .connection import Connection, HiveOption, JsonOption, QueenOption, TokenFileOption
 from .output import line, print_json, print_table, size
 from .running import run
 
 
-def devices(hive: HiveOption = None, token_file: TokenFileOption = None, as_json: JsonOption = False) -> None:
+def devices(
+    *,
+    hive: HiveOption = None,
+    queen: QueenOption = None,
+    token_file: TokenFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Show CPU, memory, disk and GPUs of a hive."""
 
     async def work() -> Devices:
-        async with await Connection(None, hive, token_file).open_hive() as client:
+        async with await Connection(queen, hive, token_file).open_hive() as client:
             return await client.devices()
 
     found = run(work())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import aiohttp
 
-from llama_orch.client import Hive
+from llama_orch.client import Hive, why_not_connected
 from llama_orch.contract import model_ref as refs
 from llama_orch.contract.errors import ApiError, BadRequest, Conflict
 from llama_orch.contract.hive import (
@@ -115,9 +115,10 @@ async def _ask_hub(ref: refs.HubRef) -> str | None:
             return None if answer.status in known else f"{hub} answers {answer.status} for it"
     except TimeoutError:
         return f"the hub {hub} did not answer within {HUB_SECONDS:g} s"
+    except aiohttp.ClientConnectorError as error:
+        return f"the hub {hub} cannot be reached ({why_not_connected(error)})"
     except (aiohttp.ClientError, OSError) as error:
-        reason = getattr(error, "os_error", None) or error
-        return f"the hub {hub} cannot be reached ({getattr(reason, 'strerror', None) or reason})"
+        return f"the hub {hub} cannot be reached ({error})"
 
 
 async def start_worker(hive: Hive, model: Chosen, *, name: str, slots: int = 2) -> Worker:

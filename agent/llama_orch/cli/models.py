@@ -8,7 +8,7 @@ import typer
 
 from llama_orch.contract.hive import Download, DownloadRequest, DownloadStatus, Model
 
-from .connection import Connection, HiveOption, JsonOption, TokenFileOption
+from .connection import Connection, HiveOption, JsonOption, QueenOption, TokenFileOption
 from .output import err, line, print_json, print_table, size
 from .running import Failed, request, run
 from .watching import ENDED_DOWNLOAD, follow_download, problem
@@ -20,11 +20,17 @@ FileOption = Annotated[str | None, typer.Option("--file", metavar="NAME.gguf", h
 
 
 @app.command("list")
-def list_models(hive: HiveOption = None, token_file: TokenFileOption = None, as_json: JsonOption = False) -> None:
+def list_models(
+    *,
+    hive: HiveOption = None,
+    queen: QueenOption = None,
+    token_file: TokenFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """List models, and downloads under way."""
 
     async def work() -> tuple[list[Model], list[Download]]:
-        async with await Connection(None, hive, token_file).open_hive() as client:
+        async with await Connection(queen, hive, token_file).open_hive() as client:
             return await client.list_models(), [] if as_json else await client.list_downloads()
 
     models, downloads = run(work())
@@ -53,6 +59,7 @@ def pull(
     file: FileOption = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Begin it and return.")] = False,
     hive: HiveOption = None,
+    queen: QueenOption = None,
     token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -60,7 +67,7 @@ def pull(
     body = request(DownloadRequest, model_ref=model, filename=file)
 
     async def work() -> Download:
-        async with await Connection(None, hive, token_file).open_hive() as client:
+        async with await Connection(queen, hive, token_file).open_hive() as client:
             begun = await client.download_model(body)
             if begun.chosen_because:
                 line(f"{begun.filename}: {begun.chosen_because}", console=err)
@@ -83,14 +90,16 @@ def pull(
 @app.command("cancel")
 def cancel(
     download: Annotated[str, typer.Argument(metavar="DOWNLOAD", help="The download's id, see 'models list'.")],
+    *,
     hive: HiveOption = None,
+    queen: QueenOption = None,
     token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Cancel a download."""
 
     async def work() -> Download:
-        async with await Connection(None, hive, token_file).open_hive() as client:
+        async with await Connection(queen, hive, token_file).open_hive() as client:
             return await client.cancel_download(download)
 
     ended = run(work())
@@ -103,15 +112,17 @@ def cancel(
 @app.command("remove")
 def remove(
     model: RefArgument,
+    *,
     file: FileOption = None,
     hive: HiveOption = None,
+    queen: QueenOption = None,
     token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Delete a model's files; a model that a worker uses stays."""
 
     async def work() -> Model:
-        async with await Connection(None, hive, token_file).open_hive() as client:
+        async with await Connection(queen, hive, token_file).open_hive() as client:
             return await client.delete_model(model, file)
 
     gone = run(work())

@@ -65,7 +65,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str | None]], *,
     if not table.row_count:
         line(nothing, console=err)
         return
-    out.print(table, width=None if out.is_terminal else _PIPE_WIDTH)
+    (out if out.is_terminal else Console(file=out.file, width=_PIPE_WIDTH, highlight=False)).print(table)
 
 
 def _cell(value: str | None) -> RenderableType:

@@ -10,7 +10,7 @@ import typer
 from llama_orch.client import Hive
 from llama_orch.contract.hive import SpawnRequest, Worker
 
-from .connection import Connection, HiveOption, JsonOption, TokenFileOption
+from .connection import Connection, HiveOption, JsonOption, QueenOption, TokenFileOption
 from .output import ago, err, line, print_json, print_table, size
 from .running import Failed, request, run
 from .watching import SERVING, follow_worker, problem
@@ -19,11 +19,17 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Workers of 
 
 
 @app.command("list")
-def list_workers(hive: HiveOption = None, token_file: TokenFileOption = None, as_json: JsonOption = False) -> None:
+def list_workers(
+    *,
+    hive: HiveOption = None,
+    queen: QueenOption = None,
+    token_file: TokenFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """List the workers with their state."""
 
     async def work() -> list[Worker]:
-        async with await Connection(None, hive, token_file).open_hive() as client:
+        async with await Connection(queen, hive, token_file).open_hive() as client:
             return await client.list_workers()
 
     workers = run(work())
@@ -68,6 +74,7 @@ def start(
     timeout: Annotated[float, typer.Option(help="Seconds to wait for it to load.")] = 300.0,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return while it loads.")] = False,
     hive: HiveOption = None,
+    queen: QueenOption = None,
     token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -86,7 +93,7 @@ def start(
     )
 
     async def work() -> Worker:
-        async with await Connection(None, hive, token_file).open_hive() as client:
+        async with await Connection(queen, hive, token_file).open_hive() as client:
             chosen = body if backend else body.model_copy(update={"backend": await _best_backend(client)})
             worker = await client.spawn_worker(chosen)
             return worker if no_wait else _serving(await follow_worker(client, worker, timeout=timeout))
@@ -114,8 +121,10 @@ def _serving(worker: Worker) -> Worker:
 @app.command("stop")
 def stop(
     workers: Annotated[list[str] | None, typer.Argument(metavar="WORKER…", help="Ids or names.")] = None,
+    *,
     every: Annotated[bool, typer.Option("--all", help="All workers of the hive.")] = False,
     hive: HiveOption = None,
+    queen: QueenOption = None,
     token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -124,7 +133,7 @@ def stop(
         raise typer.BadParameter("name workers, or give --all")
 
     async def work() -> list[Worker]:
-        async with await Connection(None, hive, token_file).open_hive() as client:
+        async with await Connection(queen, hive, token_file).open_hive() as client:
             known = await client.list_workers()
             chosen = known if every else [_named(known, text) for text in workers or ()]
             return await asyncio.gather(*(client.stop_worker(worker.id) for worker in chosen))

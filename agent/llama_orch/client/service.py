@@ -6,6 +6,7 @@ Whatever a service refuses, and whatever goes wrong on the way to it, is raised 
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from collections.abc import AsyncGenerator
 from types import TracebackType
@@ -172,7 +173,7 @@ class Service:
 
     def _no_answer(self, error: Exception, seconds: float) -> NoAnswer:
         if isinstance(error, aiohttp.ClientConnectorError):
-            reason = f"{error.os_error.strerror or error.os_error}"
+            reason = why_not_connected(error)
         elif isinstance(error, TimeoutError):
             reason = f"nothing came within {seconds:g} s"
         elif isinstance(error, aiohttp.ClientPayloadError):
@@ -182,6 +183,13 @@ class Service:
         else:
             reason = str(error) or type(error).__name__
         return NoAnswer(f"no answer from {self.url}: {reason}", url=self.url)
+
+
+def why_not_connected(error: aiohttp.ClientConnectorError) -> str:
+    """The system's own words for it, as "Connection refused"."""
+    number = error.os_error.errno
+    # Name resolution has negative numbers and words of its own.
+    return os.strerror(number) if number and number > 0 else str(error.os_error.strerror or error.os_error)
 
 
 async def _events(content: aiohttp.StreamReader) -> AsyncGenerator[tuple[str, str], None]:

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from llama_orch.contract.common import Problem, WorkerCounts
+from llama_orch.contract.queen import JobStatus, NodeCreate, NodeHive, ProvisionRequest
+from tests.unit.cli.conftest import Command
+from tests.unit.cli.services import DEVICES, NOW, Fleet
+
+
+async def test_nodes_as_a_table(fleet: Fleet, command: Command):
+    workers = WorkerCounts(total=2, idle=1, busy=1)
+    told = NodeHive(hive_id="n1", version="0.1.0", url=fleet.urls["hive"], workers=workers, devices=DEVICES)
+    fleet.add_node("n1", status="active", hive=told, last_seen=NOW)
+    fleet.add_node("n2", status="failed", last_error=Problem(code="x", message="no route [red] to host\x1b[2J"))
+    result = await command("nodes", "list")
+    assert result.exit_code == 0
+    rows = {line.split()[0]: line for line in result.stdout.splitlines()}
+    assert "active" in rows["n1"] and "root@192.0.2.7:22" in rows["n1"] and "2 (1 busy)" in rows["n1"]
+    assert "no route [red] to host" in rows["n2"] and "\x1b" not in result.stdout
+
+
+async def test_nodes_as_json(fleet: Fleet, command: Command):
+    assert json.loads((await command("nodes", "list", "--json")).stdout) == []
+    fleet.add_node("n1")
+    assert json.loads((await command("nodes", "list", "--json")).stdout)[0]["node_name"] == "n1"
+
+
+async def test_no_nodes_says_how_to_add_one(command: Command):
+    result = await command("nodes", "list")
+    assert (result.exit_code, result.stdout) == (0, "") and "llama-orch nodes add" in result.stderr
+
+
+async def test_add_follows_the_job_to_its_end(fleet: Fleet, command: Command):
+    result = await command("nodes", "add", "n1", "192.0.2.9", "--user", "debian", "--label", "rack=a1")
+    assert result.exit_code == 0, result.stderr
+    body = fleet.bodies[0]
+    assert isinstance(body, NodeCreate) and (body.ssh_user, body.labels) == ("debian", {"rack": "a1"})
+    story = [line.strip() for line in result.stderr.splitlines()]
+    assert "Make it a hive" in story and "changed  Install packages  1.5 s" in story
+    assert "Node n1 is" in result.stdout
+
+
+async def test_a_failed_job_says_why_and_what_to_do(fleet: Fleet, command: Command):
+    fleet.job_ends_as = JobStatus.FAILED
+    result = await command("nodes", "add", "n1", "192.0.2.9")
+    assert result.exit_code == 1
+    assert "in task 'Install packages' on n1: no space left on device" in result.stderr
+    assert "Free 2 GiB on /opt." in result.stderr and "llama-orch nodes provision n1" in result.stderr
+
+
+async def test_add_with_json_prints_the_node_alone(command: Command):
+    result = await command("nodes", "add", "n1", "192.0.2.9", "--json")
+    assert json.loads(result.stdout)["node_name"] == "n1" and result.stderr == ""
+
+
+async def test_add_without_waiting_names_the_job(command: Command):
+    result = await command("nodes", "add", "n1", "192.0.2.9", "--no-wait")
+    assert result.exit_code == 0 and "llama-orch jobs watch job-1" in result.stderr
+
+
+async def test_the_sudo_password_comes_from_stdin(fleet: Fleet, command: Command):
+    fleet.add_node("n1")
+    result = await command("nodes", "provision", "n1", "--ask-sudo-password", stdin="s3cret\n")
+    body = fleet.bodies[0]
+    assert result.exit_code == 0 and isinstance(body, ProvisionRequest) and body.sudo_password is not None
+    assert body.sudo_password.get_secret_value() == "s3cret"
+    assert "s3cret" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (("nodes", "add", "Bad Name", "h"), "node_name"),
+        (("nodes", "add", "n1", "-oProxyCommand=x"), "No such option"),
+        (("nodes", "add", "n1", "{{ h }}"), "ssh_host"),
+        (("nodes", "add", "n1", "h", "--port", "0"), "ssh_port"),
+        (("nodes", "add", "n1", "h", "--label", "x"), "--label"),
+        (("nodes", "add", "n1"), "HOST"),
+        (("nodes", "add", "n1", "h", "--ask-sudo-password"), "stdin"),
+        (("nodes", "paint"), "paint"),
+    ],
+)
+async def test_a_wrong_argument_is_named_and_nothing_is_sent(
+    fleet: Fleet, command: Command, arguments: tuple[str, ...], names: str
+):
+    result = await command(*arguments, stdin="")
+    assert result.exit_code == 2 and names in result.stderr
+    assert not fleet.bodies
+
+
+async def test_an_error_of_the_queen_is_status_1(fleet: Fleet, command: Command):
+    fleet.add_node("n1")
+    result = await command("nodes", "add", "n1", "192.0.2.9")
+    assert result.exit_code == 1 and "error: node n1 is there already" in result.stderr
+
+
+async def test_remove_and_force(fleet: Fleet, command: Command):
+    fleet.add_node("gone")
+    assert (await command("nodes", "remove", "gone")).exit_code == 1
+    result = await command("nodes", "remove", "gone", "--force")
+    assert (result.exit_code, result.stdout) == (0, "Node gone is removed\n")
+
+
+async def test_jobs_list_watch_and_cancel(fleet: Fleet, command: Command):
+    fleet.add_job("n1")
+    fleet.add_job("n1")
+    assert [line.split()[0] for line in (await command("jobs", "list")).stdout.splitlines()][2:] == ["job-2", "job-1"]
+    watched = await command("jobs", "watch", "n1")
+    assert (watched.exit_code, watched.stdout) == (0, "provision of n1 succeeded\n")
+    cancelled = await command("jobs", "cancel", "n1")
+    assert "provision of n1 is cancelled" in cancelled.stdout and fleet.jobs["job-1"].status == JobStatus.CANCELLED
+    nothing = await command("jobs", "cancel", "n1")
+    assert nothing.exit_code == 1 and "no open job n1" in nothing.stderr
+
+
+async def test_watching_carries_on_where_the_stream_broke_off(fleet: Fleet, command: Command):
+    fleet.add_job("n1")
+    fleet.cut_events_after = 2
+    result = await command("jobs", "watch", "job-1", "--json")
+    assert result.exit_code == 0
+    assert [json.loads(line)["seq"] for line in result.stdout.splitlines()] == [1, 2, 3, 4]
