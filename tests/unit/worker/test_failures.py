@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llama_orch.worker import backends, model_file
+from llama_orch.worker.backends import Device
+from llama_orch.worker.generation import CannotServe
+from llama_orch.worker.llama_log import LlamaLog
+
+CPU = Device(1, "CPU", "CPU", is_gpu=False)
+GPU = Device(2, "CUDA0", "CUDA", is_gpu=True)
+OTHER_GPU = Device(3, "Vulkan0", "Vulkan", is_gpu=True)
+
+
+def test_the_cpu_offloads_to_no_device_even_where_there_is_one():
+    assert backends.choose([GPU, CPU], "cpu", 0) == []
+
+
+def test_cuda_gets_its_one_device():
+    assert backends.choose([GPU, CPU], "cuda", 3) == [GPU]
+
+
+@pytest.mark.parametrize("devices", [[CPU], [CPU, OTHER_GPU]])
+def test_cuda_never_falls_back(devices: list[Device]):
+    with pytest.raises(CannotServe, match="CUDA device 2") as caught:
+        backends.choose(devices, "cuda", 2)
+    assert caught.value.code == "backend_unavailable"
+
+
+def test_cuda_sees_the_device_by_its_number_in_nvml(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    backends.show_only("cuda", 2)
+    assert (backends.os.environ["CUDA_VISIBLE_DEVICES"], backends.os.environ["CUDA_DEVICE_ORDER"]) == (
+        "2",
+        "PCI_BUS_ID",
+    )
+    backends.show_only("cpu", 2)
+    assert backends.os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+@pytest.mark.parametrize(
+    ("lines", "code"),
+    [
+        (["tensor 'x' data is not within the file bounds, model is corrupted or incomplete"], "model_truncated"),
+        (["gguf_init_from_reader: failed to read key-value pairs", "failed to load model"], "model_truncated"),
+        (["failed to allocate CPU buffer of size 99"], "out_of_memory"),
+        (["cudaMalloc failed: out of memory"], "out_of_memory"),
+        (["unknown model architecture: 'x'"], "model_unreadable"),
+        ([], "model_unreadable"),
+    ],
+)
+def test_llamas_errors_become_a_reason(lines: list[str], code: str):
+    said = LlamaLog()
+    for line in lines:
+        said.receive(4, f"{line}\n".encode())
+    assert said.why_not_loaded().code == code
+
+
+def test_llamas_chatter_is_neither_logged_nor_a_reason(caplog: pytest.LogCaptureFixture):
+    said = LlamaLog()
+    said.receive(2, b"info: out of memory is not what this says\n")
+    said.receive(5, b"...")
+    said.receive(3, b"a warning, ")
+    said.receive(5, b"and its end\n")
+    assert said.why_not_loaded().code == "model_unreadable"
+    assert [record.getMessage() for record in caplog.records] == ["a warning,", "and its end"]
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"", "model_truncated"),
+        (b"GG", "model_truncated"),
+        (b"GGUF\x03", "model_truncated"),
+        (b"<!do", "model_unreadable"),
+    ],
+)
+def test_a_file_is_judged_by_its_first_bytes(tmp_path: Path, content: bytes, code: str):
+    path = tmp_path / "some.gguf"
+    path.write_bytes(content)
+    with pytest.raises(CannotServe) as caught:
+        model_file.check(path)
+    assert caught.value.code == code
+    assert str(tmp_path) not in caught.value.message
+
+
+def test_a_missing_file_and_a_folder_are_named_without_their_place(tmp_path: Path):
+    for path in (tmp_path / "gone.gguf", tmp_path):
+        with pytest.raises(CannotServe, match=path.name) as caught:
+            model_file.check(path)
+        assert caught.value.code == "model_unreadable"
+        assert str(tmp_path) not in caught.value.message
