@@ -1,0 +1,1 @@
+"""The control plane: nodes, jobs and their runs, the inventory, the store. Speaks to hives in contract types only."""

@@ -1,0 +1,175 @@
+"""The wiring of the queen: what is made of what, in which order it starts, and in which it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import cast
+
+from sanic import Request, Sanic
+
+from llama_orch.contract.queen import SshKey
+from llama_orch.web.app import create_app
+from llama_orch.web.auth import Token
+from llama_orch.web.tasks import OwnedTasks
+
+from . import inventory_watch, routes, ssh_keys
+from .hive_client import HiveClient
+from .hive_tokens import HiveTokens
+from .inventory import Inventory
+from .job_events import JobEvents
+from .job_work import JobWork
+from .jobs import Jobs
+from .metrics import QueenMetrics
+from .node_state import NodeStates
+from .nodes import Nodes
+from .preflight import SshSetup
+from .prober import Prober
+from .runs import Runs
+from .settings import QueenSettings
+from .ssh_keys import KnownHosts
+from .store import Store
+
+log = logging.getLogger(__name__)
+
+_STOP_TIMEOUT_S = 3.0
+
+
+class Queen:
+    """Everything that lives as long as the process. Made inside the running loop."""
+
+    def __init__(self, settings: QueenSettings, metrics: QueenMetrics) -> None:
+        environment = child_environment()
+        ssh = SshSetup(settings.ssh_key, settings.known_hosts, settings.ssh_connect_timeout_s)
+        tokens = HiveTokens(settings.secrets)
+        known_hosts = KnownHosts(settings.known_hosts)
+        self._settings = settings
+        self._metrics = metrics
+        self.tasks = OwnedTasks()
+        self.ssh_key: SshKey = ssh_keys.public_key(settings.ssh_key)
+        self.store = Store(settings.store_url)
+        self.events = JobEvents(self.store)
+        self._states = NodeStates(self.store, settings.failed_hold_s)
+        self._inventory = Inventory(
+            settings.inventory,
+            cache=settings.data / "inventory-view.json",
+            environment=environment | {"ANSIBLE_CONFIG": str(settings.project / "ansible.cfg")},
+            cwd=settings.project,
+            user=settings.login_user,
+            hive_port=settings.hive_port,
+        )
+        self._client = HiveClient(tokens, settings.probe_timeout_s)
+        self._runs = Runs(
+            folder=settings.data / "runs",
+            project=settings.project,
+            inventory=settings.inventory,
+            environment=environment,
+            ssh=ssh,
+            timeout_s=settings.run_timeout_s,
+        )
+        work = JobWork(
+            store=self.store,
+            inventory=self._inventory,
+            states=self._states,
+            events=self.events,
+            runs=self._runs,
+            client=self._client,
+            tokens=tokens,
+            known_hosts=known_hosts,
+            ssh=ssh,
+            extra_vars={"llama_orch_secrets_dir": str(settings.secrets)},
+            verify_timeout_s=settings.verify_timeout_s,
+            ran=metrics.ran,
+        )
+        database = settings.data / "dbos.sqlite"
+        self.jobs = Jobs(self.store, work, self._states, database, settings.max_concurrent_jobs)
+        self._prober = Prober(
+            self._inventory, self._states, self._client, settings.probe_interval_s, metrics.probe_failed
+        )
+        self.nodes = Nodes(
+            inventory=self._inventory,
+            states=self._states,
+            store=self.store,
+            jobs=self.jobs,
+            known_hosts=known_hosts,
+            key_file=settings.ssh_key,
+            login_user=settings.login_user,
+            provision_on_change=settings.provision_on_inventory_change,
+            changed=self._prober.wake,
+        )
+
+    async def start(self) -> None:
+        """What runs of a dead queen left is ended before anything new begins; jobs go on when all is known."""
+        await self.store.open()
+        await self._states.load()
+        await self._runs.clear()
+        await self._inventory.load()
+        if self._inventory.problem is None:
+            await self._states.forget_all_but(self._inventory.hosts)
+        await self.jobs.launch()
+        self.tasks.start(self._prober.run(), "probe hives")
+        self.tasks.start(
+            inventory_watch.watch(self._settings.inventory, self.nodes.inventory_changed), "watch the inventory"
+        )
+        log.info("the queen is ready: %d nodes", len(self._inventory.hosts))
+
+    async def stop(self) -> None:
+        """Running jobs end what they started and stay open; streams end."""
+        await self.events.close()
+        await self.jobs.stop()
+        await self.tasks.cancel_all(_STOP_TIMEOUT_S)
+        with contextlib.suppress(Exception):
+            await self._states.flush()
+        await self._client.close()
+        await self.store.close()
+
+    async def refresh_metrics(self) -> None:
+        """Rebuild the gauges."""
+        jobs = await self.store.job_counts()
+        self._metrics.show(self.nodes.counts(), jobs, inventory_valid=self._inventory.problem is None)
+
+
+def build(settings: QueenSettings, token: Token) -> Sanic:
+    """The application; its parts are made when it starts."""
+    metrics = QueenMetrics()
+
+    async def refresh(app: Sanic) -> None:
+        await cast(Queen, app.ctx.queen).refresh_metrics()
+
+    app = create_app(
+        "llama-orch-queen",
+        "queen",
+        routes.build(_queen_of),
+        token=token,
+        registry=metrics.registry,
+        refresh_metrics=refresh,
+    )
+
+    @app.before_server_start
+    async def up(app: Sanic) -> None:
+        app.ctx.queen = Queen(settings, metrics)
+        await app.ctx.queen.start()
+
+    @app.before_server_stop
+    async def down(app: Sanic) -> None:
+        await asyncio.shield(app.ctx.queen.stop())
+
+    return app
+
+
+def child_environment() -> dict[str, str]:
+    """What a child process gets: nothing of ours but where to find programs, and a home."""
+    programs = Path(sys.executable).parent
+    return {
+        "PATH": f"{programs}:{os.environ.get('PATH', '/usr/local/bin:/usr/bin:/bin')}",
+        "HOME": str(Path.home()),
+        "LANG": "C.UTF-8",
+    }
+
+
+def _queen_of(request: Request) -> Queen:
+    return request.app.ctx.queen

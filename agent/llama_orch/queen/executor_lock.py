@@ -1,0 +1,28 @@
+"""One live queen per data folder: two with one executor id would run every job twice."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import TextIO
+
+
+class AnotherQueen(Exception):
+    """Another process holds the folder; the message names it."""
+
+
+def hold(data: Path) -> TextIO:
+    """Take the folder's lock for the life of the returned file. Raises AnotherQueen."""
+    file = (data / "queen.lock").open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise AnotherQueen(f"another queen (process {holder}) works with the data_dir {data}") from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file

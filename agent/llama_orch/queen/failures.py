@@ -1,0 +1,155 @@
+"""Turns what ssh, sudo and Ansible said into a Problem: a code, what happened, and what a person can do about it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from llama_orch.contract.common import Problem
+
+_MAX_MESSAGE = 1500
+AGAIN = "Then provision the node again."
+
+
+@dataclass(frozen=True)
+class TaskFailure:
+    """One task that failed on one host, as Ansible reported it."""
+
+    host: str | None
+    task: str | None
+    message: str
+    unreachable: bool = False
+
+
+_ROLE_MESSAGE = re.compile(r"^\s*\[([a-z][a-z0-9_]{2,40})\]\s*(.*)", re.DOTALL)
+_LAST_SENTENCE = re.compile(r"(?<=[.;])\s+(?=[A-Z])")
+
+# (what the text holds, code, what happened, what to do), the first that fits counts.
+_KNOWN: tuple[tuple[str, str, str, str], ...] = (
+    (
+        r"REMOTE HOST IDENTIFICATION HAS CHANGED|Host key verification failed|host key .* has changed",
+        "host_key_changed",
+        "the host shows another ssh host key than the one that first contact recorded",
+        "Find out why. If the host was installed anew, DELETE the node with ?force=true, which forgets the recorded "
+        "key, and register it again.",
+    ),
+    (
+        r"Permission denied \(|Too many authentication failures|Permission denied, please try again",
+        "ssh_key_refused",
+        "the host refused the queen's ssh key for this user",
+        "Add the line that GET /api/v1/ssh-key answers to ~/.ssh/authorized_keys of that user on the host. " + AGAIN,
+    ),
+    (
+        r"Incorrect sudo password|Sorry, try again|incorrect password attempt|Incorrect su password",
+        "sudo_password_wrong",
+        "sudo on the host did not accept the password",
+        "POST …/provision again with the right sudo_password.",
+    ),
+    (
+        r"Missing sudo password|sudo: a password is required|Missing become password|a terminal is required to read",
+        "sudo_password_missing",
+        "sudo on the host asks for a password and none was given",
+        "POST …/provision again with sudo_password, or allow the login user to use sudo without one.",
+    ),
+    (
+        r"is not in the sudoers file|is not allowed to (execute|run) sudo|may not run sudo",
+        "sudo_not_allowed",
+        "the login user may not use sudo",
+        "Give the login user sudo rights on the host, or register the node with another ssh_user. " + AGAIN,
+    ),
+    (
+        r"sudo: (command )?not found|No such file or directory.*'sudo'|sudo is not installed",
+        "sudo_not_installed",
+        "the host has no sudo and the login user is not root",
+        "Install sudo on the host, or register the node with ssh_user root. " + AGAIN,
+    ),
+    (
+        r"No space left on device|Errno 28|not enough free space|[Dd]isk quota exceeded",
+        "disk_full",
+        "a disk of the host is full",
+        "Free some space on the host. " + AGAIN,
+    ),
+    (
+        r"Connection timed out|Operation timed out|No route to host|Connection refused|Network is unreachable"
+        r"|Could not resolve hostname|Name or service not known|Temporary failure in name resolution"
+        r"|Connection closed by|Connection reset by|kex_exchange_identification|Connection to .* closed"
+        r"|banner exchange|timed out during banner|Broken pipe|port 65535",
+        "unreachable_host",
+        "the host cannot be reached by ssh",
+        "Check that the host is on, that ssh_host and ssh_port are right and that no firewall is in between. " + AGAIN,
+    ),
+    (
+        r"Completely failed to parse inventory|[Ff]ailed to parse (the )?inventory",
+        "inventory_broken",
+        "Ansible cannot read the inventory",
+        "Mend the file that the message names. " + AGAIN,
+    ),
+    (
+        r"Could not match supplied host pattern|no hosts matched",
+        "not_in_inventory",
+        "the inventory does not hold this host in the group 'hives'",
+        "Put it there, or register it. " + AGAIN,
+    ),
+    (
+        r"could not be found|the playbook: .* does not appear to be a file",
+        "playbook_missing",
+        "the project folder does not hold this playbook",
+        "Check project_dir in the queen's settings.",
+    ),
+)
+
+
+def classify(text: str, *, task: str | None = None, host: str | None = None, unreachable: bool = False) -> Problem:
+    """The problem behind a message of ssh, sudo or Ansible."""
+    role = _ROLE_MESSAGE.match(text)
+    if role is not None:
+        message = " ".join(role[2].split())[:_MAX_MESSAGE]
+        sentences = _LAST_SENTENCE.split(message)
+        advice = sentences[-1].rstrip(".") + ". " + AGAIN if len(sentences) > 1 else AGAIN
+        return Problem(code=role[1], message=message, what_to_do=advice, task=task, host=host)
+    for pattern, code, what, advice in _KNOWN:
+        if re.search(pattern, text):
+            message = f"{what}: {_one_line(text)}" if text.strip() else what
+            return Problem(code=code, message=message, what_to_do=advice, task=task, host=host)
+    if unreachable:
+        advice = "Check that the host is on and that ssh works. " + AGAIN
+        return Problem(code="unreachable_host", message=_one_line(text), what_to_do=advice, task=task, host=host)
+    where = f"the task '{task}' failed on {host}" if task else "the run failed"
+    advice = "Read the job's events, mend what the message says. " + AGAIN
+    message = f"{where}: {_one_line(text) or 'Ansible gave no reason'}"
+    return Problem(code="task_failed", message=message, what_to_do=advice, task=task, host=host)
+
+
+def of_run(failures: list[TaskFailure], stderr: str, what_ended_it: str) -> Problem:
+    """The problem of a run that did not succeed: the task that ended it, or what Ansible wrote before it gave up."""
+    if failures:
+        last = failures[-1]
+        return classify(last.message, task=last.task, host=last.host, unreachable=last.unreachable)
+    return classify(stderr[-4000:].strip() or what_ended_it)
+
+
+CANCELLED = Problem(
+    code="cancelled",
+    message="the job was cancelled before its end",
+    what_to_do="POST …/provision carries on from where it was.",
+)
+PASSWORD_LOST = Problem(
+    code="sudo_password_lost",
+    message="the queen was restarted during the job; the sudo password lived in its memory alone and is gone",
+    what_to_do="POST …/provision again with sudo_password.",
+)
+INTERRUPTED = Problem(
+    code="interrupted",
+    message="the queen was ended in a moment that left the job neither open nor closed",
+    what_to_do="POST …/provision again.",
+)
+INTERRUPTED_BY_UPGRADE = Problem(
+    code="interrupted_by_upgrade",
+    message="the job was begun by another version of the queen, which did its steps in another way",
+    what_to_do="POST …/provision again.",
+)
+
+
+def _one_line(text: str) -> str:
+    # ssh's banner of @ signs says nothing that its sentences do not.
+    return " ".join(re.sub(r"@{3,}|\r", " ", text).split())[-_MAX_MESSAGE:]

@@ -1,0 +1,23 @@
+"""The api-token of each hive, as the controller made it under `secrets/hives/NAME`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llama_orch.web.auth import Token, read_token
+
+
+class HiveTokens:
+    """Reads tokens at each question, so that one that was just made or changed counts at once."""
+
+    def __init__(self, secrets: Path) -> None:
+        self._folder = secrets / "hives"
+
+    def token(self, node_name: str) -> Token | None:
+        """The token of a hive; None where none was made yet. Raises WrongTokenFile."""
+        path = self._folder / node_name
+        return read_token(path) if path.exists() else None
+
+    def forget(self, node_name: str) -> None:
+        """Delete the token of a hive that is gone."""
+        (self._folder / node_name).unlink(missing_ok=True)

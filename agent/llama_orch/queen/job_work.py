@@ -1,0 +1,242 @@
+"""What a job does, step by step. Each step begins by ending what an earlier attempt left, so it may be repeated."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from llama_orch.contract.common import Problem
+from llama_orch.contract.queen import JobStatus
+
+from . import failures, preflight
+from .hive_client import HiveClient, HiveSilent, NoTokenYet
+from .hive_tokens import HiveTokens
+from .inventory import Host, Inventory
+from .job_events import JobEvents, Story
+from .node_state import NodeEvent, NodeStates
+from .preflight import SshSetup
+from .progress import FALLBACK_TASKS, GUESSED_TASKS
+from .runs import Runs, RunSpec
+from .ssh_keys import KnownHosts
+from .store import Store, StoredJob
+
+log = logging.getLogger(__name__)
+
+PLAYBOOKS = {"provision": "hive", "remove": "remove"}
+_ASK_AGAIN_S = 1.0
+
+
+class JobWork:
+    """The steps of provisioning and removing, and what a running job keeps in memory."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        inventory: Inventory,
+        states: NodeStates,
+        events: JobEvents,
+        runs: Runs,
+        client: HiveClient,
+        tokens: HiveTokens,
+        known_hosts: KnownHosts,
+        ssh: SshSetup,
+        extra_vars: dict[str, str | int | bool],
+        verify_timeout_s: float,
+        ran: Callable[[str, str], None],
+    ) -> None:
+        self._store = store
+        self._inventory = inventory
+        self._states = states
+        self._events = events
+        self._runs = runs
+        self._client = client
+        self._tokens = tokens
+        self._known_hosts = known_hosts
+        self._ssh = ssh
+        self._extra_vars = extra_vars
+        self._verify_timeout_s = verify_timeout_s
+        self._ran = ran
+        self._passwords: dict[str, str] = {}
+        self._stories: dict[str, Story] = {}
+        self._interrupts: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self._stopping = False
+
+    def keep_password(self, job_id: str, password: str | None) -> None:
+        """Keep a sudo password in memory until the job ends."""
+        if password is not None:
+            self._passwords[job_id] = password
+
+    def interrupt_of(self, job_id: str) -> asyncio.Event:
+        """Set when the job is to be cancelled or the queen stops."""
+        return self._interrupts[job_id]
+
+    def stop(self) -> None:
+        """The queen stops: running steps end what they started and stay unfinished."""
+        self._stopping = True
+        for interrupt in self._interrupts.values():
+            interrupt.set()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether jobs are to be left for the next start."""
+        return self._stopping
+
+    async def begin(self, job: StoredJob) -> None:
+        """Fence what an earlier attempt left and show that the job runs."""
+        job_id, again = job.wire.job_id, job.wire.started_at is not None
+        await self._runs.clear(job_id)
+        if job.wire.status is JobStatus.CANCELLING:
+            self._interrupts[job_id].set()
+        await self._store.start_job(job_id)
+        event = NodeEvent.PROVISION_BEGAN if job.wire.kind == "provision" else NodeEvent.REMOVE_BEGAN
+        await self._states.take(job.wire.node_name, event, job_id=job_id)
+        story = self._stories[job_id] = await self._events.story(job_id)
+        story.phase("the queen was restarted: the job goes on" if again else f"{job.wire.kind} begins")
+
+    async def preflight(self, job: StoredJob) -> Problem | None:
+        """First contact: the host answers, takes the key, lets us use sudo."""
+        await self._runs.clear(job.wire.job_id)
+        if (problem := self._lost_password(job)) is not None:
+            return problem
+        host = self._inventory.hosts.get(job.wire.node_name)
+        if host is None:
+            return failures.classify("no hosts matched", host=job.wire.node_name)
+        self._story(job).phase(f"logging in as {host.ssh_user} at {host.ssh_host} port {host.ssh_port}")
+        return await self._unless_interrupted(job, self._look(job, host))
+
+    async def play(self, job: StoredJob) -> Problem | None:
+        """The playbook of this kind of job, on this one host."""
+        job_id, name = job.wire.job_id, job.wire.node_name
+        await self._runs.clear(job_id)
+        if (problem := self._lost_password(job)) is not None:
+            return problem
+        playbook, story = PLAYBOOKS[job.wire.kind], self._story(job)
+        learnt = await self._store.learnt_tasks(playbook)
+        story.phase(f"running playbooks/{playbook}.yml")
+        story.progress.expect(learnt or GUESSED_TASKS.get(playbook, FALLBACK_TASKS))
+        spec = RunSpec(self._runs.next_run_id(job_id), playbook, name, self._extra_vars, self._passwords.get(job_id))
+        result = await self._runs.run(spec, story.line, self._interrupts[job_id])
+        await story.flush()
+        if result.interrupted:
+            self._ran(playbook, "interrupted")
+            return self._interrupted()
+        if result.succeeded(name):
+            self._ran(playbook, "succeeded")
+            await self._store.learn_tasks(playbook, result.tasks)
+            story.progress.playbook_ended()
+            return None
+        self._ran(playbook, "failed")
+        return failures.of_run(result.failures, result.output, f"ansible-playbook ended as '{result.status}'")
+
+    async def verify(self, job: StoredJob) -> Problem | None:
+        """The hive answers an authenticated question with the id we expect."""
+        host = self._inventory.hosts.get(job.wire.node_name)
+        if job.wire.kind != "provision" or host is None or host.templated:
+            return None
+        self._story(job).phase(f"asking the hive at {host.hive_address} port {host.hive_port} who it is")
+        return await self._unless_interrupted(job, self._wait_for_hive(host))
+
+    async def finish(self, job: StoredJob, problem: Problem | None) -> None:
+        """Nothing of the job runs any more: show how it ended. May be repeated."""
+        job_id = job.wire.job_id
+        await self._runs.clear(job_id)
+        story = self._stories.get(job_id) or await self._events.story(job_id)
+        self._stories[job_id] = story
+        problem = await self._settle_node(job, problem)
+        self._passwords.pop(job_id, None)
+        status = JobStatus.SUCCEEDED
+        if problem is not None:
+            status = JobStatus.CANCELLED if problem.code == failures.CANCELLED.code else JobStatus.FAILED
+        await story.flush()
+        await self._store.end_job(job_id, status, problem)
+        await story.end(status, problem and problem.message)
+        self._stories.pop(job_id, None)
+        self._interrupts.pop(job_id, None)
+        self._events.forget(job_id)
+
+    async def _settle_node(self, job: StoredJob, problem: Problem | None) -> Problem | None:
+        name = job.wire.node_name
+        if job.wire.kind == "provision":
+            ended = NodeEvent.PROVISION_SUCCEEDED if problem is None else NodeEvent.PROVISION_FAILED
+            if name in self._inventory.hosts:
+                await self._states.take(name, ended, problem=problem, job_id=job.wire.job_id)
+            else:
+                await self._states.forget(name)
+            return problem
+        cancelled = problem is not None and problem.code == failures.CANCELLED.code
+        if problem is not None and (cancelled or not job.force):
+            await self._states.take(name, NodeEvent.REMOVE_FAILED, problem=problem, job_id=job.wire.job_id)
+            return problem
+        if problem is not None:
+            self._story(job).phase(f"forgotten as asked by force, although: {problem.message}"[:500])
+        await self._forget(name)
+        return None
+
+    async def _forget(self, name: str) -> None:
+        host = self._inventory.hosts.get(name)
+        await self._inventory.unregister(name)
+        others = [other for other in self._inventory.hosts.values() if other.name != name]
+        if host is not None and all((o.ssh_host, o.ssh_port) != (host.ssh_host, host.ssh_port) for o in others):
+            self._known_hosts.forget(host.ssh_host, host.ssh_port)
+        self._tokens.forget(name)
+        await self._states.forget(name)
+
+    async def _look(self, job: StoredJob, host: Host) -> Problem | None:
+        job_id = job.wire.job_id
+        environment = self._runs.prepare(self._runs.next_run_id(job_id))
+        return await preflight.check(host, self._ssh, environment, self._passwords.get(job_id))
+
+    async def _wait_for_hive(self, host: Host) -> Problem | None:
+        deadline = time.monotonic() + self._verify_timeout_s
+        while True:
+            try:
+                await self._states.seen(host.name, await self._client.ask(host))
+            except HiveSilent as silence:
+                problem = silence.problem.model_copy(update={"host": host.name})
+            except NoTokenYet:
+                problem = Problem(
+                    code="hive_token_missing",
+                    message=f"the playbook made no token for {host.name} in the secrets folder",
+                    what_to_do="Check secrets_dir in the queen's settings and hive_secrets_dir in the inventory.",
+                    host=host.name,
+                )
+            else:
+                return None
+            if time.monotonic() > deadline:
+                return problem
+            await asyncio.sleep(_ASK_AGAIN_S)
+
+    async def _unless_interrupted(self, job: StoredJob, work: Coroutine[Any, Any, Problem | None]) -> Problem | None:
+        task = asyncio.create_task(work)
+        interrupted = asyncio.create_task(self._interrupts[job.wire.job_id].wait())
+        try:
+            await asyncio.wait({task, interrupted}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            interrupted.cancel()
+            if not task.done():
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await task
+        if task.cancelled():
+            await self._runs.clear(job.wire.job_id)
+            return self._interrupted()
+        return task.result()
+
+    def _interrupted(self) -> Problem:
+        if self._stopping:
+            # The durable engine must not see this step end: the next start repeats it.
+            raise asyncio.CancelledError("the queen stops")
+        return failures.CANCELLED
+
+    def _lost_password(self, job: StoredJob) -> Problem | None:
+        lost = job.had_password and job.wire.job_id not in self._passwords
+        return failures.PASSWORD_LOST if lost else None
+
+    def _story(self, job: StoredJob) -> Story:
+        return self._stories[job.wire.job_id]

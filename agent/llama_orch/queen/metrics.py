@@ -1,0 +1,54 @@
+"""The queen's own metrics: gauges are rebuilt at each scrape, counters have one place that counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from llama_orch.contract.queen import JobStatus, NodeStatus
+
+PROBE_FAILURES = ("hive_unreachable", "hive_refused_token", "hive_unhealthy", "wrong_hive", "hive_token_unusable")
+RUN_RESULTS = ("succeeded", "failed", "interrupted")
+PLAYBOOKS = ("hive", "remove")
+
+
+class QueenMetrics:
+    """Registered in a registry of their own, so that tests can make as many as they like."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._nodes = Gauge("llama_orch_queen_nodes", "Nodes by status", ["status"], registry=self.registry)
+        self._jobs = Gauge("llama_orch_queen_jobs", "Jobs kept, by status", ["status"], registry=self.registry)
+        self._inventory = Gauge(
+            "llama_orch_queen_inventory_valid",
+            "1 where the inventory could be read, 0 where the last good view is shown",
+            registry=self.registry,
+        )
+        self._runs = Counter(
+            "llama_orch_queen_runs", "Ansible runs ended", ["playbook", "result"], registry=self.registry
+        )
+        self._probe_failures = Counter(
+            "llama_orch_queen_probe_failures", "Hives that did not answer", ["reason"], registry=self.registry
+        )
+        for reason in PROBE_FAILURES:
+            self._probe_failures.labels(reason)
+        for playbook in PLAYBOOKS:
+            for result in RUN_RESULTS:
+                self._runs.labels(playbook, result)
+
+    def show(self, nodes: Mapping[NodeStatus, int], jobs: Mapping[JobStatus, int], *, inventory_valid: bool) -> None:
+        """Rebuild the gauges."""
+        for node_status, count in nodes.items():
+            self._nodes.labels(node_status.value).set(count)
+        for job_status, count in jobs.items():
+            self._jobs.labels(job_status.value).set(count)
+        self._inventory.set(int(inventory_valid))
+
+    def ran(self, playbook: str, result: str) -> None:
+        """A run ended."""
+        self._runs.labels(playbook, result).inc()
+
+    def probe_failed(self, reason: str) -> None:
+        """A hive did not answer as it should."""
+        self._probe_failures.labels(reason).inc()

@@ -1,0 +1,205 @@
+"""Nodes: what the inventory says of a host, together with what the queen knows of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from llama_orch.contract.errors import ApiError, Conflict, NotFound, NotReady
+from llama_orch.contract.operations import PROVISION_NODE
+from llama_orch.contract.queen import Job, Node, NodeCreate, NodeList, NodeStatus
+from llama_orch.web import correlation
+
+from .inventory import Host, Inventory
+from .jobs import Jobs
+from .node_state import NodeStates
+from .preflight import port_answers
+from .registered_file import AlreadyRegistered, BrokenFile, RegisteredHost
+from .ssh_keys import KnownHosts
+from .store import OpenJobExists, Store
+
+log = logging.getLogger(__name__)
+
+_PORT_TIMEOUT_S = 3.0
+
+
+class Nodes:
+    """What can be done with nodes. Raises the contract's errors."""
+
+    def __init__(
+        self,
+        *,
+        inventory: Inventory,
+        states: NodeStates,
+        store: Store,
+        jobs: Jobs,
+        known_hosts: KnownHosts,
+        key_file: Path,
+        login_user: str,
+        provision_on_change: bool,
+        changed: Callable[[], None],
+    ) -> None:
+        self._inventory = inventory
+        self._states = states
+        self._store = store
+        self._jobs = jobs
+        self._known_hosts = known_hosts
+        self._key_file = key_file
+        self._login_user = login_user
+        self._provision_on_change = provision_on_change
+        self._changed = changed
+        self._registering = asyncio.Lock()
+
+    def list(self) -> NodeList:
+        """Every node, by name."""
+        return NodeList(nodes=[self._node(self._inventory.hosts[name]) for name in sorted(self._inventory.hosts)])
+
+    def get(self, name: str) -> Node:
+        """One node. Raises NotFound."""
+        return self._node(self._host(name))
+
+    def counts(self) -> dict[NodeStatus, int]:
+        """How many nodes there are of each status, zeros included."""
+        found = dict.fromkeys(NodeStatus, 0)
+        for name in self._inventory.hosts:
+            found[self._states.get(name).status] += 1
+        return found
+
+    async def register(self, wanted: NodeCreate) -> Node:
+        """Write a new node into the inventory and begin to provision it. Raises Conflict where the name is taken."""
+        async with self._registering:
+            if wanted.node_name in self._inventory.hosts:
+                raise await self._taken(wanted.node_name)
+            host = RegisteredHost(
+                name=wanted.node_name,
+                ssh_host=wanted.ssh_host,
+                ssh_port=wanted.ssh_port,
+                ssh_user=wanted.ssh_user or self._login_user,
+                key_file=str(self._key_file),
+                labels=dict(wanted.labels),
+            )
+            await self._write(host)
+        password = wanted.sudo_password.get_secret_value() if wanted.sudo_password else None
+        await self._begin_provisioning(wanted.node_name, password)
+        await self._audit("register", wanted.node_name)
+        self._changed()
+        return self.get(wanted.node_name)
+
+    async def provision(self, name: str, password: str | None) -> Job:
+        """Provision a node again; answers the open job where there is one. Raises NotFound, Conflict."""
+        self._host(name)
+        await self._audit("provision", name)
+        return await self._begin_provisioning(name, password)
+
+    async def delete(self, name: str, *, force: bool) -> Job:
+        """Take the hive off the host and forget the node. Raises NotFound, Conflict."""
+        host = self._host(name)
+        if host.source == "inventory":
+            file = await asyncio.to_thread(self._inventory.file_of, name)
+            raise Conflict(
+                f"node {name} stands in {file}, which is yours: take it out there, and run playbooks/remove.yml "
+                "first to take the hive off the host",
+                code="node_in_inventory_file",
+                file=file,
+            )
+        open_job = await self._store.open_job_of(name)
+        if open_job is not None:
+            raise _busy(name, open_job.wire)
+        if not force and not await port_answers(host, _PORT_TIMEOUT_S):
+            raise Conflict(
+                f"nothing answers at {host.ssh_host} port {host.ssh_port}, so the hive cannot be taken off node "
+                f"{name}: add ?force=true to forget the node all the same",
+                code="node_unreachable",
+                status=self._states.get(name).status,
+            )
+        try:
+            job = await self._jobs.submit("remove", name, force=force)
+        except OpenJobExists as exists:
+            raise _busy(name, exists.job.wire) from None
+        await self._audit("remove", name, force=force)
+        return job.wire
+
+    async def inventory_changed(self) -> None:
+        """Look at the inventory's files again, and do what the site wants done about new hosts."""
+        before = set(self._inventory.hosts)
+        if not await self._inventory.refresh():
+            return
+        await self._states.forget_all_but(self._inventory.hosts)
+        self._changed()
+        for name in sorted(set(self._inventory.hosts) - before):
+            host = self._inventory.hosts[name]
+            fresh = self._states.get(name).status is NodeStatus.REGISTERED
+            if self._provision_on_change and host.source == "inventory" and fresh:
+                log.info("provisioning %s, which came into the inventory", name)
+                await self._begin_provisioning(name, None)
+
+    async def _begin_provisioning(self, name: str, password: str | None) -> Job:
+        try:
+            return (await self._jobs.submit("provision", name, password=password)).wire
+        except OpenJobExists as exists:
+            if exists.job.wire.kind == "provision":
+                return exists.job.wire
+            raise _busy(name, exists.job.wire) from None
+
+    async def _write(self, host: RegisteredHost) -> None:
+        try:
+            await self._inventory.register(host)
+        except AlreadyRegistered:
+            raise await self._taken(host.name) from None
+        except BrokenFile as error:
+            raise NotReady(str(error), code="inventory_broken") from None
+        except OSError as error:
+            log.error("the inventory cannot be written: %s", error)  # noqa: TRY400  the reason is all there is
+            raise ApiError(
+                f"the inventory cannot be written on the queen's machine: {error.strerror}", code="inventory_unwritable"
+            ) from None
+
+    async def _taken(self, name: str) -> Conflict:
+        record = self._states.get(name)
+        path = PROVISION_NODE.url(node_name=name)
+        return Conflict(
+            f"node {name} exists already and is {record.status}; POST {path} provisions it again",
+            code="node_exists",
+            node_name=name,
+            status=record.status,
+            job_id=record.job_id,
+            path=path,
+        )
+
+    async def _audit(self, action: str, name: str, **details: bool) -> None:
+        await self._store.audit(action, name, correlation.current(), **details)
+
+    def _host(self, name: str) -> Host:
+        host = self._inventory.hosts.get(name)
+        if host is None:
+            raise NotFound(f"there is no node {name[:80]}; GET /api/v1/nodes lists them")
+        return host
+
+    def _node(self, host: Host) -> Node:
+        record = self._states.get(host.name)
+        return Node(
+            node_name=host.name,
+            ssh_host=host.ssh_host,
+            ssh_port=host.ssh_port,
+            ssh_user=host.ssh_user,
+            status=record.status,
+            labels=host.labels,
+            job_id=record.job_id,
+            last_seen=record.last_seen,
+            last_error=record.last_error,
+            host_key=self._known_hosts.key_of(host.ssh_host, host.ssh_port),
+            hive=record.hive,
+            source=host.source,
+        )
+
+
+def _busy(name: str, job: Job) -> Conflict:
+    return Conflict(
+        f"job {job.job_id} ({job.kind}) works on node {name}; wait for its end or cancel it",
+        code="job_open",
+        job_id=job.job_id,
+        kind=job.kind,
+        status=job.status,
+    )

@@ -1,0 +1,93 @@
+"""Thin: each handler calls one thing and shapes its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sanic import Request
+
+from llama_orch import __version__
+from llama_orch.contract import operations as ops
+from llama_orch.contract.common import QueenHealth
+from llama_orch.contract.errors import BadRequest, NotFound
+from llama_orch.contract.queen import Job, JobList, Node, NodeCreate, NodeList, ProvisionRequest, SshKey
+from llama_orch.web.app import Routes
+from llama_orch.web.events import EventStream
+
+if TYPE_CHECKING:
+    from .app import Queen
+
+
+def build(queen_of: Callable[[Request], Queen]) -> Routes:
+    """Every operation of the queen, bound to what `queen_of` gives for a request."""
+    routes = Routes(ops.QUEEN)
+    _nodes(routes, queen_of)
+    _jobs(routes, queen_of)
+
+    @routes.handle(ops.QUEEN_HEALTH)
+    async def health(_request: Request) -> QueenHealth:
+        return QueenHealth(version=__version__)
+
+    @routes.handle(ops.SSH_KEY)
+    async def ssh_key(request: Request) -> SshKey:
+        return queen_of(request).ssh_key
+
+    return routes
+
+
+def _nodes(routes: Routes, queen_of: Callable[[Request], Queen]) -> None:
+    @routes.handle(ops.LIST_NODES)
+    async def list_nodes(request: Request) -> NodeList:
+        return queen_of(request).nodes.list()
+
+    @routes.handle(ops.CREATE_NODE)
+    async def create_node(request: Request, body: NodeCreate) -> Node:
+        queen = queen_of(request)
+        return await queen.tasks.finish(queen.nodes.register(body), "register a node")
+
+    @routes.handle(ops.GET_NODE)
+    async def get_node(request: Request, node_name: str) -> Node:
+        return queen_of(request).nodes.get(node_name)
+
+    @routes.handle(ops.DELETE_NODE)
+    async def delete_node(request: Request, node_name: str) -> Job:
+        queen = queen_of(request)
+        force = _flag(request, "force")
+        return await queen.tasks.finish(queen.nodes.delete(node_name, force=force), "remove a node")
+
+    @routes.handle(ops.PROVISION_NODE)
+    async def provision_node(request: Request, body: ProvisionRequest, node_name: str) -> Job:
+        queen = queen_of(request)
+        password = body.sudo_password.get_secret_value() if body.sudo_password else None
+        return await queen.tasks.finish(queen.nodes.provision(node_name, password), "provision a node")
+
+
+def _jobs(routes: Routes, queen_of: Callable[[Request], Queen]) -> None:
+    @routes.handle(ops.LIST_JOBS)
+    async def list_jobs(request: Request) -> JobList:
+        jobs = await queen_of(request).store.jobs(request.args.get("node_name"))
+        return JobList(jobs=[job.wire for job in jobs])
+
+    @routes.handle(ops.GET_JOB)
+    async def get_job(request: Request, job_id: str) -> Job:
+        job = await queen_of(request).store.job(job_id)
+        if job is None:
+            raise NotFound(f"there is no job {job_id[:80]}; GET /api/v1/jobs lists them")
+        return job.wire
+
+    @routes.handle(ops.JOB_EVENTS)
+    async def job_events(request: Request, job_id: str) -> EventStream:
+        return EventStream(queen_of(request).events.stream(job_id))
+
+    @routes.handle(ops.CANCEL_JOB)
+    async def cancel_job(request: Request, job_id: str) -> Job:
+        queen = queen_of(request)
+        return await queen.tasks.finish(queen.jobs.cancel(job_id), "cancel a job")
+
+
+def _flag(request: Request, name: str) -> bool:
+    value = request.args.get(name, "false")
+    if value not in {"true", "false"}:
+        raise BadRequest(f"{name} must be true or false")
+    return value == "true"

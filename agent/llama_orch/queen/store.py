@@ -1,0 +1,276 @@
+"""What the queen keeps: the last known state of nodes, jobs, their events, the audit trail."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, create_engine, delete, event, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from llama_orch.contract.common import Problem
+from llama_orch.contract.queen import Job, JobEvent, JobKind, JobStatus, NodeHive, NodeStatus
+
+from .node_state import NodeRecord
+from .tables import AUDIT, JOB_EVENTS, JOBS, LEARNT, METADATA, NODES
+
+OPEN = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.CANCELLING)
+SCHEMA_VERSION = 1
+KEPT_JOBS = 1000
+KEPT_AUDIT = 10_000
+T = TypeVar("T")
+
+
+class OpenJobExists(Exception):
+    """The node has an open job already; `job` is that one."""
+
+    def __init__(self, job: StoredJob) -> None:
+        super().__init__(job.wire.job_id)
+        self.job = job
+
+
+class WrongSchema(Exception):
+    """The database was written by a newer version."""
+
+
+@dataclass(frozen=True)
+class StoredJob:
+    """A job with what the wire does not show."""
+
+    wire: Job
+    force: bool = False
+    had_password: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it still has work to do."""
+        return self.wire.status in OPEN
+
+
+class Store:
+    """Every read and write runs on one thread of its own: the event loop never waits for a disk."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = create_engine(url, json_serializer=functools.partial(json.dumps, separators=(",", ":")))
+        self._thread = ThreadPoolExecutor(1, "store")
+
+        @event.listens_for(self._engine, "connect")
+        def _prepare(connection: Any, _record: Any) -> None:
+            cursor = connection.cursor()
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+                cursor.execute(f"PRAGMA {pragma}")
+            cursor.close()
+
+    async def open(self) -> None:
+        """Make the tables where they are missing. Raises WrongSchema."""
+        await self._do(self._create)
+
+    async def close(self) -> None:
+        """Finish what is being written."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.dispose)
+        self._thread.shutdown(wait=False)
+
+    async def node_records(self) -> dict[str, NodeRecord]:
+        """Every node's record by name."""
+        rows = await self._do(lambda c: c.execute(select(NODES)).mappings().all())
+        return {row["node_name"]: _node(row) for row in rows}
+
+    async def save_nodes(self, records: Sequence[NodeRecord]) -> None:
+        """Write these records, all or none."""
+        if records:
+            await self._do(lambda c: _replace_nodes(c, records))
+
+    async def forget_node(self, name: str) -> None:
+        """Remove a node's record."""
+        await self._do(lambda c: c.execute(delete(NODES).where(NODES.c.node_name == name)))
+
+    async def create_job(
+        self, job_id: str, kind: JobKind, node_name: str, correlation_id: str, *, force: bool, had_password: bool
+    ) -> StoredJob:
+        """Record a new job. Raises OpenJobExists where the node has one that has not ended."""
+        values = {
+            "job_id": job_id,
+            "kind": kind,
+            "node_name": node_name,
+            "status": JobStatus.QUEUED,
+            "percentage": 0.0,
+            "created_at": _now(),
+            "correlation_id": correlation_id,
+            "force": int(force),
+            "had_password": int(had_password),
+        }
+        try:
+            await self._do(lambda c: c.execute(insert(JOBS).values(**values)))
+        except IntegrityError:
+            existing = await self.open_job_of(node_name)
+            if existing is None:
+                raise
+            raise OpenJobExists(existing) from None
+        job = await self.job(job_id)
+        assert job is not None  # noqa: S101  it was written one line above
+        return job
+
+    async def job(self, job_id: str) -> StoredJob | None:
+        """One job, or None."""
+        found = await self._jobs(select(JOBS).where(JOBS.c.job_id == job_id))
+        return found[0] if found else None
+
+    async def jobs(self, node_name: str | None = None, limit: int = 200) -> list[StoredJob]:
+        """Jobs, newest first."""
+        query = select(JOBS).order_by(JOBS.c.number.desc()).limit(limit)
+        return await self._jobs(query if node_name is None else query.where(JOBS.c.node_name == node_name))
+
+    async def open_jobs(self) -> list[StoredJob]:
+        """Jobs that have not ended, oldest first."""
+        return await self._jobs(select(JOBS).where(JOBS.c.status.in_(OPEN)).order_by(JOBS.c.number))
+
+    async def open_job_of(self, node_name: str) -> StoredJob | None:
+        """The node's open job, or None."""
+        found = await self._jobs(select(JOBS).where(JOBS.c.status.in_(OPEN), JOBS.c.node_name == node_name))
+        return found[0] if found else None
+
+    async def start_job(self, job_id: str) -> None:
+        """A queued job runs; one that is being cancelled stays so."""
+        change = update(JOBS).where(JOBS.c.job_id == job_id, JOBS.c.status == JobStatus.QUEUED)
+        await self._do(lambda c: c.execute(change.values(status=JobStatus.RUNNING, started_at=_now())))
+
+    async def cancel_job(self, job_id: str) -> bool:
+        """Mark an open job as being cancelled; False where it has ended."""
+        change = update(JOBS).where(JOBS.c.job_id == job_id, JOBS.c.status.in_(OPEN))
+        result = await self._do(lambda c: c.execute(change.values(status=JobStatus.CANCELLING)).rowcount)
+        return result > 0
+
+    async def end_job(self, job_id: str, status: JobStatus, error: Problem | None) -> None:
+        """Close an open job; one that has ended stays as it is."""
+        values: dict[str, Any] = {"status": status, "ended_at": _now(), "error": error and error.model_dump()}
+        if status is JobStatus.SUCCEEDED:
+            values["percentage"] = 100.0
+        change = update(JOBS).where(JOBS.c.job_id == job_id, JOBS.c.status.in_(OPEN)).values(**values)
+        await self._do(lambda c: c.execute(change))
+
+    async def job_counts(self) -> dict[JobStatus, int]:
+        """How many jobs there are of each status, zeros included."""
+        query = select(JOBS.c.status, func.count()).group_by(JOBS.c.status)
+        rows = await self._do(lambda c: c.execute(query).all())
+        return dict.fromkeys(JobStatus, 0) | {JobStatus(status): count for status, count in rows}
+
+    async def add_events(self, job_id: str, events: Sequence[JobEvent]) -> None:
+        """Write events and the percentage that they reached, in one transaction."""
+        rows = [{"job_id": job_id, "seq": e.seq, "event": e.model_dump(mode="json")} for e in events]
+        change = update(JOBS).where(JOBS.c.job_id == job_id).values(percentage=events[-1].percentage)
+
+        def write(connection: Connection) -> None:
+            connection.execute(insert(JOB_EVENTS), rows)
+            connection.execute(change)
+
+        await self._do(write)
+
+    async def events(self, job_id: str, after: int, limit: int = 500) -> list[JobEvent]:
+        """A job's events whose number is above `after`, in order."""
+        query = select(JOB_EVENTS.c.event).where(JOB_EVENTS.c.job_id == job_id, JOB_EVENTS.c.seq > after)
+        rows = await self._do(lambda c: c.execute(query.order_by(JOB_EVENTS.c.seq).limit(limit)).all())
+        return [JobEvent.model_validate(row[0]) for row in rows]
+
+    async def last_event(self, job_id: str) -> JobEvent | None:
+        """A job's newest event, or None."""
+        query = select(JOB_EVENTS.c.event).where(JOB_EVENTS.c.job_id == job_id)
+        row = await self._do(lambda c: c.execute(query.order_by(JOB_EVENTS.c.seq.desc()).limit(1)).first())
+        return None if row is None else JobEvent.model_validate(row[0])
+
+    async def audit(self, action: str, subject: str, correlation_id: str, **details: Any) -> None:
+        """Note who asked for what; never a secret."""
+        values = {"at": _now(), "action": action, "subject": subject, "correlation_id": correlation_id}
+        await self._do(lambda c: c.execute(insert(AUDIT).values(details=details, **values)))
+
+    async def learnt_tasks(self, playbook: str) -> int | None:
+        """How many tasks the playbook's last successful run had."""
+        query = select(LEARNT.c.tasks).where(LEARNT.c.playbook == playbook)
+        return await self._do(lambda c: c.execute(query).scalar())
+
+    async def learn_tasks(self, playbook: str, tasks: int) -> None:
+        """Remember how many tasks a successful run had."""
+
+        def write(connection: Connection) -> None:
+            connection.execute(delete(LEARNT).where(LEARNT.c.playbook == playbook))
+            connection.execute(insert(LEARNT).values(playbook=playbook, tasks=tasks))
+
+        await self._do(write)
+
+    async def trim(self, kept_jobs: int = KEPT_JOBS) -> list[str]:
+        """Delete ended jobs beyond the newest `kept_jobs`, with their events; answers their ids."""
+        return await self._do(lambda c: _trim(c, kept_jobs))
+
+    async def _jobs(self, query: Any) -> list[StoredJob]:
+        rows = await self._do(lambda c: c.execute(query).mappings().all())
+        return [_job(row) for row in rows]
+
+    async def _do(self, work: Callable[[Connection], T]) -> T:
+        def in_transaction() -> T:
+            with self._engine.begin() as connection:
+                return work(connection)
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, in_transaction)
+
+    def _create(self, connection: Connection) -> None:
+        found = connection.exec_driver_sql("PRAGMA user_version").scalar() or 0
+        if found > SCHEMA_VERSION:
+            raise WrongSchema(f"the queen's database has schema {found}, this version knows up to {SCHEMA_VERSION}")
+        METADATA.create_all(connection)
+        connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _replace_nodes(connection: Connection, records: Iterable[NodeRecord]) -> None:
+    for record in records:
+        values = {
+            "status": record.status,
+            "job_id": record.job_id,
+            "last_seen": record.last_seen and record.last_seen.isoformat(),
+            "last_error": record.last_error and record.last_error.model_dump(),
+            "hive": record.hive and record.hive.model_dump(mode="json"),
+            "changed_at": record.changed_at and record.changed_at.isoformat(),
+        }
+        changed = connection.execute(update(NODES).where(NODES.c.node_name == record.node_name).values(**values))
+        if changed.rowcount == 0:
+            connection.execute(insert(NODES).values(node_name=record.node_name, **values))
+
+
+def _trim(connection: Connection, kept_jobs: int) -> list[str]:
+    newest = select(JOBS.c.number).order_by(JOBS.c.number.desc()).limit(kept_jobs)
+    query = select(JOBS.c.job_id).where(JOBS.c.status.not_in(OPEN), JOBS.c.number.not_in(newest.scalar_subquery()))
+    old = [row[0] for row in connection.execute(query).all()]
+    for job_id in old:
+        connection.execute(delete(JOB_EVENTS).where(JOB_EVENTS.c.job_id == job_id))
+        connection.execute(delete(JOBS).where(JOBS.c.job_id == job_id))
+    last = connection.execute(select(func.max(AUDIT.c.number))).scalar() or 0
+    connection.execute(delete(AUDIT).where(AUDIT.c.number <= last - KEPT_AUDIT))
+    return old
+
+
+def _node(row: Any) -> NodeRecord:
+    return NodeRecord(
+        node_name=row["node_name"],
+        status=NodeStatus(row["status"]),
+        job_id=row["job_id"],
+        last_seen=row["last_seen"] and datetime.fromisoformat(row["last_seen"]),
+        last_error=row["last_error"] and Problem.model_validate(row["last_error"]),
+        hive=row["hive"] and NodeHive.model_validate(row["hive"]),
+        changed_at=row["changed_at"] and datetime.fromisoformat(row["changed_at"]),
+    )
+
+
+def _job(row: Any) -> StoredJob:
+    return StoredJob(
+        wire=Job.model_validate({key: row[key] for key in Job.model_fields}),
+        force=bool(row["force"]),
+        had_password=bool(row["had_password"]),
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()
