@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import AsyncIterator
+from typing import Any
 
 from sanic import Sanic
 
@@ -15,7 +16,8 @@ async def serving(app: Sanic) -> AsyncIterator[str]:
     Sanic.test_mode = True
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    server = await app.create_server(sock=listener, return_asyncio_server=True, access_log=False)
+    # Its annotations say that the steps of a server are not awaitable; they are.
+    server: Any = await app.create_server(sock=listener, return_asyncio_server=True, access_log=False)
     assert server is not None
     await server.startup()
     await server.before_start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -116,7 +116,7 @@ def _parse(request: Request, operation: Operation) -> BaseModel:
         raise errors.from_validation(error) from None
 
 
-def _constant(document: dict[str, Any]) -> Callable[[Request], Awaitable[HTTPResponse]]:
+def _constant(document: dict[str, Any]) -> Callable[[Request], Coroutine[Any, Any, HTTPResponse]]:
     async def endpoint(_request: Request) -> HTTPResponse:
         return json_response(document)
 

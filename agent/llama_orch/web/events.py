@@ -10,7 +10,6 @@ from typing import Any
 
 from pydantic import BaseModel
 from sanic import Request
-from sanic.response import ResponseStream
 
 from . import errors
 
@@ -64,7 +63,7 @@ async def _open_when_first(request: Request, first: asyncio.Task[Any]) -> Any:
     )
 
 
-async def _next_or_keep_alive(response: ResponseStream | Any, pending: asyncio.Task[Any]) -> BaseModel | str | None:
+async def _next_or_keep_alive(response: Any, pending: asyncio.Task[Any]) -> BaseModel | str | None:
     while True:
         done, _ = await asyncio.wait({pending}, timeout=KEEP_ALIVE_SECONDS)
         if done:

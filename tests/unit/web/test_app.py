@@ -153,9 +153,12 @@ async def test_what_fails_before_the_first_event_is_a_plain_error():
         raise NotFound("no such job")
         yield ""
 
-    async with serving(an_app(events=fail())) as url, aiohttp.ClientSession(url, headers=AUTH) as session:
-        async with session.get("/api/v1/jobs/j/events") as answer:
-            assert (answer.status, (await answer.json())["error"]["message"]) == (404, "no such job")
+    async with (
+        serving(an_app(events=fail())) as url,
+        aiohttp.ClientSession(url, headers=AUTH) as session,
+        session.get("/api/v1/jobs/j/events") as answer,
+    ):
+        assert (answer.status, (await answer.json())["error"]["message"]) == (404, "no such job")
 
 
 async def test_a_client_that_leaves_ends_the_event_source():
