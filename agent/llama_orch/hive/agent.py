@@ -1,0 +1,83 @@
+"""The hive agent as one object: its parts, their start and their stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from datetime import UTC, datetime
+
+from prometheus_client import CollectorRegistry
+
+from llama_orch import __version__
+from llama_orch.contract.common import WorkerCounts
+from llama_orch.contract.hive import Devices, HiveInfo, WorkerStatus
+from llama_orch.web.auth import Token
+from llama_orch.web.tasks import OwnedTasks
+
+from . import devices, process
+from .downloads import Downloads
+from .metrics import Metrics
+from .models import Models
+from .nvml import Gpus
+from .settings import HiveSettings
+from .workers import Workers
+
+
+class Agent:
+    """Holds the parts together; each route calls one of them."""
+
+    def __init__(
+        self,
+        settings: HiveSettings,
+        registry: CollectorRegistry,
+        *,
+        inference_token: Token | None,
+        hub_token: Token | None,
+    ) -> None:
+        self.settings = settings
+        self.tasks = OwnedTasks()
+        self.metrics = Metrics(registry)
+        self.gpus = Gpus()
+        self.downloads = Downloads(settings, hub_token, self.metrics.downloaded_bytes.inc)
+        self.workers = Workers(settings, self.downloads, self.gpus, inference_token, self.metrics.worker_restarts.inc)
+        self.models = Models(settings.models_dir, self.downloads, self.workers.using)
+        self._started_at = datetime.now(UTC)
+
+    async def start(self) -> None:
+        """Put right what the last run left, and go on with it."""
+        self.downloads.start()
+        await self.workers.start()
+
+    async def stop(self) -> None:
+        """End everything of the agent's own; workers go on, downloads at the next start."""
+        await self.workers.stop()
+        await self.downloads.stop()
+        await self.tasks.cancel_all(timeout=5)
+
+    async def counts(self) -> WorkerCounts:
+        """Workers by what they do."""
+        statuses = [keeper.state.status for keeper in await self.workers.all()]
+        return WorkerCounts(
+            total=len(statuses), idle=statuses.count(WorkerStatus.IDLE), busy=statuses.count(WorkerStatus.BUSY)
+        )
+
+    async def devices(self) -> Devices:
+        """What the machine has, right now."""
+        nvml, gpus = await self.gpus.read()
+        disk = await asyncio.to_thread(devices.disk, self.settings.models_dir)
+        return Devices(cpu=devices.cpu(), memory=devices.memory(), disk=disk, nvml=nvml, gpus=gpus)
+
+    async def refresh_metrics(self) -> None:
+        """Read all gauges anew."""
+        keepers, models, found = await asyncio.gather(self.workers.all(), self.models.all(), self.devices())
+        self.metrics.refresh(keepers, models, self.downloads.all(), found)
+
+    def info(self) -> HiveInfo:
+        """Which hive this is."""
+        return HiveInfo(
+            hive_id=self.settings.hive_id,
+            version=__version__,
+            pid=os.getpid(),
+            started_at=self._started_at,
+            boot_id=process.boot_id(),
+        )

@@ -1,0 +1,39 @@
+"""The hive's web application: the agent, its routes, its start and stop."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+from sanic import Sanic
+
+from llama_orch.web.app import create_app
+from llama_orch.web.auth import Token
+
+from .agent import Agent
+from .routes import routes
+from .settings import HiveSettings
+
+
+def build(
+    settings: HiveSettings, *, api_token: Token | None, inference_token: Token | None, hub_token: Token | None
+) -> Sanic:
+    """The application, not yet started."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    agent = Agent(settings, registry, inference_token=inference_token, hub_token=hub_token)
+
+    async def refresh(app: Sanic) -> None:
+        await app.ctx.agent.refresh_metrics()
+
+    app = create_app("llama-orch-hive", "hive", routes, token=api_token, registry=registry, refresh_metrics=refresh)
+    app.ctx.agent = agent
+
+    @app.before_server_start
+    async def start(_: Sanic) -> None:
+        await agent.start()
+
+    @app.before_server_stop
+    async def stop(_: Sanic) -> None:
+        await agent.stop()
+
+    return app

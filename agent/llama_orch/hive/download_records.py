@@ -1,0 +1,79 @@
+"""A download as it is kept on the disk, so that the next start of the agent goes on with it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from llama_orch.contract.common import Problem
+from llama_orch.contract.hive import DownloadStatus, Origin
+
+from . import atomic
+from .hub import Resolved
+
+OPEN = frozenset({DownloadStatus.QUEUED, DownloadStatus.DOWNLOADING, DownloadStatus.VERIFYING})
+KEEP_ENDED = 100
+
+
+class DownloadRecord(BaseModel):
+    """One download. `asked_filename` is what the user named; `file_path` stands for a model that was there already.
+
+    `for_workers` marks one that only a spawn wanted: it ends with the last worker that waits for it.
+    """
+
+    download_id: str
+    model_ref: str
+    asked_filename: str | None
+    model: Resolved | None = None
+    file_path: str | None = None
+    size_bytes: int | None = None
+    status: DownloadStatus = DownloadStatus.QUEUED
+    origin: Origin = "rest"
+    for_workers: bool = False
+    error: Problem | None = None
+    started_at: datetime
+    ended_at: datetime | None = None
+
+    @property
+    def filename(self) -> str:
+        """The model's file, or its first part."""
+        return self.model.filename if self.model else Path(self.file_path or "").name
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it still goes on."""
+        return self.status in OPEN
+
+
+class DownloadRecords:
+    """The records' folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def load(self) -> list[DownloadRecord]:
+        """All records that can be read, oldest first."""
+        records = []
+        for path in self._folder.glob("*.json"):
+            try:
+                records.append(DownloadRecord.model_validate_json(path.read_bytes()))
+            except (OSError, ValidationError):
+                # Half of a file after a power cut; the bytes on the disk are found by the next request.
+                path.unlink(missing_ok=True)
+        return sorted(records, key=lambda record: record.started_at)
+
+    def save(self, record: DownloadRecord) -> None:
+        """Write one record."""
+        atomic.write_text(self._folder / f"{record.download_id}.json", record.model_dump_json())
+
+    def remove(self, download_id: str) -> None:
+        """Forget one record."""
+        (self._folder / f"{download_id}.json").unlink(missing_ok=True)
+
+
+def now() -> datetime:
+    """The time, in UTC."""
+    return datetime.now(UTC)

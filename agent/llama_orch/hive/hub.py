@@ -1,0 +1,307 @@
+"""The model hub; the only importer of huggingface_hub. Everything here blocks: call it in a thread or a process."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Literal, Self
+from urllib.parse import urlsplit
+
+import httpx2
+from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import build_hf_headers
+from pydantic import BaseModel
+
+from llama_orch.contract.model_ref import HubRef
+
+from . import model_cache, quantisation
+from .gguf_header import part_names
+from .problems import Failed
+
+TIMEOUT_S = 10
+# The library's 10 MiB would lose as much when a download is cut, and show progress in jumps.
+_CHUNK = 64 * 1024
+Phase = Literal["downloading", "verifying"]
+Report = Callable[[Phase, int], None]
+
+
+class HubFile(BaseModel):
+    """One file of a commit. `etag` is its sha256 where the hub keeps large files apart, else its git hash."""
+
+    name: str
+    size: int
+    etag: str
+
+
+class Resolved(BaseModel):
+    """A reference as the hub understood it: one commit and the files of one model."""
+
+    repo: str
+    revision: str
+    commit: str
+    filename: str
+    files: list[HubFile]
+    chosen_because: str | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """All parts together."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def sha256(self) -> str | None:
+        """The hash of a model in one file."""
+        return self.files[0].etag if len(self.files) == 1 and len(self.files[0].etag) == 64 else None
+
+
+class FetchJob(BaseModel):
+    """What a download's process is to do."""
+
+    endpoint: str
+    token: str | None
+    cache: Path
+    model: Resolved
+
+
+def resolve(ref: HubRef, endpoint: str, token: str | None) -> Resolved:
+    """Ask the hub what a reference means, and whether it lets us have it. Raises Failed."""
+    with _explained(ref.repo, ref.revision):
+        info = HfApi(endpoint=endpoint or None, token=token or False).model_info(
+            ref.repo, revision=ref.revision, files_metadata=True, timeout=TIMEOUT_S
+        )
+        siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
+        models = quantisation.models_of(siblings)
+        because = None
+        if ref.filename is not None:
+            filename = ref.filename
+        elif (choice := quantisation.choose(siblings)) is not None:
+            filename, because = choice
+        else:
+            raise Failed(
+                "file_not_found", f"there is no .gguf file in {ref.repo}", "name a repository of GGUF files", files=[]
+            )
+        names = [str(Path(filename).with_name(name)) for name in part_names(Path(filename).name)]
+        if missing := [name for name in names if name not in siblings]:
+            raise Failed(
+                "file_not_found",
+                f"there is no file {missing[0]} in {ref.repo}",
+                f"it has: {', '.join(models[:50]) or 'no .gguf file'}",
+                files=models[:200],
+            )
+        # Asking what a repository holds is open to all even where its files are not.
+        get_hf_file_metadata(
+            hf_hub_url(ref.repo, names[0], revision=info.sha, endpoint=endpoint or None),
+            token=token or False,
+            timeout=TIMEOUT_S,
+            endpoint=endpoint or None,
+        )
+    files = [_file(name, siblings[name]) for name in names]
+    return Resolved(
+        repo=ref.repo,
+        revision=ref.revision or HubRef.DEFAULT_REVISION,
+        commit=str(info.sha),
+        filename=names[0],
+        files=files,
+        chosen_because=because,
+    )
+
+
+def _file(name: str, sibling: Any) -> HubFile:
+    if sibling.lfs is not None:
+        return HubFile(name=name, size=sibling.lfs.size, etag=sibling.lfs.sha256)
+    return HubFile(name=name, size=sibling.size, etag=sibling.blob_id)
+
+
+def fetch(job: FetchJob, report: Report) -> None:
+    """Download what is missing of a model, check every byte of it, and only then make it visible. Raises Failed.
+
+    The library's own download starts from nothing after each interruption, so the bytes are kept in a file of ours
+    beside the blobs; it then finds the blob complete and does its own bookkeeping.
+    """
+    constants.DOWNLOAD_CHUNK_SIZE = _CHUNK
+    before = 0
+    with _explained(job.model.repo, job.model.revision), _disk_full_explained():
+        for file in job.model.files:
+            _fetch_file(job, file, lambda phase, done, start=before: report(phase, start + done))
+            before += file.size
+        _point_revision(job)
+
+
+def _fetch_file(job: FetchJob, file: HubFile, report: Report) -> None:
+    repo, token, endpoint = job.model.repo, job.token or False, job.endpoint or None
+    part = model_cache.part_file(job.cache, repo, file.etag)
+    blob = part.with_suffix("")
+    if not blob.exists():
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("ab") as target:
+            _lock(target, file.name)
+            _receive(job, file, target, report)
+            report("verifying", 0)
+            target.flush()
+            os.fsync(target.fileno())
+            _verify(part, file, report)
+            part.replace(blob)
+    report("downloading", file.size)
+    hf_hub_download(
+        repo,
+        file.name,
+        revision=job.model.commit,
+        cache_dir=job.cache,
+        endpoint=endpoint,
+        token=token,
+        etag_timeout=TIMEOUT_S,
+    )
+
+
+def _lock(target: BinaryIO, name: str) -> None:
+    try:
+        fcntl.flock(target, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise Failed("download_in_use", f"another process downloads {name}", "wait for it", retry=True) from None
+
+
+def _receive(job: FetchJob, file: HubFile, target: BinaryIO, report: Report) -> None:
+    endpoint = job.endpoint or constants.ENDPOINT
+    meta = get_hf_file_metadata(
+        hf_hub_url(job.model.repo, file.name, revision=job.model.commit, endpoint=endpoint),
+        token=job.token or False,
+        timeout=TIMEOUT_S,
+        endpoint=endpoint,
+    )
+    if target.tell() > file.size:
+        target.truncate(0)
+        target.seek(0)
+    headers = build_hf_headers(token=job.token or False)
+    if urlsplit(meta.location).netloc != urlsplit(endpoint).netloc:
+        # The storage behind the hub has its own permission in the URL; the token is none of its business.
+        headers.pop("authorization", None)
+    done = target.tell()
+    report("downloading", done)
+    http_get(
+        meta.location,
+        target,
+        resume_size=done,
+        headers=headers,
+        expected_size=file.size,
+        tqdm_class=_bar(report),  # pyright: ignore[reportArgumentType]
+    )
+
+
+def _bar(report: Report) -> type:
+    class Bar:
+        """What the library's download needs of a progress bar."""
+
+        def __init__(self, *, initial: int = 0, **_: object) -> None:
+            self.done = initial
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(
+            self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        ) -> None:
+            pass
+
+        def update(self, count: int) -> None:
+            self.done += count
+            report("downloading", self.done)
+
+    return Bar
+
+
+def _verify(part: Path, file: HubFile, report: Report) -> None:
+    is_sha256 = len(file.etag) == 64
+    digest = hashlib.sha256() if is_sha256 else hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+    done = 0
+    with part.open("rb") as content:
+        while chunk := content.read(1024 * 1024):
+            digest.update(chunk)
+            done += len(chunk)
+            report("verifying", done)
+    if digest.hexdigest() != file.etag:
+        part.unlink()
+        raise Failed(
+            "checksum_mismatch",
+            f"{file.name} arrived with another checksum than the hub states; what arrived was deleted",
+            "download it again; if that repeats, a proxy or a disk on the way changes it",
+        )
+
+
+def _point_revision(job: FetchJob) -> None:
+    if job.model.revision == job.model.commit:
+        return
+    ref = model_cache.repo_folder(job.cache, job.model.repo) / "refs" / job.model.revision
+    ref.parent.mkdir(parents=True, exist_ok=True)
+    ref.write_text(job.model.commit)
+
+
+@contextmanager
+def _disk_full_explained() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise Failed(
+                "disk_full", "the disk is full", "delete models or enlarge the disk of models_dir, then ask again"
+            ) from None
+        if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+            raise Failed("disk_refused", "models_dir cannot be written", "let the hive's user write there") from None
+        raise
+
+
+@contextmanager
+def _explained(repo: str, revision: str | None) -> Iterator[None]:
+    try:
+        yield
+    except Failed:
+        raise
+    except GatedRepoError:
+        raise Failed(
+            "model_gated",
+            f"{repo} is gated: its owner lets in only who asked",
+            "accept its terms on its page, then put a token of that account into the hive's hub_token_file",
+        ) from None
+    except RevisionNotFoundError:
+        raise Failed("model_not_found", f"{repo} has no revision {revision}", "correct the part after '@'") from None
+    except RemoteEntryNotFoundError:
+        raise Failed("file_not_found", f"the file is no longer in {repo}", "choose another file") from None
+    except RepositoryNotFoundError:
+        raise Failed(
+            "model_not_found",
+            f"the hub has no repository {repo} that this hive may see",
+            "check the name; for a private one put a token into the hive's hub_token_file",
+        ) from None
+    except HFValidationError:
+        raise Failed("model_not_found", f"the hub does not take {repo} as a name", "check the name") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else 0
+        if status == 401:
+            raise Failed("hub_token_refused", "the hub refuses the hive's token", "renew hub_token_file") from None
+        raise Failed("hub_failed", f"the hub answered {status}", "try again later", retry=True) from None
+    except (httpx2.HTTPError, LocalEntryNotFoundError) as error:
+        raise Failed(
+            "hub_unreachable",
+            f"the hub cannot be reached ({type(error).__name__})",
+            "check the hive's network and hub_endpoint; a model on its disk can be named as file:/path.gguf",
+            retry=True,
+        ) from None
+    except ValueError as error:
+        if "too large" in str(error):
+            raise Failed("file_too_large", "files over 50 GB must be in parts", "choose a split model") from None
+        raise

@@ -1,0 +1,86 @@
+"""What the hive counts, and the gauges that each scrape reads anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from llama_orch.contract.hive import Devices, DownloadStatus, MemoryInfo, Model, ModelStatus, WorkerStatus
+
+from .download_job import Job
+from .worker_keeper import WorkerKeeper
+
+_GPU_LABELS = ["gpu"]
+
+
+class Metrics:
+    """The hive's own metrics; those of requests come from the application."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str, labels: Iterable[str] = ()) -> Gauge:
+            return Gauge(f"llama_orch_hive_{name}", text, list(labels), registry=registry)
+
+        self.worker_restarts = Counter(
+            "llama_orch_hive_worker_restarts", "Workers started again after a crash", registry=registry
+        )
+        self.downloaded_bytes = Counter(
+            "llama_orch_hive_downloaded_bytes", "Bytes of models that arrived", registry=registry
+        )
+        self._workers = gauge("workers", "Workers by state", ["status"])
+        self._slots = gauge("slots", "Slots of workers that serve, by use", ["state"])
+        self._models = gauge("models", "Models on the disk by state", ["status"])
+        self._models_bytes = gauge("models_bytes", "Bytes of models that are ready")
+        self._downloads = gauge("downloads", "Downloads by state", ["status"])
+        self._memory_total = gauge("memory_total_bytes", "Memory of the machine")
+        self._memory_available = gauge("memory_available_bytes", "Memory that can be had without swapping")
+        self._disk_total = gauge("disk_total_bytes", "Size of the disk with the models")
+        self._disk_available = gauge("disk_available_bytes", "Free bytes of the disk with the models")
+        self._load = gauge("cpu_load_1m", "Load average over one minute")
+        self._cores = gauge("cpu_cores", "Processors that may be used")
+        self._gpus = gauge("gpus", "GPUs that NVML shows")
+        self._nvml_up = gauge("nvml_available", "Whether NVML answers: 1 or 0")
+        self._gpu_gauges = {
+            "memory_total_bytes": gauge("gpu_memory_total_bytes", "Memory of a GPU", _GPU_LABELS),
+            "memory_used_bytes": gauge("gpu_memory_used_bytes", "Used memory of a GPU", _GPU_LABELS),
+            "memory_free_bytes": gauge("gpu_memory_free_bytes", "Free memory of a GPU", _GPU_LABELS),
+            "utilization_percent": gauge("gpu_utilization_percent", "Use of a GPU, 0 to 100", _GPU_LABELS),
+            "temperature_celsius": gauge("gpu_temperature_celsius", "Temperature of a GPU", _GPU_LABELS),
+            "power_watts": gauge("gpu_power_watts", "Power that a GPU draws", _GPU_LABELS),
+        }
+
+    def refresh(self, keepers: list[WorkerKeeper], models: list[Model], downloads: list[Job], devices: Devices) -> None:
+        """Set every gauge to what is the case now, with zeros for every state."""
+        _count(self._workers, WorkerStatus, (keeper.state.status for keeper in keepers))
+        _count(self._models, ModelStatus, (model.status for model in models))
+        _count(self._downloads, DownloadStatus, (job.record.status for job in downloads))
+        serving = [keeper for keeper in keepers if keeper.state.serving]
+        busy = sum(keeper.slots_busy for keeper in serving)
+        self._slots.labels("busy").set(busy)
+        self._slots.labels("idle").set(sum(keeper.record.request.slots for keeper in serving) - busy)
+        self._models_bytes.set(sum(model.size_bytes for model in models if model.status is ModelStatus.READY))
+        _fill(self._memory_total, self._memory_available, devices.memory)
+        _fill(self._disk_total, self._disk_available, devices.disk)
+        self._load.set(devices.cpu.load_1m)
+        self._cores.set(devices.cpu.cores)
+        self._gpus.set(len(devices.gpus))
+        self._nvml_up.set(int(devices.nvml.available))
+        for name, gauge in self._gpu_gauges.items():
+            # A GPU that is gone must not go on with its last values.
+            gauge.clear()
+            for gpu in devices.gpus:
+                if (value := getattr(gpu, name)) is not None:
+                    gauge.labels(str(gpu.index)).set(value)
+
+
+def _count(gauge: Gauge, states: type[WorkerStatus | ModelStatus | DownloadStatus], found: Iterable[str]) -> None:
+    numbers = dict.fromkeys(states, 0)
+    for status in found:
+        numbers[status] += 1  # pyright: ignore[reportArgumentType]
+    for status, number in numbers.items():
+        gauge.labels(status.value).set(number)
+
+
+def _fill(total: Gauge, available: Gauge, info: MemoryInfo) -> None:
+    total.set(info.total_bytes)
+    available.set(info.available_bytes)

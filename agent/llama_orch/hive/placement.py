@@ -1,0 +1,111 @@
+"""Whether a worker can be here: the device it asks for, memory, threads, a port."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterable
+
+from llama_orch.contract.errors import BadRequest, DoesNotFit, NotReady
+from llama_orch.contract.hive import Backend, Gpu, GpuStatus, SpawnRequest
+
+from . import devices
+from .gguf_header import ModelFacts
+from .settings import HiveSettings
+
+DEFAULT_CONTEXT = 4096
+
+
+def check_device(request: SpawnRequest, status: GpuStatus, gpus: list[Gpu]) -> None:
+    """Raises BadRequest where the device that was asked for is not here; there is no silent fallback."""
+    if request.backend == "cpu":
+        if request.device != 0:
+            raise BadRequest(f"device: the CPU is device 0, not {request.device}", code="no_such_device")
+        if request.gpu_layers:
+            raise BadRequest("gpu_layers: goes with backend cuda only")
+        return
+    if not gpus:
+        reason = status.reason or "NVML sees none"
+        raise BadRequest(
+            f"backend: this hive has no GPU ({reason}); it has backend cpu, device 0",
+            code="no_such_device",
+            there=["cpu:0"],
+        )
+    if request.device not in {gpu.index for gpu in gpus}:
+        there = [f"cuda:{gpu.index}" for gpu in gpus]
+        raise BadRequest(
+            f"device: there is no GPU {request.device} here; there are: {', '.join(there)} and cpu:0",
+            code="no_such_device",
+            there=[*there, "cpu:0"],
+        )
+
+
+def context(asked: int | None, facts: ModelFacts) -> int:
+    """Tokens of context per slot. Raises BadRequest where it is more than the model was made for."""
+    if asked is None:
+        return min(facts.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    if facts.context_length and asked > facts.context_length:
+        raise BadRequest(f"ctx_per_slot: {asked} is more than the {facts.context_length} that the model was made for")
+    return asked
+
+
+def free_memory(
+    settings: HiveSettings, backend: Backend, device: int, gpus: list[Gpu], spoken_for: int
+) -> tuple[int, str]:
+    """Bytes that a new worker may use, and of what; `spoken_for` is what others will still take."""
+    if backend == "cpu":
+        return max(0, devices.memory().available_bytes - settings.reserve_ram_bytes - spoken_for), "memory"
+    gpu = next((gpu for gpu in gpus if gpu.index == device), None)
+    if gpu is None or gpu.memory_free_bytes is None:
+        # Machines whose GPU shares the main memory answer "not supported".
+        return max(0, devices.memory().available_bytes - settings.reserve_ram_bytes - spoken_for), "shared memory"
+    return max(0, gpu.memory_free_bytes - settings.reserve_gpu_bytes - spoken_for), f"memory of GPU {device}"
+
+
+def check_memory(needed: int, available: int, of_what: str) -> None:
+    """Raises DoesNotFit, with both numbers."""
+    if needed > available:
+        raise DoesNotFit(
+            f"the worker needs about {needed} bytes and {available} bytes of {of_what} may be used: "
+            "stop another worker, or ask for fewer slots, less ctx_per_slot or a smaller quantisation",
+            needed_bytes=needed,
+            available_bytes=available,
+        )
+
+
+def threads(asked: int | None, used: int) -> int:
+    """CPU threads for a worker beside others that use `used`.
+
+    llama.cpp's threads spin: more of them than cores slow decoding many times over. One core is left for what serves.
+    """
+    return asked or max(1, devices.cores() - 1 - used)
+
+
+def free_port(settings: HiveSettings, taken: Iterable[int], *, prefer: int | None = None) -> int:
+    """A port that nobody uses. Raises NotReady where there is none."""
+    excluded = {*taken, settings.port, 8081}
+    candidates = list(range(settings.worker_port_min, settings.worker_port_max + 1))
+    if prefer in candidates:
+        candidates.insert(0, prefer)
+    for port in candidates:
+        if port not in excluded and _is_free(settings.host, port):
+            return port
+    raise NotReady(
+        f"all ports from {settings.worker_port_min} to {settings.worker_port_max} are in use: stop a worker, "
+        "or widen worker_port_min and worker_port_max",
+        code="no_free_port",
+    )
+
+
+def _is_free(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # As the worker does: without it, a port that just served would be refused for a minute.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno in {errno.EADDRINUSE, errno.EACCES}:
+                return False
+            raise
+    return True

@@ -1,0 +1,37 @@
+"""Why a worker or a download cannot be: kept as a Problem beside it, shown by the API."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llama_orch.contract.common import Problem
+from llama_orch.contract.errors import ApiError, BadRequest, NotFound, UpstreamFailed
+
+_AS_ANSWER: dict[str, type[ApiError]] = {
+    "model_not_found": NotFound,
+    "file_not_found": NotFound,
+    "model_gated": BadRequest,
+    "hub_token_refused": BadRequest,
+}
+
+
+class Failed(Exception):
+    """Something cannot be done; the problem says why and what to do. `retry`: later it may work by itself."""
+
+    def __init__(self, code: str, message: str, what_to_do: str = "", *, retry: bool = False, **details: Any) -> None:
+        super().__init__(message)
+        self.problem = Problem(code=code, message=message, what_to_do=what_to_do)
+        self.retry = retry
+        self.details = details
+
+
+def as_answer(failed: Failed) -> ApiError:
+    """The same for a client whose request began it."""
+    problem = failed.problem
+    text = f"{problem.message}: {problem.what_to_do}" if problem.what_to_do else problem.message
+    return _AS_ANSWER.get(problem.code, UpstreamFailed)(text, code=problem.code, **failed.details)
+
+
+def as_failed(error: ApiError) -> Failed:
+    """An answer that nobody waits for, as the reason kept beside what failed."""
+    return Failed(error.error_code, error.message, **error.details)

@@ -1,0 +1,151 @@
+"""Processes of workers: started in a session of their own, told apart from strangers with the same pid, signalled."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llama_orch.contract.process import SPEC_FILE
+from llama_orch.web.auth import Token
+
+from .atomic import read_json
+from .shim import PROCESS_FILE
+
+SHIM = "llama_orch.hive.shim"
+WORKER = "llama_orch.worker"
+# Everything else, above all the agent's own settings and credentials, is no business of a worker's.
+_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "HOME", "PYTHONPATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process that cannot be mistaken for a later one with its pid: `start_time` is in ticks since boot."""
+
+    pid: int
+    start_time: int
+    is_shim: bool = field(default=False, compare=False)
+
+    def lives(self) -> bool:
+        """Whether it still runs; one that ended and waits to be reaped does not."""
+        return start_time(self.pid) == self.start_time
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal; nothing happens where it is gone."""
+        try:
+            handle = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return
+        try:
+            # The descriptor holds on to whatever has the pid now, so this check cannot become untrue.
+            if self.lives():
+                signal.pidfd_send_signal(handle, number)
+        except ProcessLookupError:
+            pass
+        finally:
+            os.close(handle)
+
+
+def boot_id() -> str:
+    """What changes with each boot of the machine."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def start_time(pid: int) -> int | None:
+    """When a process began, in ticks since boot; None where it is gone or only waits to be reaped."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in {b"Z", b"X"} else int(fields[19])
+
+
+def recorded(folder: Path) -> Process | None:
+    """The worker that the shim of this folder wrote down, whether it lives or not; None after a reboot."""
+    found = read_json(folder / PROCESS_FILE)
+    if not isinstance(found, dict) or found.get("boot_id") != boot_id():
+        return None
+    return Process(int(found["pid"]), int(found["start_time"]))
+
+
+def find(state_dir: Path) -> dict[str, list[Process]]:
+    """All living processes of workers below this state folder, shims too, by worker id, as /proc shows them.
+
+    It finds those that no record knows of: the agent may have died between starting a process and writing it down.
+    """
+    home = f"{workers_dir(state_dir)}/"
+    found: dict[str, list[Process]] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            arguments = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        folder = _folder_of(arguments, home)
+        began = start_time(int(entry.name)) if folder else None
+        if folder and began is not None:
+            found.setdefault(folder, []).append(Process(int(entry.name), began, SHIM in arguments))
+    return found
+
+
+def _folder_of(arguments: list[str], home: str) -> str | None:
+    if SHIM not in arguments and WORKER not in arguments:
+        return None
+    for argument in arguments:
+        if argument.startswith(home):
+            return argument.removeprefix(home).partition("/")[0]
+    return None
+
+
+def workers_dir(state_dir: Path) -> Path:
+    """Where the workers' folders are."""
+    return state_dir / "workers"
+
+
+def start(folder: Path, log_file: Path, token: Token | None) -> subprocess.Popen[bytes]:
+    """Start a worker under its shim and return the shim. Raises OSError where that cannot be.
+
+    The token goes through a pipe that the worker reads to its end: no argument, variable or file shows it.
+    """
+    (folder / "tmp").mkdir(mode=0o700, exist_ok=True)
+    read_end, write_end = os.pipe()
+    try:
+        os.write(write_end, token.reveal().encode() if token else b"")
+    finally:
+        os.close(write_end)
+    python = interpreter()
+    worker = [python, "-P", "-m", WORKER, "--spec", str(folder / SPEC_FILE), "--token-fd", str(read_end)]
+    try:
+        with log_file.open("ab") as output:
+            return subprocess.Popen(
+                [python, "-P", "-m", SHIM, str(folder), "--", *worker],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=(read_end,),
+                cwd=folder,
+                env=_environment(),
+                start_new_session=True,
+            )
+    finally:
+        os.close(read_end)
+
+
+def _environment() -> dict[str, str]:
+    kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    if "PYTHONPATH" in kept:
+        # A relative entry is meant from where the agent is, not from the worker's folder.
+        kept["PYTHONPATH"] = os.pathsep.join(
+            str(Path(entry).absolute()) for entry in kept["PYTHONPATH"].split(os.pathsep)
+        )
+    return kept
+
+
+def interpreter() -> str:
+    """This Python by the path of its own release: a worker must not change its code when `current` is switched."""
+    executable = Path(sys.executable)
+    return str(executable.parent.resolve() / executable.name)

@@ -1,0 +1,310 @@
+"""One worker's life: model, process, watch, restart, end. Each keeper is one task; its record survives it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from llama_orch.contract.common import Problem
+from llama_orch.contract.errors import ApiError
+from llama_orch.contract.hive import Worker
+from llama_orch.contract.model_ref import FileRef
+from llama_orch.contract.process import EXIT_KNOWN_FAILURE, WorkerEnded
+from llama_orch.web.auth import Token
+
+from . import backoff, gguf_header, placement, process, worker_ending, worker_launch
+from .download_job import Job
+from .downloads import Downloads
+from .problems import Failed, as_failed
+from .settings import HiveSettings
+from .worker_probe import Probe
+from .worker_records import WorkerRecord, WorkerRecords
+from .worker_state import WorkerState
+
+log = logging.getLogger(__name__)
+LOOK_S = 0.25
+ASK_S = 1.0
+HUNG_S = 120.0
+PORT_RACES = 10
+READY_SECONDS_PER_BYTE = 20 / 1e9
+
+
+@dataclass
+class Surroundings:
+    """What keepers share. `ports` and `threads_used` speak of all workers but the one with that id."""
+
+    settings: HiveSettings
+    records: WorkerRecords
+    downloads: Downloads
+    probe: Probe
+    inference_token: Token | None
+    ports: Callable[[str], set[int]]
+    threads_used: Callable[[str], int]
+    check_memory: Callable[[WorkerRecord], None]
+    count_restart: Callable[[], None]
+
+
+class WorkerKeeper:
+    """Keeps one worker running until it is stopped or has failed."""
+
+    def __init__(self, record: WorkerRecord, around: Surroundings) -> None:
+        self.record = record
+        self.state = WorkerState()
+        self.process: process.Process | None = None
+        self.slots_busy = 0
+        self._percentage: float | None = None
+        self._around = around
+        self._folder = around.records.folder(record.id)
+        self._task: asyncio.Task[None] | None = None
+        self._shim: subprocess.Popen[bytes] | None = None
+        self._asked_at = 0.0
+        self._answered_at = 0.0
+
+    def start(self) -> None:
+        """Take the worker up from wherever its record says it is."""
+        if self.record.failed:
+            self.state.fail()
+        else:
+            self._task = asyncio.create_task(self._live(), name=f"worker {self.record.id}")
+
+    async def leave(self) -> None:
+        """Stop watching; the worker goes on without us."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=5)
+
+    async def stop(self) -> None:
+        """Drain, end and forget the worker. Raises worker_ending.WillNotEnd."""
+        drain_s = self._around.settings.drain_timeout_s if self.state.serving else 0
+        self.record.stopping = True
+        self._save()
+        await self.leave()
+        self.state.drain()
+        await self._end_processes(drain_s, self._around.settings.term_timeout_s)
+        self.state.stop()
+        await asyncio.to_thread(self._around.records.remove, self.record.id)
+
+    def try_again(self) -> None:
+        """Start a failed worker once more, as a user asked."""
+        self.record.failed, self.record.streak, self.record.boot_id = False, 0, None
+        self._save()
+        self.state.load()
+        self.start()
+
+    def fail(self, problem: Problem) -> None:
+        """It cannot run; the record says so, and the next start of the agent leaves it at that."""
+        log.warning("worker %s failed: %s", self.record.id, problem.message)
+        self.record.failed, self.record.last_error = True, problem
+        self._save()
+        self.state.fail()
+
+    def view(self) -> Worker:
+        """The worker as the API shows it."""
+        record, request, download = self.record, self.record.request, self.download()
+        return Worker(
+            id=record.id,
+            name=request.name,
+            model_ref=request.ref.base,
+            filename=record.filename,
+            backend=request.backend,
+            device=request.device,
+            slots=request.slots,
+            slots_busy=self.slots_busy,
+            ctx_per_slot=record.ctx_per_slot or request.ctx_per_slot,
+            status=self.state.status,
+            url=self._around.probe.url(record.port) if record.port and self.process else None,
+            pid=self.process.pid if self.process else None,
+            started_at=record.started_at,
+            restarts=record.restarts,
+            memory_estimated_bytes=record.memory_estimated_bytes,
+            last_error=record.last_error,
+            percentage=download.view().percentage if download else self._percentage,
+            download_id=record.download_id,
+            threads=record.threads or request.threads,
+            gpu_layers=request.gpu_layers,
+            origin=request.origin,
+        )
+
+    def download(self) -> Job | None:
+        """The download that it waits for."""
+        jobs = (job for job in self._around.downloads.all() if job.record.is_open)
+        return next((job for job in jobs if job.record.download_id == self.record.download_id), None)
+
+    async def ask(self, *, not_older_than: float = 0.0) -> None:
+        """Take over what the worker says of itself, unless it was asked within that many seconds."""
+        now, asked = time.monotonic(), self.process
+        if asked is None or self.record.port is None or now - self._asked_at < not_older_than:
+            return
+        self._asked_at = now
+        health = await self._around.probe.health(self.record.id, self.record.port)
+        if health is None or self.process is not asked or not asked.lives() or self.record.stopping:
+            return
+        self._answered_at = time.monotonic()
+        self.slots_busy, self._percentage = health.slots_busy, health.percentage
+        if health.status in {"idle", "busy"}:
+            self.state.serve(health.slots_busy)
+            if self.record.ready_at is None:
+                self.record.ready_at = datetime.now(UTC)
+                self.record.ctx_per_slot = health.context_per_slot or self.record.ctx_per_slot
+                self._save()
+
+    async def _live(self) -> None:
+        try:
+            ended = await self._take_over()
+            while True:
+                if ended is not None:
+                    await self._after_end(ended)
+                if self.process is None:
+                    await self._launch(await self._prepare())
+                ended = await self._watch()
+        except Failed as failed:
+            self.fail(failed.problem)
+        except ApiError as error:
+            self.fail(as_failed(error).problem)
+        except Exception:
+            log.exception("worker %s", self.record.id)
+            await self._end_processes(0, self._around.settings.term_timeout_s)
+            self.fail(Problem(code="internal_error", message="an error of the hive; its log says which"))
+
+    async def _take_over(self) -> _Ended | None:
+        """Find what an earlier run of the agent left: a process that lives is adopted, one that does not is told of."""
+        record = self.record
+        if record.boot_id is None:
+            return None
+        if record.boot_id != process.boot_id():
+            record.boot_id, record.streak, record.restarts = None, 0, record.restarts + 1
+            record.last_error = Problem(code="machine_restarted", message="the machine was restarted")
+            self._save()
+            return None
+        found = await worker_launch.written_down(self._folder, self._around.settings.state_dir, None)
+        if found is None:
+            # Its agent died while starting it: nothing ran, or a shim that never came to write.
+            await self._end_processes(0, 0)
+            return None
+        if not found.lives():
+            return _Ended(await worker_launch.how_it_ended(self._folder), " while the agent was not running")
+        log.info("worker %s adopted: pid %d", record.id, found.pid)
+        self.process = found
+        return None
+
+    async def _prepare(self) -> Path:
+        """The model's first file, downloaded where it is not there, and all of the record that depends on it."""
+        record, request, around = self.record, self.record.request, self._around
+        path = Path(record.model_path) if record.model_path else None
+        if path is None or not path.exists():
+            path = await self._get_model()
+        facts = await asyncio.to_thread(gguf_header.read, path)
+        record.model_path = str(path)
+        record.ctx_per_slot = placement.context(request.ctx_per_slot, facts)
+        record.memory_estimated_bytes = facts.memory_bytes(request.slots, record.ctx_per_slot)
+        if record.restarts == 0:
+            around.check_memory(record)
+        record.threads = placement.threads(request.threads, around.threads_used(record.id))
+        # Its own port again where that is free, so that those who know its address find it.
+        record.port = placement.free_port(around.settings, around.ports(record.id), prefer=record.port)
+        return path
+
+    async def _get_model(self) -> Path:
+        ref, downloads = self.record.request.ref, self._around.downloads
+        if isinstance(ref, FileRef):
+            return Path(ref.path)
+        job = await downloads.request(ref, self.record.request.origin, for_worker=True)
+        self.record.download_id, self.record.filename = job.record.download_id, job.record.filename
+        self._save()
+        if not job.ended.is_set():
+            self.state.download()
+            await job.ended.wait()
+        self.state.load()
+        if not job.ready:
+            problem = job.record.error or Problem(
+                code="download_cancelled", message="its model's download was cancelled"
+            )
+            raise Failed(problem.code, problem.message, problem.what_to_do)
+        return downloads.path_of(job.record)
+
+    async def _launch(self, model: Path) -> None:
+        """Start the process. The record says so before, so that a crash at any line is seen by the next start."""
+        settings = self._around.settings
+        worker_launch.clear(self._folder)
+        self.record.boot_id, self.record.started_at, self.record.ready_at = process.boot_id(), datetime.now(UTC), None
+        self._save()
+        self._percentage = 0.0
+        self._shim = worker_launch.start(self.record, self._folder, model, settings, self._around.inference_token)
+        self.process = await worker_launch.written_down(self._folder, settings.state_dir, self._shim)
+
+    async def _watch(self) -> _Ended:
+        """Ask the worker how it is until its process is gone."""
+        began = self._answered_at = time.monotonic()
+        allowed = self._around.settings.ready_timeout_s
+        allowed += (self.record.memory_estimated_bytes or 0) * READY_SECONDS_PER_BYTE
+        killed = ""
+        while self.process is not None and self.process.lives():
+            now = time.monotonic()
+            if now - self._asked_at >= (ASK_S if self.state.serving else LOOK_S):
+                await self.ask()
+            if now - self._answered_at > HUNG_S:
+                killed = f", after it had not answered for {HUNG_S:.0f} s"
+            elif not self.state.serving and now - began > allowed:
+                killed = f", as it was not ready after {allowed:.0f} s"
+            if killed:
+                await worker_ending.end(self._around.settings.state_dir, self.record.id, drain_s=0, term_s=0)
+            await asyncio.sleep(LOOK_S)
+        how = await worker_launch.how_it_ended(self._folder)
+        self._gone()
+        return _Ended(how, killed)
+
+    async def _after_end(self, end: _Ended) -> None:
+        """Decide what follows an end that nobody asked for. Raises Failed where that is nothing."""
+        record = self.record
+        known = worker_ending.known_failure(self._folder)
+        if end.how is not None and end.how.exit_code == EXIT_KNOWN_FAILURE and known is not None:
+            if known.code != "port_in_use" or record.streak >= PORT_RACES:
+                raise Failed(known.code, known.message, known.what_to_do)
+            log.info("worker %s: port %s was taken by another; trying the next", record.id, record.port)
+            record.port, record.boot_id, record.streak = None, None, record.streak + 1
+            self._save()
+            return
+        problem = worker_ending.describe(end.how, end.when)
+        record.streak = backoff.streak_after(record.streak, self._served(end.how))
+        record.last_error, record.boot_id = problem, None
+        self.state.load()
+        if backoff.gives_up(record.streak):
+            text = f"{record.streak} crashes in a row; the last one: {problem.message}"
+            raise Failed("crash_loop", text, f"{problem.what_to_do}; ask for the same name and spec to try again")
+        record.restarts += 1
+        self._around.count_restart()
+        self._save()
+        wait = backoff.delay(record.streak)
+        log.warning("worker %s: %s; starting it again in %.1f s", record.id, problem.message, wait)
+        await asyncio.sleep(wait)
+
+    def _served(self, ended: WorkerEnded | None) -> float:
+        """Seconds between its first readiness and its end."""
+        if self.record.ready_at is None:
+            return 0.0
+        until = ended.at if ended is not None else datetime.now(UTC)
+        return (until - self.record.ready_at).total_seconds()
+
+    async def _end_processes(self, drain_s: float, term_s: float) -> None:
+        await worker_ending.end(self._around.settings.state_dir, self.record.id, drain_s=drain_s, term_s=term_s)
+        self._gone()
+
+    def _gone(self) -> None:
+        if self._shim is not None:
+            self._shim.poll()
+        self.process, self.slots_busy, self._percentage = None, 0, None
+
+    def _save(self) -> None:
+        self._around.records.save(self.record)
+
+
+@dataclass(frozen=True)
+class _Ended:
+    how: WorkerEnded | None
+    when: str

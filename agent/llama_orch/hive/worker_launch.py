@@ -1,0 +1,77 @@
+"""Starts a worker's process, and finds one that an earlier run of the agent started."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import time
+from pathlib import Path
+
+from llama_orch.contract.process import ENDED_FILE, FAILURE_FILE, SPEC_FILE, WorkerEnded, WorkerSpec
+from llama_orch.web.auth import Token
+
+from . import atomic, process, worker_ending
+from .problems import Failed
+from .settings import HiveSettings
+from .shim import PROCESS_FILE
+from .worker_records import WorkerRecord
+
+SHIM_START_S = 20.0
+ENDED_WRITTEN_S = 3.0
+_LOOK_S = 0.02
+
+
+def clear(folder: Path) -> None:
+    """Take away what an earlier process of this worker left."""
+    for name in (PROCESS_FILE, ENDED_FILE, FAILURE_FILE):
+        (folder / name).unlink(missing_ok=True)
+
+
+def start(
+    record: WorkerRecord, folder: Path, model: Path, settings: HiveSettings, token: Token | None
+) -> subprocess.Popen[bytes]:
+    """Write the order and start the shim. Raises Failed."""
+    request = record.request
+    spec = WorkerSpec(
+        worker_id=record.id,
+        model_path=str(model),
+        model_name=record.filename or model.name,
+        model_ref=str(request.ref),
+        host=settings.host,
+        port=record.port or 0,
+        backend=request.backend,
+        device=request.device,
+        slots=request.slots,
+        ctx_per_slot=record.ctx_per_slot,
+        threads=record.threads,
+        gpu_layers=request.gpu_layers,
+    )
+    try:
+        atomic.write_text(folder / SPEC_FILE, spec.model_dump_json())
+        return process.start(folder, settings.log_dir / f"worker-{record.id}.log", token)
+    except OSError as error:
+        raise Failed("cannot_start", f"the worker cannot be started: {error.strerror}", "see the hive's log") from None
+
+
+async def written_down(folder: Path, state_dir: Path, shim: subprocess.Popen[bytes] | None) -> process.Process | None:
+    """The process that the shim wrote down, waited for while the shim runs; None where it started none."""
+    deadline = time.monotonic() + SHIM_START_S
+    while (found := process.recorded(folder)) is None and time.monotonic() < deadline:
+        if shim is not None:
+            runs = shim.poll() is None
+        else:
+            runs = folder.name in await asyncio.to_thread(process.find, state_dir)
+        if not runs:
+            return process.recorded(folder)
+        await asyncio.sleep(_LOOK_S)
+    return found
+
+
+async def how_it_ended(folder: Path) -> WorkerEnded | None:
+    """How a process that is gone ended; the shim may need a moment to write it down."""
+    deadline = time.monotonic() + ENDED_WRITTEN_S
+    while (ended := worker_ending.how_it_ended(folder)) is None:
+        if time.monotonic() >= deadline:
+            break
+        await asyncio.sleep(_LOOK_S)
+    return ended

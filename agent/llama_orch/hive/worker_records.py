@@ -1,0 +1,91 @@
+"""Which workers should run: one record in each worker's own folder, written before anything is done about it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from llama_orch.contract.common import Problem
+from llama_orch.contract.hive import SpawnRequest
+
+from . import atomic
+from .process import workers_dir
+
+log = logging.getLogger(__name__)
+RECORD_FILE = "record.json"
+
+
+class WorkerRecord(BaseModel):
+    """One worker as it should be, and what must be known to take it over after a restart of the agent.
+
+    `boot_id` is the boot in which it was last started, None before its first start. `streak` counts crashes without
+    enough service between them. `stopping` and `failed` outlive the agent like everything else here.
+    """
+
+    id: str
+    request: SpawnRequest
+    created_at: datetime
+    filename: str | None = None
+    model_path: str | None = None
+    download_id: str | None = None
+    port: int | None = None
+    ctx_per_slot: int | None = None
+    threads: int | None = None
+    memory_estimated_bytes: int | None = None
+    boot_id: str | None = None
+    started_at: datetime | None = None
+    ready_at: datetime | None = None
+    restarts: int = 0
+    streak: int = 0
+    stopping: bool = False
+    failed: bool = False
+    last_error: Problem | None = None
+
+    @property
+    def cpu_threads(self) -> int:
+        """How many cores it keeps busy."""
+        return (self.threads or 1) if self.request.backend == "cpu" else 1
+
+    def same_spec(self, request: SpawnRequest) -> bool:
+        """Whether that request asks for this worker; who asks does not matter."""
+        return self.request.model_dump(exclude={"origin"}) == request.model_dump(exclude={"origin"})
+
+
+class WorkerRecords:
+    """The folder of workers' folders."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._home = workers_dir(state_dir)
+        self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def folder(self, worker_id: str) -> Path:
+        """A worker's own folder."""
+        return self._home / worker_id
+
+    def load(self) -> list[WorkerRecord]:
+        """All records, oldest first. A folder without one is left of a spawn or a stop that a crash cut: deleted."""
+        records = []
+        for folder in self._home.iterdir():
+            try:
+                records.append(WorkerRecord.model_validate_json((folder / RECORD_FILE).read_bytes()))
+            except FileNotFoundError:
+                shutil.rmtree(folder, ignore_errors=True)
+            except (OSError, ValidationError) as error:
+                log.error("the record of worker %s cannot be read, so it is not run: %s", folder.name, error)  # noqa: TRY400
+        return sorted(records, key=lambda record: record.created_at)
+
+    def save(self, record: WorkerRecord) -> None:
+        """Write a record."""
+        folder = self.folder(record.id)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        atomic.write_text(folder / RECORD_FILE, record.model_dump_json())
+
+    def remove(self, worker_id: str) -> None:
+        """Forget a worker: its record first, so that a crash in between leaves none that would be started again."""
+        folder = self.folder(worker_id)
+        (folder / RECORD_FILE).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,268 @@
+"""All workers of the hive: spawn, look, stop, and taking them over when the agent starts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from llama_orch.contract.errors import ApiError, Conflict, NotFound
+from llama_orch.contract.hive import Backend, Gpu, SpawnRequest, Worker, WorkerStatus
+from llama_orch.contract.model_ref import FileRef
+from llama_orch.web.auth import Token
+from llama_orch.web.tasks import OwnedTasks
+
+from . import devices, gguf_header, placement, process, worker_ending
+from .download_job import Job
+from .downloads import Downloads
+from .nvml import Gpus
+from .problems import Failed
+from .settings import HiveSettings
+from .worker_keeper import Surroundings, WorkerKeeper
+from .worker_probe import Probe
+from .worker_records import WorkerRecord, WorkerRecords
+
+log = logging.getLogger(__name__)
+FRESH_S = 0.2
+LOGS_KEPT = 50
+
+
+class Workers:
+    """The workers by id. What changes them runs as a task of the agent's own, never of a request's."""
+
+    def __init__(
+        self,
+        settings: HiveSettings,
+        downloads: Downloads,
+        gpus: Gpus,
+        inference_token: Token | None,
+        count_restart: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._settings = settings
+        self._downloads = downloads
+        self._gpus = gpus
+        self._seen_gpus: list[Gpu] = []
+        self._records = WorkerRecords(settings.state_dir)
+        self._probe = Probe(settings)
+        self._keepers: dict[str, WorkerKeeper] = {}
+        self._stopping: dict[str, asyncio.Task[Worker]] = {}
+        self._spawning = asyncio.Lock()
+        self._tasks = OwnedTasks()
+        self._around = Surroundings(
+            settings=settings,
+            records=self._records,
+            downloads=downloads,
+            probe=self._probe,
+            inference_token=inference_token,
+            ports=self._ports,
+            threads_used=self._threads_used,
+            check_memory=self._check_memory,
+            count_restart=count_restart,
+        )
+
+    async def start(self) -> None:
+        """Adopt what lives, start what should, end what nobody knows. Raises nothing: the agent must come up."""
+        _, self._seen_gpus = await self._gpus.read()
+        for record in self._records.load():
+            self._keepers[record.id] = WorkerKeeper(record, self._around)
+        for worker_id in await asyncio.to_thread(process.find, self._settings.state_dir):
+            keeper = self._keepers.get(worker_id)
+            if keeper is None or keeper.record.failed:
+                log.warning("worker %s runs without a record that wants it: ended", worker_id)
+                self._tasks.start(self._end_stray(worker_id), f"end {worker_id}")
+        for keeper in self._keepers.values():
+            if keeper.record.stopping:
+                self._begin_stop(keeper)
+            else:
+                keeper.start()
+
+    async def stop(self) -> None:
+        """Leave all workers to themselves."""
+        await asyncio.gather(*(keeper.leave() for keeper in self._keepers.values()))
+        await self._tasks.cancel_all(timeout=5)
+        await self._probe.close()
+
+    async def all(self) -> list[WorkerKeeper]:
+        """Every worker, as it is right now."""
+        keepers = list(self._keepers.values())
+        await asyncio.gather(*(keeper.ask(not_older_than=FRESH_S) for keeper in keepers))
+        return keepers
+
+    async def get(self, worker_id: str) -> Worker:
+        """One worker. Raises NotFound."""
+        keeper = self._keeper(worker_id)
+        await keeper.ask(not_older_than=FRESH_S)
+        return keeper.view()
+
+    def using(self, model_ref: str, filename: str | None) -> list[str]:
+        """The ids of workers that have this model."""
+        return [
+            keeper.record.id
+            for keeper in self._keepers.values()
+            if keeper.record.request.ref.base == model_ref and keeper.record.filename in {filename, None}
+        ]
+
+    async def spawn(self, request: SpawnRequest) -> Worker:
+        """Start a worker, or answer the one of that name. Raises ApiError where it cannot be."""
+        return await self._tasks.finish(self._spawn(request), "spawn")
+
+    async def stop_worker(self, worker_id: str) -> Worker:
+        """Drain, stop and forget a worker; answers it as it ended. Raises NotFound."""
+        return await asyncio.shield(self._begin_stop(self._keeper(worker_id)))
+
+    def _keeper(self, worker_id: str) -> WorkerKeeper:
+        if worker_id not in self._keepers:
+            raise NotFound(f"there is no worker {worker_id[:64]}; GET /api/v1/workers lists them")
+        return self._keepers[worker_id]
+
+    async def _spawn(self, request: SpawnRequest) -> Worker:
+        if (existing := self._named(request)) is not None:
+            return existing
+        status, self._seen_gpus = await self._gpus.read()
+        placement.check_device(request, status, self._seen_gpus)
+        if isinstance(request.ref, FileRef):
+            worker = await self._spawn_checked(request, Path(request.ref.path), None)
+            with contextlib.suppress(ApiError):
+                # So that it is listed; one that cannot be read is shown by the failed worker alone.
+                await self._downloads.request(request.ref, request.origin)
+            return worker
+        job = await self._downloads.request(request.ref, request.origin, for_worker=True)
+        try:
+            return await self._spawn_checked(request, self._downloads.path_of(job.record), job)
+        except ApiError:
+            await self._release(job.record.download_id)
+            raise
+
+    async def _spawn_checked(self, request: SpawnRequest, path: Path, job: Job | None) -> Worker:
+        async with self._spawning:
+            if (existing := self._named(request)) is not None:
+                return existing
+            broken: Failed | None = None
+            record = WorkerRecord(id=uuid.uuid4().hex[:12], request=request, created_at=datetime.now(UTC))
+            if job is None or job.ready:
+                try:
+                    facts = await asyncio.to_thread(gguf_header.read, path)
+                    record.model_path = str(path)
+                    record.ctx_per_slot = placement.context(request.ctx_per_slot, facts)
+                    record.memory_estimated_bytes = facts.memory_bytes(request.slots, record.ctx_per_slot)
+                except Failed as failed:
+                    if failed.problem.code == "model_not_found":
+                        raise NotFound(f"model_ref: {failed.problem.message}", code="model_not_found") from None
+                    broken = failed
+            else:
+                # What its weights alone need; the whole is known when its header is here.
+                record.memory_estimated_bytes = job.record.model.size_bytes if job.record.model else None
+            record.filename = job.record.filename if job else path.name
+            record.download_id = job.record.download_id if job else None
+            self._check_memory(record)
+            record.port = placement.free_port(self._settings, self._ports(record.id))
+            self._records.save(record)
+            keeper = self._keepers[record.id] = WorkerKeeper(record, self._around)
+        if broken is not None:
+            keeper.fail(broken.problem)
+            return keeper.view()
+        if job is not None and not job.ready:
+            keeper.state.download()
+        keeper.start()
+        return keeper.view()
+
+    def _named(self, request: SpawnRequest) -> Worker | None:
+        """The worker that this request names, started again if it failed. Raises Conflict where it is another one."""
+        same_name = (k for k in self._keepers.values() if request.name and k.record.request.name == request.name)
+        keeper = next(same_name, None)
+        if keeper is None:
+            return None
+        if keeper.record.stopping:
+            raise Conflict(f"the worker {request.name} is being stopped: ask again when it is gone")
+        if not keeper.record.same_spec(request):
+            raise Conflict(
+                f"name: there is a worker {request.name} with another spec; stop it first, or choose another name",
+                id=keeper.record.id,
+                status=keeper.state.status,
+            )
+        if keeper.state.status is WorkerStatus.FAILED:
+            keeper.try_again()
+        return keeper.view()
+
+    def _begin_stop(self, keeper: WorkerKeeper) -> asyncio.Task[Worker]:
+        worker_id = keeper.record.id
+        if worker_id not in self._stopping:
+            task = self._stopping[worker_id] = self._tasks.start(self._stop(keeper), f"stop {worker_id}")
+            task.add_done_callback(lambda _: self._stopping.pop(worker_id, None))
+        return self._stopping[worker_id]
+
+    async def _stop(self, keeper: WorkerKeeper) -> Worker:
+        try:
+            await keeper.stop()
+        except worker_ending.WillNotEnd:
+            log.exception("worker %s", keeper.record.id)
+            raise ApiError(
+                "the worker's process does not end even by SIGKILL, as the kernel holds it: restart the machine",
+                code="process_stuck",
+            ) from None
+        del self._keepers[keeper.record.id]
+        if keeper.record.download_id is not None:
+            await self._release(keeper.record.download_id)
+        await asyncio.to_thread(self._prune_logs)
+        return keeper.view()
+
+    async def _release(self, download_id: str) -> None:
+        """End a download that only workers wanted and none does any more."""
+        with contextlib.suppress(NotFound):
+            record = self._downloads.get(download_id).record
+            wanted = any(keeper.record.download_id == download_id for keeper in self._keepers.values())
+            if record.for_workers and record.is_open and not wanted:
+                await self._downloads.cancel(download_id)
+
+    async def _end_stray(self, worker_id: str) -> None:
+        with contextlib.suppress(worker_ending.WillNotEnd):
+            await worker_ending.end(
+                self._settings.state_dir, worker_id, drain_s=0, term_s=self._settings.term_timeout_s
+            )
+        if worker_id not in self._keepers:
+            shutil.rmtree(self._records.folder(worker_id), ignore_errors=True)
+
+    def _ports(self, but: str) -> set[int]:
+        return {k.record.port for k in self._keepers.values() if k.record.id != but and k.record.port is not None}
+
+    def _threads_used(self, but: str) -> int:
+        return sum(k.record.cpu_threads for k in self._wanted(but) if k.record.request.backend == "cpu")
+
+    def _wanted(self, but: str) -> list[WorkerKeeper]:
+        return [k for k in self._keepers.values() if k.record.id != but and not k.record.failed]
+
+    def _check_memory(self, record: WorkerRecord) -> None:
+        """Raises DoesNotFit. What other workers were promised and do not hold yet is not free."""
+        request, needed = record.request, record.memory_estimated_bytes
+        if needed is None:
+            return
+        spoken_for = self._spoken_for(record.id, request.backend, request.device)
+        available, of_what = placement.free_memory(
+            self._settings, request.backend, request.device, self._seen_gpus, spoken_for
+        )
+        placement.check_memory(needed, available, of_what)
+
+    def _spoken_for(self, but: str, backend: Backend, device: int) -> int:
+        total = 0
+        for keeper in self._wanted(but):
+            request = keeper.record.request
+            if (request.backend, request.device) != (backend, device):
+                continue
+            promised = keeper.record.memory_estimated_bytes or 0
+            if backend == "cpu":
+                held = devices.held_memory(keeper.process.pid) if keeper.process else 0
+            else:
+                held = promised if keeper.state.serving else 0
+            total += max(0, promised - held)
+        return total
+
+    def _prune_logs(self) -> None:
+        current = {f"worker-{worker_id}.log" for worker_id in self._keepers}
+        logs = [path for path in self._settings.log_dir.glob("worker-*.log") if path.name not in current]
+        for path in sorted(logs, key=lambda path: path.stat().st_mtime)[:-LOGS_KEPT]:
+            path.unlink(missing_ok=True)
