@@ -17,7 +17,7 @@ from pydantic import AfterValidator
 from . import patterns
 
 _GRAMMAR = "hf:org/repo[@revision][::file=NAME.gguf] or file:/absolute/path.gguf"
-_ABSOLUTE_GGUF = re.compile(r"^(?:/[A-Za-z0-9_@][A-Za-z0-9._+@ -]*)+\.gguf\Z")
+_ABSOLUTE_GGUF = re.compile(r"^(?:/(?!\.{1,2}/)[A-Za-z0-9._@][A-Za-z0-9._+@ -]*)+\.gguf\Z")
 
 
 @dataclass(frozen=True)

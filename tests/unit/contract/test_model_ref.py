@@ -14,6 +14,7 @@ from llama_orch.contract.model_ref import FileRef, HubRef, parse
         ("hf:org/repo@refs/pr/1::file=q/a-Q4_K_M.gguf", None, HubRef("org/repo", "refs/pr/1", "q/a-Q4_K_M.gguf")),
         ("hf:org/repo::file=a.gguf", "a.gguf", HubRef("org/repo", None, "a.gguf")),
         ("file:/models/a b.gguf", None, FileRef("/models/a b.gguf")),
+        ("file:/home/me/.cache/a.gguf", None, FileRef("/home/me/.cache/a.gguf")),
     ],
 )
 def test_what_the_grammar_takes(text: str, filename: str | None, expected: object):
@@ -43,6 +44,8 @@ def test_what_the_grammar_takes(text: str, filename: str | None, expected: objec
         "hf:{{ 7*7 }}/repo",
         "file:relative.gguf",
         "file:/a/../b.gguf",
+        "file:/../b.gguf",
+        "file:/a/./b.gguf",
         "file:/a.bin",
         "file:/a\n.gguf",
         "file:/a\x00.gguf",
