@@ -50,7 +50,7 @@ class LocalUp(BaseModel):
     start_time: int
     boot_id: str
     queen_url: str
-    hive_url: str
+    hive_url: str | None
     api_token_file: Path
     inference_token_file: Path
     secrets_dir: Path
@@ -70,11 +70,12 @@ def read_local_up(folder: Path) -> LocalUp | None:
 
 
 def find_local_up() -> LocalUp | None:
-    """The `up` that runs in this folder's checkout, or in one around it."""
+    """The `up` that runs in this folder's checkout, or in one around it; else the fleet of test hosts there."""
     here = Path.cwd()
     for folder in (here, *here.parents):
-        if (found := read_local_up(folder / ".llama-orch")) is not None:
-            return found
+        for home in (folder / ".llama-orch", folder / ".llama-orch" / "fleet"):
+            if (found := read_local_up(home)) is not None:
+                return found
     return None
 
 
@@ -97,7 +98,7 @@ class Connection:
         up = find_local_up()
         if self.hive and "://" not in self.hive:
             return await self._open_node(self.hive, up)
-        url = _checked(self.hive or (up.hive_url if up else DEFAULT_HIVE), "--hive")
+        url = _checked(self.hive or (up.hive_url if up else None) or DEFAULT_HIVE, "--hive")
         return Hive(url, self._token(url, up))
 
     async def _open_node(self, name: str, up: LocalUp | None) -> Hive:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
+from pydantic import ValidationError
 
 from llama_orch.client import Hive, why_not_connected
 from llama_orch.contract import model_ref as refs
@@ -126,9 +127,12 @@ async def start_worker(hive: Hive, model: Chosen, *, name: str, slots: int = 2) 
     devices = await hive.devices()
     backends: tuple[Backend, ...] = ("cuda", "cpu") if devices.gpus else ("cpu",)
     for backend in backends:
-        spawn = SpawnRequest(
-            model_ref=model.model_ref, filename=model.filename, backend=backend, slots=slots, name=name
-        )
+        try:
+            spawn = SpawnRequest(
+                model_ref=model.model_ref, filename=model.filename, backend=backend, slots=slots, name=name
+            )
+        except ValidationError as error:
+            raise Failed(f"{model.model_ref}: {error.errors()[0]['msg']}; choose another folder with --dir") from None
         try:
             worker = await _spawn(hive, spawn)
         except BadRequest as error:

@@ -136,7 +136,7 @@ class Home:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 other = read_local_up(self.folder)
-                where = f" (process {other.pid}, queen {other.queen_url}, hive {other.hive_url})" if other else ""
+                where = f" (process {other.pid}, queen {other.queen_url})" if other else ""
                 raise Unusable(
                     f"llama-orch already runs in {self.folder}{where}: use it, "
                     "stop it with Ctrl-C, or give another --dir"
@@ -154,29 +154,32 @@ class Home:
         return [f"process {pid} ({' '.join(argv)[:80].strip()})" for pid, argv in found.items()]
 
     def prepare(self) -> None:
-        """Write secrets, settings and inventory, where they are not there or not right."""
+        """Write secrets and settings, where they are not there or not right."""
         for file in (self.api_token_file, self.inference_token_file):
             home_files.make_token(file)
-        home_files.link_hive_token(self.secrets, "local")
         home_files.write_settings(self.folder, ADDRESS, self.queen_port, self.hive_port)
+
+    def prepare_this_machine(self) -> None:
+        """Make this machine node `local` of the queen."""
+        home_files.link_hive_token(self.secrets, "local")
         home_files.write_inventory(self.folder / "inventory", ADDRESS, self.hive_port)
 
     async def start_hive(self) -> Child:
         """Start the hive and wait until it answers as ours. Raises Unusable or Failed."""
-        child = await self._start("hive", self.hive_port, "--hive-port", "LLAMA_ORCH_HIVE_PORT")
+        child = await self._start("hive", self.hive_port)
         async with self.hive() as client:
             await child.wait_ready(client.info)
         return child
 
     async def start_queen(self) -> Child:
         """Start the queen and wait until it answers as ours. Raises Unusable or Failed."""
-        child = await self._start("queen", self.queen_port, "--queen-port", "LLAMA_ORCH_QUEEN_PORT")
+        child = await self._start("queen", self.queen_port)
         async with self.queen() as client:
             await child.wait_ready(client.list_nodes)
         return child
 
-    async def _start(self, name: str, port: int, option: str, variable: str) -> Child:
-        check_port(port, option, variable)
+    async def _start(self, name: str, port: int) -> Child:
+        check_port(port, f"--{name}-port", f"LLAMA_ORCH_{name.upper()}_PORT")
         log = self.folder / "log" / f"{name}.log"
         log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if log.exists():
@@ -210,7 +213,7 @@ class Home:
             start_time=processes.start_time(pid),
             boot_id=processes.boot_id(),
             queen_url=f"http://{ADDRESS}:{self.queen_port}",
-            hive_url=f"http://{ADDRESS}:{self.hive_port}",
+            hive_url=next((child.url for child in self.children if child.name == "hive"), None),
             api_token_file=self.api_token_file,
             inference_token_file=self.inference_token_file,
             secrets_dir=self.secrets,

@@ -5,24 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shlex
-import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from llama_orch.contract.errors import ApiError
-
-from .connection import Unusable, read_token
+from .connection import read_token
 from .first_answer import ask, get_model, start_worker
-from .local import Home
-from .output import line, out
-from .running import Failed, run, tell_any
+from .keep_up import keep_up, step
+from .local import Home, check_port
+from .output import line
+from .running import run
 
 WORKER_NAME = "up"
-INTERRUPTED = 130
 
 
 def up(
@@ -45,67 +41,13 @@ def up(
     raise typer.Exit(run(keep_up(home, story, exit_after_answer=exit_after_answer)))
 
 
-async def keep_up(home: Home, story: Callable[[], Awaitable[None]], *, exit_after_answer: bool) -> int:
-    """Run `story` in a locked home, then stay until a signal or the end of a child; stop everything.
-
-    Returns the exit status. Raises Unusable where the home is held by another process or cannot be used.
-    """
-    stop = asyncio.Event()
-
-    def on_signal() -> None:
-        if stop.is_set():
-            home.hurry.set()
-        stop.set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, on_signal)
-    with home.locked():
-        try:
-            return await _until_stopped(home, story, stop, exit_after_answer=exit_after_answer)
-        finally:
-            # From here on a signal means: faster.
-            stop.set()
-            with step("Stopping workers, hive and queen"):
-                await home.stop()
-            line("Stopped; nothing is left running.")
-
-
-async def _until_stopped(
-    home: Home, story: Callable[[], Awaitable[None]], stop: asyncio.Event, *, exit_after_answer: bool
-) -> int:
-    asked_to_stop = asyncio.ensure_future(stop.wait())
-    telling = asyncio.ensure_future(story())
-    watching: asyncio.Future[None] | None = None
-    try:
-        await asyncio.wait({asked_to_stop, telling}, return_when=asyncio.FIRST_COMPLETED)
-        if not telling.done():
-            line("\nInterrupted", style="yellow")
-            return INTERRUPTED
-        await telling
-        if exit_after_answer:
-            return 0
-        watching = asyncio.ensure_future(home.watch())
-        await asyncio.wait({asked_to_stop, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if watching.done():
-            await watching
-    except (ApiError, Failed, Unusable) as error:
-        # Told before the stop, since that takes a while.
-        return tell_any(error)
-    else:
-        line()
-        return 0
-    finally:
-        tasks: list[asyncio.Future[Any]] = [task for task in (asked_to_stop, telling, watching) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
 async def _story(home: Home, model: str | None) -> None:
     for left in await asyncio.to_thread(home.end_leftovers):
         line(f"Ended {left}, left by an earlier run that could not stop", style="yellow")
+    check_port(home.hive_port, "--hive-port", "LLAMA_ORCH_HIVE_PORT")
+    check_port(home.queen_port, "--queen-port", "LLAMA_ORCH_QUEEN_PORT")
     home.prepare()
+    home.prepare_this_machine()
     with step("Starting the hive"):
         hive_child = await home.start_hive()
     line(f"Hive   {hive_child.url}   log {hive_child.log}")
@@ -120,17 +62,6 @@ async def _story(home: Home, model: str | None) -> None:
     line()
     await ask(str(worker.url), read_token(home.inference_token_file))
     _how_to_go_on(home, str(worker.url))
-
-
-@contextlib.contextmanager
-def step(text: str) -> Iterator[None]:
-    """A spinner while something short is done; a line where there is no terminal."""
-    if out.is_terminal:
-        with out.status(text):
-            yield
-    else:
-        line(f"{text} …")
-        yield
 
 
 def _how_to_go_on(home: Home, worker_url: str) -> None:
