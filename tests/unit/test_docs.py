@@ -6,7 +6,7 @@ import ast
 import json
 import re
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,13 @@ from llama_orch.contract import errors, operations
 from llama_orch.contract.errors import ApiError
 from llama_orch.contract.operations import Operation
 from llama_orch.contract.process import FailureCode
+from llama_orch.hive import metrics as hive_metrics
 from llama_orch.hive.settings import HiveSettings
+from llama_orch.queen import metrics as queen_metrics
 from llama_orch.queen.settings import QueenSettings
+from llama_orch.web.app import Routes, create_app
 from llama_orch.web.settings import Settings
+from llama_orch.worker import metrics as worker_metrics
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -70,13 +74,12 @@ def test_every_operation_is_described_and_no_other(part: str):
     assert set(_described(part)) == {f"{operation.method} {operation.path}" for operation in PARTS[part]}
 
 
-def _all_operations() -> Iterator[Any]:
-    for part, known in PARTS.items():
-        for operation in known:
-            yield pytest.param(part, operation, id=f"{part} {operation.name}")
+_OPERATIONS = [
+    pytest.param(part, operation, id=f"{part} {operation.name}") for part, known in PARTS.items() for operation in known
+]
 
 
-@pytest.mark.parametrize(("part", "operation"), _all_operations())
+@pytest.mark.parametrize(("part", "operation"), _OPERATIONS)
 def test_an_operation_has_a_curl_line_that_the_contract_takes(part: str, operation: Operation):
     text = _described(part)[f"{operation.method} {operation.path}"]
     lines = [line for kind, block in _FENCE.findall(text) for line in [block.replace("\\\n", " ")] if kind == "sh"]
@@ -84,14 +87,14 @@ def test_an_operation_has_a_curl_line_that_the_contract_takes(part: str, operati
     fitting = [line for line in lines if re.search(rf"\${part.upper()}{path}(?=[\s\"?]|$)", line)]
     assert fitting, lines
     for line in fitting:
-        assert ("-H \"$AUTH\"" in line or "-H \"$INFERENCE\"" in line) == operation.auth, line
+        assert ('-H "$AUTH"' in line or '-H "$INFERENCE"' in line) == operation.auth, line
         assert ("-X" in line) == (operation.method != "GET"), line
         for body in re.findall(r"-d '(\{.*?\})'", line, re.DOTALL):
             assert operation.request is not None, line
             operation.request.model_validate_json(body)
 
 
-@pytest.mark.parametrize(("part", "operation"), _all_operations())
+@pytest.mark.parametrize(("part", "operation"), _OPERATIONS)
 def test_an_operations_fields_are_all_named_and_its_example_is_whole(part: str, operation: Operation):
     text = _described(part)[f"{operation.method} {operation.path}"]
     if operation.request is not None and operation is not operations.CHAT_COMPLETIONS:
@@ -184,49 +187,43 @@ _METRIC = re.compile(r"\bllama_orch_(?:queen|hive|worker)_[a-z0-9_]+")
 _SUFFIXES = re.compile(r"_(?:bucket|count|sum|created)$")
 
 
-def _metrics_in_code() -> set[str]:
-    found = set()
+@pytest.fixture(scope="module")
+def metrics() -> dict[str, set[str]]:
+    """The labels of every metric by its name as a scrape shows it, registered as the processes themselves do."""
+    registry = CollectorRegistry()
+    worker_metrics.Metrics(registry)
+    hive_metrics.Metrics(registry)
+    registries = [registry, queen_metrics.QueenMetrics().registry]
     for part in ("queen", "hive", "worker"):
-        found |= _series(part)
+        create_app(f"docs-{part}", part, Routes(()), token=None, registry=registry)
+    found: dict[str, set[str]] = {}
+    for collector in (one for registry in registries for one in registry._collector_to_names):
+        family = next(iter(collector.collect()))
+        found[family.name + ("_total" if family.type == "counter" else "")] = set(getattr(collector, "_labelnames", ()))
     return found
 
 
-def _series(part: str) -> set[str]:
-    """Names of all series of a part, as a scrape shows them: built as the process itself builds them."""
-    registry = CollectorRegistry()
-    _BUILDERS[part](registry)
-    names = set()
-    for family in registry.collect():
-        names.add(family.name + ("_total" if family.type == "counter" else ""))
-    return names
+def test_every_metric_is_described_with_its_labels_and_no_other(metrics: dict[str, set[str]]):
+    described: dict[str, set[str]] = {}
+    for names, _, labels in re.findall(
+        r"^\| (`llama_orch_[^|]*) \|([^|]*)\|([^|]*)\|", _page("monitoring"), re.MULTILINE
+    ):
+        for name in re.findall(r"`(\w+)`", names):
+            described[name] = set(re.findall(r"`(\w+)`", labels))
+    assert described == metrics
 
 
-def _web(part: str, registry: CollectorRegistry) -> None:
-    from llama_orch.web import app
-
-    app.create_app(f"docs-{part}", part, app.Routes(()), token=None, registry=registry)
-
-
-def _worker(registry: CollectorRegistry) -> None:
-    from llama_orch.worker.metrics import Metrics
-
-    Metrics(registry)
-    _web("worker", registry)
+def test_alerts_and_queries_name_metrics_that_there_are(metrics: dict[str, set[str]]):
+    blocks = [block for _, block in _FENCE.findall(_page("monitoring"))]
+    named = {name for block in blocks for name in _METRIC.findall(block)}
+    assert {_SUFFIXES.sub("", name) for name in named} <= set(metrics)
 
 
-_BUILDERS: dict[str, Callable[[CollectorRegistry], None]] = {"worker": _worker}
-
-
-def test_every_metric_is_described_and_no_other():
-    described = {name for name in _first_cells(_page("monitoring")) if name.startswith("llama_orch_")}
-    assert described == _metrics_in_code()
-
-
-def test_alerts_and_queries_name_metrics_that_there_are():
-    known = _metrics_in_code()
-    for _, block in _FENCE.findall(_page("monitoring")):
-        for name in _METRIC.findall(block):
-            assert name in known or _SUFFIXES.sub("", name) in known, name
+def test_the_alerts_are_rules():
+    block = _FENCE.findall(_sections(_page("monitoring"), 2)["Alerts"])[0][1]
+    rules = YAML(typ="safe").load(block)["groups"][0]["rules"]
+    assert len(rules) == 5
+    assert all({"alert", "expr", "annotations"} <= set(rule) for rule in rules)
 
 
 # --- docs/troubleshooting.md ------------------------------------------------------------------------------------------
