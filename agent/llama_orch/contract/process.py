@@ -22,6 +22,9 @@ EXIT_STOPPED = 0
 # The worker knows why and has written FAILURE_FILE; every other code is a crash.
 EXIT_KNOWN_FAILURE = 3
 
+# What a worker takes where `ctx_per_slot` is null, or what the model was trained with, whichever is less.
+DEFAULT_CONTEXT = 4096
+
 FailureCode = Literal[
     "model_unreadable", "model_truncated", "out_of_memory", "port_in_use", "cannot_listen", "backend_unavailable"
 ]

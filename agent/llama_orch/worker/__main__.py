@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
 
 # Before anything that takes time to import: a signal's default action would end us with a signal as the reason,
 # and the hive would take an end that it asked for to be a crash. Nothing is under way yet, so just leave.
 for _number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-    signal.signal(_number, lambda *_: sys.exit(0))
+    signal.signal(_number, lambda *_: os._exit(0))
 
 from .process import main  # noqa: E402
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import llama_cpp as binding
 
-from llama_orch.contract.process import WorkerSpec
+from llama_orch.contract.process import DEFAULT_CONTEXT, WorkerSpec
 
 from . import backends, model_file
 from .generation import CannotServe, FinishReason, GenerationFailed, Listener, LoadAborted, ModelInfo, Sampling
@@ -19,7 +19,6 @@ from .llama_log import LlamaLog, no_memory
 # The binding declares C types where its functions take and give Python's own.
 llama_cpp: Any = binding
 
-DEFAULT_CONTEXT = 4096
 # Tokens of a prompt that are computed at once: nobody's leaving is noticed in between.
 BATCH_TOKENS = 512
 

@@ -93,6 +93,12 @@ def _record(folder: Path, error: CannotServe) -> None:
     partial.replace(folder / FAILURE_FILE)
 
 
+async def _ignore_signals(_: Sanic) -> None:
+    # Sanic has just put the default actions back: asked twice, we would end by a signal while we end anyway.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class _Process:
     """One run of the server; ends by a signal or by a load that fails."""
 
@@ -112,6 +118,7 @@ class _Process:
             "worker", "worker", routes.build(self._service), token=token, registry=registry, refresh_metrics=refresh
         )
         self._app.after_server_start(self._begin)
+        self._app.before_server_stop(_ignore_signals)
 
     def run(self) -> int:
         """Serve until the end and return the exit code. Raises CannotServe."""
