@@ -453,7 +453,7 @@ async def test_a_client_that_leaves_frees_its_slot(start: Start, stream: bool):
         await asyncio.gather(reading, return_exceptions=True)
         left = time.monotonic()
         await until_metric(session, 'slots{state="busy"}', 0)
-        assert time.monotonic() - left < 1.0
+        assert time.monotonic() - left < 2.0
         assert await metric(session, 'answers_total{outcome="cancelled"}') == 1
         assert await complete(session, "A", max_tokens=1) == "B"
 
