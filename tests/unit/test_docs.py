@@ -237,7 +237,7 @@ def test_every_failure_code_is_explained_and_no_other():
 
 def _failure_codes() -> dict[str, str]:
     """Each code that a node, job, worker, download or request can end with, and a file that has it."""
-    found = {code: "contract/process.py" for code in FailureCode.__args__}
+    found = dict.fromkeys(FailureCode.__args__, "contract/process.py")
     for path in PACKAGE.rglob("*.py"):
         found |= dict.fromkeys(_codes_of(ast.parse(path.read_text(encoding="utf-8"))), str(path.relative_to(PACKAGE)))
     for path in (ROOT / "roles").rglob("*.yml"):
