@@ -552,14 +552,14 @@ async def test_an_idle_worker_drains_at_once(start: Start):
 async def test_asked_to_stop_again_and_again_the_worker_ends_as_asked(start: Start):
     worker = start("slow")
     await worker.until("idle")
-    async with session_of(worker) as session:
-        async with session.post("/v1/completions", json={"prompt": "A", "stream": True}) as answer:
-            await anext(events(answer))
-            for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM):
-                worker.process.send_signal(number)
-            while worker.process.poll() is None:
-                worker.process.send_signal(signal.SIGTERM)
-                await asyncio.sleep(0.002)
+    body = {"prompt": "A", "stream": True}
+    async with session_of(worker) as session, session.post("/v1/completions", json=body) as answer:
+        await anext(events(answer))
+        for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM):
+            worker.process.send_signal(number)
+        while worker.process.poll() is None:
+            worker.process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.002)
     assert worker.process.returncode == 0
 
 
