@@ -1,0 +1,251 @@
+"""`llama-orch up` as a user has it: a real queen, hive and worker, begun and ended in every way."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llama_orch.cli import processes
+from llama_orch.demo_model import DEMO_SENTENCE
+from tests.hub import Hub
+from tests.models import truncated_model
+
+START_SECONDS = 60.0
+STOP_SECONDS = 30.0
+LAST_LINE = "Ctrl-C stops everything."
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Up:
+    """A run of `llama-orch up` with its output, in a session of its own as a terminal's jobs are."""
+
+    def __init__(self, folder: Path, *arguments: str, environment: dict[str, str] | None = None) -> None:
+        self.output = ""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "llama_orch.cli", "up", *arguments],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+
+    def read_until(self, text: str, seconds: float = START_SECONDS) -> str:
+        """Read on until `text` was printed; fails where the process ends or the time is up before."""
+        until = time.monotonic() + seconds
+        while text not in self.output:
+            assert self._read(until - time.monotonic()), f"no {text!r} in:\n{self.output}"
+        return self.output
+
+    def ended(self, seconds: float = START_SECONDS) -> int:
+        """Its exit status, with all of its output read."""
+        until = time.monotonic() + seconds
+        while self._read(until - time.monotonic()):
+            pass
+        return self.process.wait(max(0.1, until - time.monotonic()))
+
+    def stop(self, number: signal.Signals = signal.SIGINT) -> int:
+        self.process.send_signal(number)
+        return self.ended(STOP_SECONDS)
+
+    def _read(self, seconds: float) -> bool:
+        assert self.process.stdout is not None
+        if not select.select([self.process.stdout], [], [], max(0.0, seconds))[0]:
+            raise TimeoutError(self.output)
+        data = os.read(self.process.stdout.fileno(), 65536)
+        self.output += data.decode(errors="replace")
+        return bool(data)
+
+
+class Place:
+    """A folder in which `up` runs, on ports of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.home = folder / ".llama-orch"
+        self.queen_port, self.hive_port = free_port(), free_port()
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("LLAMA_ORCH_", "HF_"))},
+            "PYTHONPATH": str(REPOSITORY / "agent"),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            # Nobody listens there, so that no test waits for a network that may be there or not.
+            "LLAMA_ORCH_HIVE_HUB_ENDPOINT": "http://127.0.0.1:9",
+            "LLAMA_ORCH_HIVE_RESERVE_RAM_BYTES": "0",
+        }
+        self.ups: list[Up] = []
+
+    def up(self, *arguments: str, **environment: str) -> Up:
+        ports = ("--queen-port", str(self.queen_port), "--hive-port", str(self.hive_port))
+        self.ups.append(Up(self.folder, *ports, *arguments, environment=self.environment | environment))
+        return self.ups[-1]
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "llama_orch.cli", *arguments]
+        return subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    def running(self) -> dict[int, str]:
+        """Everything that runs from this folder, found by what stands in its arguments."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and processes.start_time(int(entry.name)):
+                try:
+                    arguments = (entry / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
+                except OSError:
+                    continue
+                if str(self.folder) in arguments:
+                    found[int(entry.name)] = arguments
+        return found
+
+    def pids_of(self, module: str) -> list[int]:
+        return [pid for pid, arguments in self.running().items() if f"-m {module} " in arguments]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    made = Place(tmp_path)
+    yield made
+    for up in made.ups:
+        if up.process.poll() is None:
+            up.process.kill()
+        up.process.wait()
+        assert up.process.stdout is not None
+        up.process.stdout.close()
+    processes.end(list(made.running()), grace_s=2.0)
+
+
+def test_one_answer_then_everything_ends(place: Place):
+    up = place.up("--exit-after-answer")
+    assert up.ended() == 0, up.output
+    assert DEMO_SENTENCE in up.output and "cannot be reached (Connection refused)" in up.output
+    assert place.running() == {}
+    for secret in ("api-token", "inference-token"):
+        assert (place.home / "secrets" / secret).stat().st_mode & 0o777 == 0o600
+    assert not (place.home / "connection.json").exists()
+
+
+def test_what_it_prints_works_when_pasted_and_the_command_finds_it(place: Place):
+    up = place.up()
+    output = up.read_until(LAST_LINE)
+    lines = [line.strip() for line in output.splitlines() if line.strip().startswith("curl ")]
+    answers = [
+        subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=30, check=True).stdout
+        for line in lines
+    ]
+    nodes, workers, chat = answers
+    assert json.loads(nodes)["nodes"][0]["node_name"] == "local"
+    assert json.loads(workers)["workers"][0]["slots"] == 2
+    pieces = re.findall(r'"content":\s*"((?:[^"\\]|\\.)*)"', chat)
+    assert "".join(json.loads(f'"{piece}"') for piece in pieces) == DEMO_SENTENCE
+
+    assert "local" in place.command("nodes", "list").stdout
+    assert place.command("chat", "Hi").stdout.strip() == DEMO_SENTENCE
+    until = time.monotonic() + 30
+    while "active" not in (listed := place.command("nodes", "list").stdout):
+        assert time.monotonic() < until, listed
+    devices = place.command("devices", "--hive", "local", "--json")
+    assert json.loads(devices.stdout)["cpu"]["cores"] >= 1, devices.stderr
+
+    again = place.up()
+    assert again.ended() == 2
+    assert f"already runs in {place.home} (process {up.process.pid}" in again.output
+
+    assert up.stop(signal.SIGTERM) == 0
+    assert "Stopped; nothing is left running." in up.output
+    assert place.running() == {}
+
+
+@pytest.mark.parametrize("after", ["Starting the hive", "Starting the queen", "starting file:"])
+def test_ctrl_c_while_it_starts_leaves_nothing(place: Place, after: str):
+    up = place.up()
+    up.read_until(after)
+    assert up.stop() == 130
+    assert place.running() == {}
+
+
+def test_what_a_killed_run_left_is_cleaned_up_by_the_next(place: Place):
+    up = place.up()
+    up.read_until(LAST_LINE)
+    up.process.kill()
+    up.process.wait()
+    left = place.running()
+    workers = place.pids_of("llama_orch.worker")
+    assert place.pids_of("llama_orch.hive") and place.pids_of("llama_orch.queen") and workers
+    again = place.up()
+    output = again.read_until(LAST_LINE)
+    assert output.count("left by an earlier run") == 2
+    # The hive adopts the worker that outlived its agent.
+    assert place.pids_of("llama_orch.worker") == workers
+    assert again.stop() == 0
+    assert place.running() == {} and left
+
+
+def test_a_child_that_dies_ends_the_run_with_its_log(place: Place):
+    up = place.up()
+    up.read_until(LAST_LINE)
+    os.kill(place.pids_of("llama_orch.hive")[0], signal.SIGKILL)
+    assert up.ended(STOP_SECONDS) == 1
+    assert "the hive was ended by SIGKILL; the end of" in up.output
+    assert place.running() == {}
+
+
+def test_a_child_that_cannot_start_says_why(place: Place):
+    (place.home / "hive").mkdir(parents=True)
+    (place.home / "hive" / "state").write_text("in the way")
+    up = place.up()
+    assert up.ended() == 1
+    assert "the hive ended with 2" in up.output and "'state_dir'" in up.output
+    assert place.running() == {}
+
+
+@pytest.mark.parametrize(("which", "option"), [("queen_port", "--queen-port"), ("hive_port", "--hive-port")])
+def test_a_taken_port_is_named_with_what_to_change(place: Place, which: str, option: str):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", getattr(place, which)))
+        taken.listen(1)
+        up = place.up()
+        assert up.ended() == 2
+    assert f"port {getattr(place, which)} is in use" in up.output and option in up.output
+    assert place.running() == {}
+
+
+def test_a_model_from_the_hub(place: Place, tmp_path: Path):
+    from llama_orch.demo_model import write_demo_model
+
+    with Hub() as hub:
+        hub.add_repo("org/tiny-GGUF", {"tiny-Q4_K_M.gguf": write_demo_model(tmp_path / "hub.gguf")})
+        up = place.up("--exit-after-answer", "--model", "hf:org/tiny-GGUF", LLAMA_ORCH_HIVE_HUB_ENDPOINT=hub.url)
+        assert up.ended() == 0, up.output
+    assert "downloading tiny-Q4_K_M.gguf" in up.output and DEMO_SENTENCE in up.output
+
+
+def test_a_model_that_was_asked_for_is_not_replaced(place: Place):
+    up = place.up("--model", "hf:org/tiny-GGUF")
+    assert up.ended() == 1
+    assert "hf:org/tiny-GGUF cannot be had: the hub http://127.0.0.1:9 cannot be reached" in up.output
+    assert place.running() == {}
+
+
+def test_a_model_that_is_broken_says_so(place: Place, tmp_path: Path):
+    up = place.up("--model", f"file:{truncated_model(tmp_path / 'cut.gguf')}")
+    assert up.ended() == 1
+    assert "error:" in up.output and "cut.gguf" in up.output
+    assert place.running() == {}
