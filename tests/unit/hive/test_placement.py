@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from llama_orch.contract.errors import BadRequest, DoesNotFit, NotReady
+from llama_orch.contract.hive import Gpu, GpuStatus, SpawnRequest
+from llama_orch.hive import placement
+from llama_orch.hive.gguf_header import ModelFacts
+from llama_orch.hive.settings import HiveSettings
+
+HERE, GONE = GpuStatus(available=True), GpuStatus(available=False, reason="no library")
+GPUS = [
+    Gpu(
+        index=index,
+        uuid="",
+        name="GPU",
+        memory_total_bytes=24 * 2**30,
+        memory_used_bytes=0,
+        memory_free_bytes=20 * 2**30,
+        utilization_percent=0,
+        temperature_celsius=30,
+        power_watts=50,
+    )
+    for index in (0, 1)
+]
+
+
+def spawn(**fields: object) -> SpawnRequest:
+    return SpawnRequest.model_validate({"model_ref": "hf:a/b", "backend": "cpu", **fields})
+
+
+def test_devices_that_are_here():
+    placement.check_device(spawn(), GONE, [])
+    placement.check_device(spawn(backend="cuda", device=1, gpu_layers=3), HERE, GPUS)
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "gpus", "said"),
+    [
+        ({"backend": "cuda"}, GONE, [], r"no GPU \(no library\); it has backend cpu"),
+        ({"backend": "cuda", "device": 2}, HERE, GPUS, "no GPU 2 here; there are: cuda:0, cuda:1 and cpu:0"),
+        ({"device": 1}, HERE, GPUS, "the CPU is device 0"),
+        ({"gpu_layers": 1}, HERE, GPUS, "gpu_layers"),
+    ],
+)
+def test_devices_that_are_not(fields: dict[str, object], status: GpuStatus, gpus: list[Gpu], said: str):
+    with pytest.raises(BadRequest, match=said):
+        placement.check_device(spawn(**fields), status, gpus)
+
+
+def test_gpu_memory_leaves_the_reserve_and_what_others_were_promised():
+    settings = HiveSettings(reserve_gpu_bytes=2**30)
+    available, what = placement.free_memory(settings, "cuda", 1, GPUS, 4 * 2**30)
+    assert (available, what) == (15 * 2**30, "memory of GPU 1")
+    with pytest.raises(DoesNotFit) as error:
+        placement.check_memory(available + 1, available, what)
+    assert error.value.details == {"needed_bytes": available + 1, "available_bytes": available}
+    placement.check_memory(available, available, what)
+
+
+def test_context_is_bounded_by_the_model():
+    facts = ModelFacts("llama", 1, 8192, 1, 1, 1, 1)
+    assert placement.context(None, facts) == 4096
+    assert placement.context(8192, facts) == 8192
+    with pytest.raises(BadRequest, match="8192"):
+        placement.context(8193, facts)
+    assert placement.context(None, ModelFacts("llama", 1, 2048, 1, 1, 1, 1)) == 2048
+
+
+def test_ports_skip_the_agent_the_taken_and_those_in_use():
+    with socket.socket() as used:
+        used.bind(("127.0.0.1", 0))
+        used.listen()
+        first = used.getsockname()[1]
+        settings = HiveSettings(host="127.0.0.1", port=first + 1, worker_port_min=first, worker_port_max=first + 3)
+        assert placement.free_port(settings, {first + 2}) == first + 3
+        assert placement.free_port(settings, set(), prefer=first + 3) == first + 3
+        with pytest.raises(NotReady, match="worker_port_max"):
+            placement.free_port(settings, {first + 2, first + 3})
+
+
+def test_8081_is_never_given():
+    settings = HiveSettings(host="127.0.0.1", port=9, worker_port_min=8081, worker_port_max=8081)
+    with pytest.raises(NotReady):
+        placement.free_port(settings, set())
+
+
+def test_threads_leave_a_core_and_share_the_rest(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(placement.devices, "cores", lambda: 8)
+    assert placement.threads(None, 0) == 7
+    assert placement.threads(None, 4) == 3
+    assert placement.threads(None, 7) == 1
+    assert placement.threads(5, 7) == 5

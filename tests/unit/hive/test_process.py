@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from llama_orch.contract.process import ENDED_FILE, WorkerEnded
+from llama_orch.hive import process, shim, worker_ending
+
+
+def run_shim(folder: Path, *command: str) -> WorkerEnded:
+    (folder / "tmp").mkdir(exist_ok=True)
+    subprocess.run([sys.executable, shim.__file__, str(folder), "--", *command], timeout=30, check=False)
+    return WorkerEnded.model_validate_json((folder / ENDED_FILE).read_bytes())
+
+
+def test_the_shim_writes_how_its_command_ended(tmp_path: Path):
+    ended = run_shim(tmp_path, sys.executable, "-c", "raise SystemExit(3)")
+    assert (ended.exit_code, ended.signal) == (3, None)
+    ended = run_shim(tmp_path, sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")
+    assert (ended.exit_code, ended.signal) == (None, signal.SIGKILL)
+    assert (run_shim(tmp_path, "/no/such/program")).exit_code == 127
+    problem = worker_ending.describe(WorkerEnded(exit_code=None, signal=9, at=ended.at), " while nobody looked")
+    assert problem.message == "the worker's process was ended by signal 9 (SIGKILL) while nobody looked"
+
+
+def test_the_shim_hands_on_the_token_a_folder_for_temporary_files_and_default_signals(tmp_path: Path):
+    read_end, write_end = os.pipe()
+    os.write(write_end, b"a secret")
+    os.close(write_end)
+    script = (
+        "import os, signal, sys; print(os.read(int(sys.argv[2]), 99).decode(), os.environ['TMPDIR'],"
+        " signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)"
+    )
+    (tmp_path / "tmp").mkdir()
+    command = [sys.executable, "-c", script, "--token-fd", str(read_end)]
+    done = subprocess.run(
+        [sys.executable, shim.__file__, str(tmp_path), "--", *command],
+        pass_fds=(read_end,),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    os.close(read_end)
+    assert done.stdout.split() == ["a", "secret", str(tmp_path / "tmp"), "True"]
+    recorded = json.loads((tmp_path / "process.json").read_text())
+    assert recorded["boot_id"] == process.boot_id()
+    assert "a secret" not in "".join(path.read_text() for path in tmp_path.glob("*.json"))
+
+
+def test_a_process_is_known_by_pid_and_start():
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    began = process.start_time(child.pid)
+    assert began is not None
+    stranger, known = process.Process(child.pid, began - 1), process.Process(child.pid, began)
+    stranger.send(signal.SIGKILL)
+    assert known.lives()
+    assert not stranger.lives()
+    known.send(signal.SIGKILL)
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert not known.lives(), "one that waits to be reaped has ended"
+    child.wait(10)
+    known.send(signal.SIGKILL)
+    assert process.start_time(child.pid) is None
+
+
+def test_a_record_of_another_boot_names_no_process(tmp_path: Path):
+    recorded = {"pid": os.getpid(), "start_time": process.start_time(os.getpid()), "boot_id": process.boot_id()}
+    (tmp_path / "process.json").write_text(json.dumps(recorded))
+    found = process.recorded(tmp_path)
+    assert found is not None
+    assert found.lives()
+    (tmp_path / "process.json").write_text(json.dumps({**recorded, "boot_id": "another"}))
+    assert process.recorded(tmp_path) is None
+    (tmp_path / "process.json").write_text("")
+    assert process.recorded(tmp_path) is None

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from llama_orch.contract.common import Problem
+from llama_orch.contract.hive import DownloadStatus, SpawnRequest
+from llama_orch.hive import atomic
+from llama_orch.hive.download_records import DownloadRecord, DownloadRecords
+from llama_orch.hive.hub import HubFile, Resolved
+from llama_orch.hive.worker_records import RECORD_FILE, WorkerRecord, WorkerRecords
+
+REQUEST = SpawnRequest(model_ref="hf:a/b@main", backend="cpu", slots=4, name="x", ctx_per_slot=512, origin="inventory")
+
+
+def a_worker(worker_id: str = "one") -> WorkerRecord:
+    return WorkerRecord(
+        id=worker_id,
+        request=REQUEST,
+        created_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+        port=8100,
+        boot_id="boot",
+        restarts=2,
+        streak=1,
+        last_error=Problem(code="killed", message="by signal 9"),
+    )
+
+
+def test_a_worker_record_comes_back_as_it_was(tmp_path: Path):
+    records = WorkerRecords(tmp_path)
+    records.save(a_worker())
+    assert WorkerRecords(tmp_path).load() == [a_worker()]
+    assert (records.folder("one") / RECORD_FILE).stat().st_mode & 0o077 == 0
+    records.remove("one")
+    assert records.load() == []
+    assert not records.folder("one").exists()
+
+
+def test_what_a_crash_left_is_cleaned_and_the_others_are_read(tmp_path: Path):
+    records = WorkerRecords(tmp_path)
+    records.save(a_worker())
+    records.folder("without-record").mkdir()
+    records.folder("damaged").mkdir()
+    (records.folder("damaged") / RECORD_FILE).write_text('{"id": "dam')
+    assert [record.id for record in records.load()] == ["one"]
+    assert not records.folder("without-record").exists()
+    assert records.folder("damaged").exists(), "its process may live: the record is kept for a person to look at"
+
+
+@pytest.mark.parametrize(
+    ("changed", "same"),
+    [({}, True), ({"origin": "rest"}, True), ({"slots": 5}, False), ({"ctx_per_slot": None}, False)],
+)
+def test_same_spec(changed: dict[str, object], same: bool):
+    assert a_worker().same_spec(REQUEST.model_copy(update=changed)) is same
+
+
+def test_a_download_record_comes_back_as_it_was(tmp_path: Path):
+    model = Resolved(
+        repo="a/b",
+        revision="main",
+        commit="c" * 40,
+        filename="m.gguf",
+        files=[HubFile(name="m.gguf", size=5, etag="e")],
+    )
+    record = DownloadRecord(
+        download_id="d1",
+        model_ref="hf:a/b",
+        asked_filename=None,
+        model=model,
+        status=DownloadStatus.VERIFYING,
+        started_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+    records = DownloadRecords(tmp_path / "downloads")
+    records.save(record)
+    (tmp_path / "downloads" / "half.json").write_text("")
+    assert records.load() == [record]
+    assert record.is_open
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "record.json"
+    atomic.write_text(path, '"old"')
+
+    def cut(*_: object) -> None:
+        raise OSError("power cut")
+
+    monkeypatch.setattr(atomic.os, "fsync", cut)
+    with pytest.raises(OSError, match="power cut"):
+        atomic.write_text(path, '"new"')
+    assert atomic.read_json(path) == "old"
+    path.write_text("")
+    assert atomic.read_json(path) is None
+    assert atomic.read_json(tmp_path / "missing") is None
