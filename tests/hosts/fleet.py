@@ -104,7 +104,7 @@ async def _story(home: Home, fleet: Fleet, hub: Hub) -> None:
     hub.add_repo(MODEL.model_ref.removeprefix("hf:"), {path.name: path})
 
     with step("Starting the queen"):
-        child = await home.start_queen()
+        (child,) = await home.start("queen")
     line(f"Queen  {child.url}   log {child.log}")
     home.announce()
     async with home.queen() as queen:

@@ -173,7 +173,7 @@ def test_what_it_prints_works_when_pasted_and_the_command_finds_it(place: Place)
     assert place.running() == {}
 
 
-@pytest.mark.parametrize("after", ["Starting the hive", "Starting the queen", "starting file:"])
+@pytest.mark.parametrize("after", ["Starting hive and queen", "Hive ", "starting file:"])
 def test_ctrl_c_while_it_starts_leaves_nothing(place: Place, after: str):
     up = place.up()
     up.read_until(after)

@@ -164,22 +164,18 @@ class Home:
         home_files.link_hive_token(self.secrets, "local")
         home_files.write_inventory(self.folder / "inventory", ADDRESS, self.hive_port)
 
-    async def start_hive(self) -> Child:
-        """Start the hive and wait until it answers as ours. Raises Unusable or Failed."""
-        child = await self._start("hive", self.hive_port)
-        async with self.hive() as client:
-            await child.wait_ready(client.info)
-        return child
-
-    async def start_queen(self) -> Child:
-        """Start the queen and wait until it answers as ours. Raises Unusable or Failed."""
-        child = await self._start("queen", self.queen_port)
-        async with self.queen() as client:
-            await child.wait_ready(client.list_nodes)
-        return child
+    async def start(self, *names: str) -> list[Child]:
+        """Start `hive`, `queen` or both, and wait until each answers as ours. Raises Unusable or Failed."""
+        ports = {"hive": self.hive_port, "queen": self.queen_port}
+        for name in names:
+            check_port(ports[name], f"--{name}-port", f"LLAMA_ORCH_{name.upper()}_PORT")
+        children = [await self._start(name, ports[name]) for name in names]
+        async with self.hive() as hive, self.queen() as queen:
+            for child in children:
+                await child.wait_ready(hive.info if child.name == "hive" else queen.list_nodes)
+        return children
 
     async def _start(self, name: str, port: int) -> Child:
-        check_port(port, f"--{name}-port", f"LLAMA_ORCH_{name.upper()}_PORT")
         log = self.folder / "log" / f"{name}.log"
         log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if log.exists():

@@ -14,7 +14,7 @@ import typer
 from .connection import read_token
 from .first_answer import ask, get_model, start_worker
 from .keep_up import keep_up, step
-from .local import Home, check_port
+from .local import Home
 from .output import line
 from .running import run
 
@@ -44,16 +44,12 @@ def up(
 async def _story(home: Home, model: str | None) -> None:
     for left in await asyncio.to_thread(home.end_leftovers):
         line(f"Ended {left}, left by an earlier run that could not stop", style="yellow")
-    check_port(home.hive_port, "--hive-port", "LLAMA_ORCH_HIVE_PORT")
-    check_port(home.queen_port, "--queen-port", "LLAMA_ORCH_QUEEN_PORT")
     home.prepare()
     home.prepare_this_machine()
-    with step("Starting the hive"):
-        hive_child = await home.start_hive()
-    line(f"Hive   {hive_child.url}   log {hive_child.log}")
-    with step("Starting the queen"):
-        queen_child = await home.start_queen()
-    line(f"Queen  {queen_child.url}   log {queen_child.log}")
+    with step("Starting hive and queen"):
+        children = await home.start("hive", "queen")
+    for child in children:
+        line(f"{child.name.capitalize():6} {child.url}   log {child.log}")
     home.announce()
     async with home.hive() as hive:
         chosen = await get_model(hive, model, home.folder / "models-demo")
