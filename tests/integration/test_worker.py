@@ -557,9 +557,10 @@ async def test_asked_to_stop_again_and_again_the_worker_ends_as_asked(start: Sta
         await anext(events(answer))
         for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM):
             worker.process.send_signal(number)
-        while worker.process.poll() is None:
-            worker.process.send_signal(signal.SIGTERM)
-            await asyncio.sleep(0.002)
+        async with asyncio.timeout(10):
+            while worker.process.poll() is None:
+                worker.process.send_signal(signal.SIGTERM)
+                await asyncio.sleep(0.002)
     assert worker.process.returncode == 0
 
 

@@ -40,6 +40,7 @@ EXIT_CRASHED = 1
 EXIT_WRONG_ORDER = 2
 # How long answers that were cut may take to reach their clients.
 FLUSH_SECONDS = 3.0
+START_SECONDS = 0.1
 
 
 def main() -> None:
@@ -107,6 +108,7 @@ class _Process:
         self._listener = listener
         self._tasks = OwnedTasks()
         self._failure: BaseException | None = None
+        self._leaving = False
         registry = CollectorRegistry()
         metrics = Metrics(registry)
         self._service = Service(spec, metrics, self._make_engine)
@@ -123,7 +125,10 @@ class _Process:
     def run(self) -> int:
         """Serve until the end and return the exit code. Raises CannotServe."""
         log.info("worker %s listens on %s port %d", self._spec.worker_id, self._spec.host, self._spec.port)
-        serve.run(self._app, self._listener)
+        # Not web's own run: its signal handlers know neither draining nor answers that must be cut.
+        self._app.run(
+            sock=self._listener, single_process=True, register_sys_signals=False, motd=False, access_log=False
+        )
         if isinstance(self._failure, CannotServe):
             raise self._failure
         if self._failure is not None:
@@ -138,7 +143,7 @@ class _Process:
         return LlamaEngine(self._spec, threads_for(self._spec))
 
     async def _begin(self, _: Sanic) -> None:
-        # After Sanic has set its own handlers, which know neither draining nor running answers.
+        # Not sooner: Sanic has both signals ignored from just before this.
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGUSR1, lambda: self._tasks.start(self._drain(), "drain"))
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -167,5 +172,13 @@ class _Process:
         self._leave()
 
     def _leave(self) -> None:
-        self._app.config.GRACEFUL_SHUTDOWN_TIMEOUT = FLUSH_SECONDS
+        # Once: a second stop of the loop would break off the first one's graceful end.
+        if not self._leaving:
+            self._leaving = True
+            self._app.config.GRACEFUL_SHUTDOWN_TIMEOUT = FLUSH_SECONDS
+            self._tasks.start(self._end(), "end")
+
+    async def _end(self) -> None:
+        # A stop of the loop during the last step of Sanic's start is lost, so let that step pass.
+        await asyncio.sleep(START_SECONDS)
         self._app.stop(terminate=False)
