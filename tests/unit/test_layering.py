@@ -24,7 +24,7 @@ MAY_IMPORT = {
 OWNER = {
     "ansible_runner": {"queen/run_child.py"},
     "dbos": {"queen/jobs.py"},
-    "sqlalchemy": {"queen/store.py"},
+    "sqlalchemy": {"queen/store.py", "queen/tables.py"},  # the queries, and the schema
     "watchfiles": {"queen/inventory_watch.py"},
     "pynvml": {"hive/nvml.py"},
     "huggingface_hub": {"hive/hub.py"},
