@@ -62,7 +62,7 @@ class HiveProcess:
         config = self.folder / "hive.toml"
         config.write_text("".join(f"{key} = {_toml(value)}\n" for key, value in self.settings.items()))
         with (self.folder / "agent.log").open("ab") as output:
-            self.agent = subprocess.Popen(
+            self.agent = subprocess.Popen(  # noqa: ASYNC220  it takes a millisecond
                 [sys.executable, "-m", "llama_orch.hive", "--config", str(config)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
