@@ -128,6 +128,16 @@ def of_run(failures: list[TaskFailure], stderr: str, what_ended_it: str) -> Prob
     return classify(stderr[-4000:].strip() or what_ended_it)
 
 
+def named_like_a_group(name: str) -> Problem:
+    """A host whose name is a group's: a run limited to it would reach every host of the group."""
+    return Problem(
+        code="name_is_group",
+        message=f"the inventory has a group and a host that are both called {name}",
+        what_to_do="Rename one of them. " + AGAIN,
+        host=name,
+    )
+
+
 CANCELLED = Problem(
     code="cancelled",
     message="the job was cancelled before its end",

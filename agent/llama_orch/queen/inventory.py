@@ -81,6 +81,7 @@ class Inventory:
         self._reading_own = asyncio.Lock()
         self.problem: Problem | None = None
         self.hosts: dict[str, Host] = {}
+        self.groups: frozenset[str] = frozenset()
 
     async def load(self) -> None:
         """The first view: from the cache where no file changed since, else as `refresh`."""
@@ -182,6 +183,7 @@ class Inventory:
         if not sources:
             return {}
         answer = await self._list([self._folder])
+        self.groups = frozenset(answer) - {"_meta"} | {"ungrouped"}
         hives = _members(answer, GROUP)
         theirs = hives
         if any(path.name == NAME for path in sources):
@@ -238,16 +240,16 @@ class Inventory:
         try:
             kept = json.loads(self._cache.read_text(encoding="utf-8"))
             self._merged = {h["name"]: Host(**h | {"ssh_args": tuple(h["ssh_args"])}) for h in kept["hosts"]}
+            self.groups = frozenset(kept["groups"])
             self._hash = kept["hash"]
         except (OSError, ValueError, LookupError, TypeError):
             self._merged, self._hash = {}, ""
 
     def _write_cache(self) -> None:
         temporary = self._cache.with_suffix(".tmp")
-        temporary.write_text(
-            json.dumps({"hash": self._hash, "hosts": [asdict(host) for host in self._merged.values()]}),
-            encoding="utf-8",
-        )
+        hosts = [asdict(host) for host in self._merged.values()]
+        kept = {"hash": self._hash, "groups": sorted(self.groups), "hosts": hosts}
+        temporary.write_text(json.dumps(kept), encoding="utf-8")
         temporary.replace(self._cache)
 
 
@@ -288,7 +290,7 @@ def _members(answer: dict[str, Any], group: str) -> set[str]:
 
 
 def _digest(files: Iterable[Path]) -> str:
-    digest = hashlib.sha256(b"1")
+    digest = hashlib.sha256(b"2")
     for path in files:
         digest.update(str(path).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()

@@ -107,6 +107,8 @@ class JobWork:
         host = self._inventory.hosts.get(job.wire.node_name)
         if host is None:
             return failures.classify("no hosts matched", host=job.wire.node_name)
+        if host.name in self._inventory.groups:
+            return failures.named_like_a_group(host.name)
         self._story(job).phase(f"logging in as {host.ssh_user} at {host.ssh_host} port {host.ssh_port}")
         return await self._unless_interrupted(job, self._look(job, host))
 

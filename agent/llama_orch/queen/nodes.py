@@ -72,6 +72,9 @@ class Nodes:
         async with self._registering:
             if wanted.node_name in self._inventory.hosts:
                 raise await self._taken(wanted.node_name)
+            if wanted.node_name in self._inventory.groups:
+                # `--limit NAME` would then mean every host of the group.
+                raise Conflict(f"{wanted.node_name} is a group of the inventory; choose another name", code="is_group")
             host = RegisteredHost(
                 name=wanted.node_name,
                 ssh_host=wanted.ssh_host,
