@@ -28,7 +28,7 @@ from llama_orch.cli.keep_up import keep_up, step
 from llama_orch.cli.local import Home
 from llama_orch.cli.output import line
 from llama_orch.cli.running import Failed, run
-from llama_orch.cli.watching import follow_job, problem
+from llama_orch.cli.watching import follow_job, problem, told
 from llama_orch.client import Hive, Queen
 from llama_orch.contract.inference import ChatMessage, ChatRequest
 from llama_orch.contract.queen import JobEvent, JobStatus, Node, NodeCreate, NodeStatus
@@ -147,17 +147,21 @@ async def _one_guest(home: Home, queen: Queen, fleet: Fleet, guest: Guest) -> No
     host = fleet.host(guest.name)
     guest.posted = time.monotonic()
     node = await queen.create_node(NodeCreate(node_name=guest.name, ssh_host=host.address, ssh_port=22, ssh_user=USER))
-    line(f"{guest.name}: POST /api/v1/nodes answered {node.status}, job {node.job_id}")
-    job = await queen.get_job(str(node.job_id))
-    ended = await follow_job(queen, job, on_event=lambda event: _tell(guest, event))
-    if ended.status != JobStatus.SUCCEEDED:
-        raise Failed(problem(f"{guest.name}: the job {ended.status}", ended.error))
-    node = await _until_active(queen, guest)
+    _say(guest, f"POST /api/v1/nodes answered {node.status}, job {node.job_id}")
+    telling = asyncio.ensure_future(_tell_status(queen, guest))
+    try:
+        job = await queen.get_job(str(node.job_id))
+        ended = await follow_job(queen, job, on_event=lambda event: _tell(guest, event))
+        if ended.status != JobStatus.SUCCEEDED:
+            raise Failed(problem(f"{guest.name}: the job {ended.status}", ended.error))
+        node = await _until_active(queen, guest)
+    finally:
+        telling.cancel()
     assert node.hive is not None
     token = read_token(home.secrets / "hives" / guest.name)
     async with Hive(node.hive.url, token) as hive:
         worker = await start_worker(hive, MODEL, name="fleet", slots=1)
-    line(f"{guest.name}: worker {worker.url} on {worker.backend}")
+    _say(guest, f"worker {worker.url} on {worker.backend}")
     question = ChatRequest(messages=[ChatMessage(role="user", content=QUESTION)])
     # Two answers that stream at the same time cannot be read: each is shown when it is whole.
     answer = await stream_answer(str(worker.url), read_token(home.inference_token_file), question, lambda _: None)
@@ -168,15 +172,22 @@ async def _one_guest(home: Home, queen: Queen, fleet: Fleet, guest: Guest) -> No
 
 
 def _tell(guest: Guest, event: JobEvent) -> None:
-    since = time.monotonic() - guest.posted
-    if event.kind == "task" and event.outcome not in (None, "started", "skipped"):
-        took = f" ({event.duration_s:.1f} s)" if event.duration_s is not None else ""
-        what = f"{event.outcome} {event.task}{took}"
-    elif event.kind in ("phase", "play", "end"):
-        what = event.message or event.play or event.kind
-    else:
-        return
-    line(f"{since:6.1f} s  {guest.name}  {event.percentage:3.0f} %  {what}")
+    if (what := told(event)) is not None:
+        _say(guest, f"{event.percentage:3.0f} %  {what}")
+
+
+def _say(guest: Guest, text: str) -> None:
+    line(f"{time.monotonic() - guest.posted:6.1f} s  {guest.name}  {text}")
+
+
+async def _tell_status(queen: Queen, guest: Guest) -> None:
+    status = None
+    while True:
+        now = (await queen.get_node(guest.name)).status
+        if now != status:
+            _say(guest, f"the node is {now}")
+        status = now
+        await asyncio.sleep(0.1)
 
 
 async def _until_active(queen: Queen, guest: Guest) -> Node:
@@ -184,7 +195,7 @@ async def _until_active(queen: Queen, guest: Guest) -> Node:
     while True:
         node = await queen.get_node(guest.name)
         if node.status == NodeStatus.ACTIVE and node.hive is not None:
-            line(f"{guest.name}: {node.status}, hive {node.hive.version} at {node.hive.url}")
+            _say(guest, f"hive {node.hive.version} answers at {node.hive.url}")
             return node
         if time.monotonic() > until:
             raise Failed(problem(f"{guest.name} is {node.status} after {ACTIVE_SECONDS:g} s", node.last_error))

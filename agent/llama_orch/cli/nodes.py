@@ -80,7 +80,7 @@ def add(
         ssh_host=host,
         ssh_port=port,
         ssh_user=user,
-        labels=dict(_label(text) for text in label or ()),
+        labels=dict(_label(text) for text in label) if label else None,
         sudo_password=_sudo_password() if ask_sudo_password else None,
     )
 

@@ -22,6 +22,8 @@ SERVING = {WorkerStatus.IDLE, WorkerStatus.BUSY}
 # A queen or hive that is being upgraded or restarted is back well within this time.
 RECONNECT_SECONDS = 60.0
 _POLL_SECONDS = 0.2
+# Ansible names a task so that it adds to each role which declares its arguments.
+_ARGUMENT_CHECK = "Validating arguments against arg spec"
 _OUTCOME_STYLES = {"failed": "red", "unreachable": "red", "changed": "yellow", "ok": "green", "skipped": "dim"}
 
 
@@ -31,7 +33,6 @@ async def follow_job(
     *,
     on_event: Callable[[JobEvent], None] | None = None,
     console: Console | None = None,
-    prefix: str = "",
 ) -> Job:
     """Show the job's story until it ends, over restarts of the queen, and return how it ended.
 
@@ -42,7 +43,7 @@ async def follow_job(
     if on_event is not None:
         meter = None
     else:
-        meter = Meter(f"{prefix}{job.kind} {job.node_name}", console=console)
+        meter = Meter(f"{job.kind} {job.node_name}", console=console)
         meter.__enter__()
     try:
         while True:
@@ -56,7 +57,7 @@ async def follow_job(
                         if on_event is not None:
                             on_event(event)
                         elif meter is not None:
-                            _show(meter, event, prefix)
+                            _show(meter, event)
                 current = await queen.get_job(job.job_id)
                 if current.status in ENDED_JOB:
                     return current
@@ -70,19 +71,24 @@ async def follow_job(
             meter.__exit__(None, None, None)
 
 
-def _show(meter: Meter, event: JobEvent, prefix: str) -> None:
+def _show(meter: Meter, event: JobEvent) -> None:
     meter.update(event.percentage, 100.0)
+    if (text := told(event)) is not None:
+        style = _OUTCOME_STYLES.get(event.outcome or "", "") if event.kind == "task" else "bold"
+        meter.note(f"  {text}" if event.kind in ("task", "output") else text, style=style)
+
+
+def told(event: JobEvent) -> str | None:
+    """An event as a line; None where it is no news: a task's start, a skipped one, Ansible's own checks."""
+    if event.kind in ("phase", "play", "output"):
+        return event.message or event.play
+    if event.kind != "task" or event.outcome in (None, "started", "skipped"):
+        return None
+    failed = event.outcome in ("failed", "unreachable")
+    if not failed and (event.task or "").startswith(_ARGUMENT_CHECK):
+        return None
     took = f"  {event.duration_s:.1f} s" if event.duration_s is not None else ""
-    if event.kind == "task" and event.outcome not in (None, "started"):
-        # A task that failed says why, and a task that was skipped is no news.
-        if event.outcome != "skipped":
-            why = f": {event.message}" if event.message and event.outcome in ("failed", "unreachable") else ""
-            text = f"{prefix}  {event.outcome:<8} {event.task}{took}{why}"
-            meter.note(text, style=_OUTCOME_STYLES.get(event.outcome or "", ""))
-    elif event.kind in ("phase", "play"):
-        meter.note(f"{prefix}{event.message or event.play or event.task or event.kind}", style="bold")
-    elif event.kind == "output" and event.message:
-        meter.note(f"{prefix}  {event.message}", style="dim")
+    return f"{event.outcome:<8} {event.task}{took}" + (f": {event.message}" if failed and event.message else "")
 
 
 async def follow_download(hive: Hive, begun: Download, *, console: Console | None = None) -> Download:
@@ -93,8 +99,7 @@ async def follow_download(hive: Hive, begun: Download, *, console: Console | Non
         while True:
             try:
                 async with aclosing(hive.download_events(download.download_id)) as events:
-                    async for told in events:
-                        download = told
+                    async for download in events:
                         lost_at = None
                         _show_download(meter, download)
                 if download.status in ENDED_DOWNLOAD:

@@ -216,4 +216,4 @@ def _encode(body: BaseModel) -> bytes:
             return value.get_secret_value()
         raise TypeError(f"{type(value).__name__} has no JSON form")
 
-    return json.dumps(body.model_dump(exclude_none=True), default=reveal).encode()
+    return json.dumps(body.model_dump(exclude_unset=True, exclude_none=True), default=reveal).encode()
