@@ -1,0 +1,99 @@
+"""A user's site for tests: an inventory folder, secrets beside it, and the project's own playbooks run on them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .fixtures import KeyPair
+from .machines import Host
+
+ROOT = Path(__file__).resolve().parents[2]
+RECAP = re.compile(r"^(?P<host>\S+) +: (?P<counts>ok=.*)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a playbook did: its counts for each host (ok, changed, unreachable, failed, …) and all it said."""
+
+    status: int
+    counts: Mapping[str, Mapping[str, int]]
+    output: str
+    seconds: float
+
+    @property
+    def changed(self) -> dict[str, int]:
+        """How many tasks changed something, for each host."""
+        return {host: counts["changed"] for host, counts in self.counts.items()}
+
+
+@dataclass
+class Site:
+    """The folder `inventory/` with a hosts.yml of its own, and `secrets/` as playbooks make it."""
+
+    folder: Path
+    key: KeyPair
+    hosts: Mapping[str, Host]
+    variables: dict[str, Any] = field(default_factory=dict)
+    of_host: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def write(self) -> None:
+        """Write the inventory as a user would have after editing it."""
+        # Hosts come and go at the same addresses: the keys they are known by are the site's own, not the user's.
+        ssh = f"-F none -o ControlMaster=auto -o ControlPersist=30m -o UserKnownHostsFile={self.folder}/known_hosts"
+        connection = {
+            "ansible_user": "llama-orch",
+            "ansible_ssh_private_key_file": str(self.key.private),
+            "ansible_ssh_args": f"{ssh} -o StrictHostKeyChecking=accept-new",
+            "ansible_control_path_dir": str(self.folder / "cp"),
+        }
+        hives = {
+            "hosts": {
+                name: {"ansible_host": host.address, **self.of_host.get(name, {})} for name, host in self.hosts.items()
+            },
+            "vars": {**connection, **self.variables},
+        }
+        inventory = self.folder / "inventory"
+        inventory.mkdir(parents=True, exist_ok=True)
+        (inventory / "hosts.yml").write_text(yaml.safe_dump({"all": {"children": {"hives": hives}}}))
+
+    def play(self, playbook: str, *words: str, timeout: float = 300.0) -> Run:
+        """Run `ansible-playbook playbooks/NAME.yml` in the checkout, as the documentation says."""
+        self.write()
+        command: Sequence[str] = [
+            str(Path(sys.executable).with_name("ansible-playbook")),
+            *("-i", str(self.folder / "inventory"), f"playbooks/{playbook}.yml", *words),
+        ]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
+        began = time.monotonic()
+        done = subprocess.run(
+            command, cwd=ROOT, env={**environment, "ANSIBLE_NOCOLOR": "1"}, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, check=False,
+        )  # fmt: skip
+        counts = {
+            found["host"]: {name: int(n) for name, n in re.findall(r"(\w+)=(\d+)", found["counts"])}
+            for found in RECAP.finditer(done.stdout)
+        }
+        return Run(done.returncode, counts, done.stdout, time.monotonic() - began)
+
+    def secrets(self) -> dict[str, str]:
+        """Every secret of the site by its path below the folder of secrets."""
+        folder = self.folder / "secrets"
+        return {str(path.relative_to(folder)): path.read_text().strip() for path in folder.rglob("*") if path.is_file()}
+
+    def hang_up(self) -> None:
+        """End the connections that Ansible keeps open."""
+        for socket in (self.folder / "cp").glob("*"):
+            subprocess.run(
+                ["ssh", "-F", "none", "-o", f"ControlPath={socket}", "-O", "exit", "any"],
+                capture_output=True, timeout=30, check=False,
+            )  # fmt: skip

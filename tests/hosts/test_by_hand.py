@@ -1,0 +1,284 @@
+"""The door for those who know Ansible: two bare hosts, one inventory, `ansible-playbook playbooks/site.yml`.
+
+The tests are one story, each going on from where the one before it ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing
+
+import pytest
+
+from llama_orch.client.hive import Hive
+from llama_orch.client.worker import Worker as WorkerClient
+from llama_orch.contract.errors import ApiError, Unauthorized
+from llama_orch.contract.hive import SpawnRequest, Worker, WorkerStatus
+from llama_orch.contract.inference import ChatMessage, ChatRequest, CompletionRequest
+from llama_orch.demo_model import DEMO_SENTENCE, expected_completion, write_demo_model
+from tests.hub import Hub
+from tests.models import slow_model
+
+from .fixtures import KeyPair
+from .images import say
+from .machines import Fleet
+from .site import ROOT, Run, Site
+
+pytestmark = pytest.mark.hosts
+
+DEMO, SLOW = "hf:demo/tiny", "hf:demo/slow"
+CHAT = {"name": "chat", "model_ref": DEMO, "backend": "cpu", "threads": 1}
+LONG = {"name": "long", "model_ref": SLOW, "backend": "cpu", "threads": 1, "ctx_per_slot": 4096}
+PATIENCE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def site(fleet: Fleet, login_key: KeyPair, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Two bare hosts, one of them without Python, and what a user would write about them."""
+    subprocess.run(
+        [sys.executable, "-m", "llama_orch.wheelhouse", "build", "--part=hive", "--python=3.11", "--python=3.13"],
+        cwd=ROOT, check=True, capture_output=True, timeout=1800,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("site")
+    suites = {"one": ("bookworm", "full"), "two": ("trixie", "none")}
+    hosts = {
+        name: fleet.boot(name, suite=suite, python=python, authorized_keys=[login_key.public])
+        for name, (suite, python) in suites.items()
+    }
+    with Hub(fleet.address) as hub:
+        hub.add_repo("demo/tiny", {"tiny-Q4_K_M.gguf": write_demo_model(folder / "tiny.gguf")})
+        hub.add_repo("demo/slow", {"slow-Q4_K_M.gguf": slow_model(folder / "slow.gguf", blocks=1)})
+        opened = Site(folder, login_key, hosts)
+        opened.variables = {
+            "hive_hub_endpoint": hub.url,
+            "hive_reserve_ram_bytes": 2**28,
+            "hive_models": [{"model_ref": DEMO}],
+            "hive_workers": [CHAT],
+        }
+        opened.of_host["one"] = {"hive_workers": [CHAT, LONG]}
+        yield opened
+        opened.hang_up()
+    for name in hosts:
+        fleet.remove(name)
+
+
+def hive(site: Site, name: str) -> Hive:
+    return Hive(f"http://{site.hosts[name].address}:8081", site.secrets()[f"hives/{name}"])
+
+
+async def workers(site: Site, name: str) -> dict[str | None, Worker]:
+    async with hive(site, name) as client:
+        return {worker.name: worker for worker in await client.list_workers()}
+
+
+def talk(site: Site, worker: Worker) -> WorkerClient:
+    assert worker.url
+    return WorkerClient(worker.url, site.secrets()["inference-token"])
+
+
+async def until(true: Callable[[], Awaitable[Worker | None]]) -> Worker:
+    """Ask again until there is an answer; a hive that is not up yet is asked again too."""
+    deadline = time.monotonic() + PATIENCE_S
+    last: object = None
+    while time.monotonic() < deadline:
+        try:
+            if found := await true():
+                return found
+        except ApiError as error:
+            last = error.message
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"not within {PATIENCE_S:.0f} s; the last error was {last}")
+
+
+async def idle(site: Site, name: str, worker: str, after: Worker | None = None) -> Worker:
+    """The worker once it waits for work, `after` another life of it."""
+
+    async def look() -> Worker | None:
+        found = (await workers(site, name)).get(worker)
+        new = found is not None and (after is None or found.pid != after.pid)
+        return found if new and found and found.status == WorkerStatus.IDLE else None
+
+    return await until(look)
+
+
+def must_succeed(run: Run) -> Run:
+    assert run.status == 0, run.output[-6000:]
+    assert set(run.counts) == {"one", "two"}
+    return run
+
+
+async def test_a_look_without_changes_says_what_would_be_done(site: Site) -> None:
+    run = must_succeed(site.play("site", "--check", "--diff"))
+    assert run.counts["one"]["changed"] >= 5
+    assert '+hive_id = "one"' in run.output
+    assert "+ExecStart=/opt/llama-orch/current/bin/llama-orch-hive" in run.output
+    assert "two" in run.output
+    assert "no whole Python" in run.output
+
+    assert not (site.folder / "secrets").exists()
+    for host in site.hosts.values():
+        there = host.run(
+            "ls -d /opt/llama-orch /etc/llama-orch /var/lib/llama-orch /usr/bin/python3; id llama-orch-hive"
+        )
+        assert there.stdout.strip() in {"", "/usr/bin/python3"}
+
+
+async def test_one_run_makes_bare_hosts_answer(site: Site) -> None:
+    began = time.monotonic()
+    run = must_succeed(site.play("site"))
+    say(f"bare to workers, two hosts: {run.seconds:.1f} s")
+    for name in site.hosts:
+        chat = (await workers(site, name))["chat"]
+        assert chat.status == WorkerStatus.IDLE
+        async with talk(site, chat) as client:
+            request = CompletionRequest(prompt="A", max_tokens=30, temperature=0)
+            pieces: list[str] = []
+            async with aclosing(client.complete_streamed(request)) as stream:
+                async for piece in stream:
+                    if not pieces:
+                        say(f"bare to the first token of {name}: {time.monotonic() - began:.1f} s")
+                    pieces += [choice.text for choice in piece.choices]
+            assert "".join(pieces) == expected_completion("A", 30)
+            question = ChatRequest(messages=[ChatMessage(role="user", content="Who are you?")])
+            answer = await client.chat(question)
+            assert answer.choices[0].message.content == DEMO_SENTENCE
+
+    said = run.output
+    for path, secret in site.secrets().items():
+        assert secret not in said, f"{path} was printed"
+        assert (site.folder / "secrets" / path).stat().st_mode & 0o77 == 0
+
+
+async def test_a_worker_opens_to_the_inference_token_only(site: Site) -> None:
+    chat = (await workers(site, "one"))["chat"]
+    assert chat.url
+    secrets = site.secrets()
+    assert len(set(secrets.values())) == 3, "each hive has a token of its own"
+    for token in (None, secrets["hives/one"], "0123456789abcdef0123"):
+        async with WorkerClient(chat.url, token) as client:
+            with pytest.raises(Unauthorized):
+                await client.complete(CompletionRequest(prompt="A", max_tokens=1))
+    async with Hive(f"http://{site.hosts['two'].address}:8081", secrets["hives/one"]) as client:
+        with pytest.raises(Unauthorized):
+            await client.list_workers()
+
+
+async def test_a_second_run_changes_nothing(site: Site) -> None:
+    before = {name: await workers(site, name) for name in site.hosts}
+    run = must_succeed(site.play("site"))
+    assert run.changed == {"one": 0, "two": 0}, run.output
+    after = {name: await workers(site, name) for name in site.hosts}
+    for name in site.hosts:
+        assert {(w.id, w.pid, w.started_at) for w in before[name].values()} == {
+            (w.id, w.pid, w.started_at) for w in after[name].values()
+        }
+
+
+async def test_what_the_inventory_declares_is_what_runs(site: Site) -> None:
+    async with hive(site, "one") as client:
+        mine = await client.spawn_worker(SpawnRequest(name="mine", model_ref=DEMO, backend="cpu", threads=1))
+    before = await workers(site, "one")
+
+    site.of_host["one"] = {"hive_workers": [{**CHAT, "slots": 2}, LONG]}
+    run = must_succeed(site.play("site", "--limit", "one,two"))
+    after = await workers(site, "one")
+    assert set(after) == {"chat", "long", "mine"}
+    assert (after["chat"].slots, after["chat"].status) == (2, WorkerStatus.IDLE)
+    assert after["chat"].id != before["chat"].id
+    assert (after["long"].id, after["long"].pid) == (before["long"].id, before["long"].pid)
+    assert run.changed["one"] > 0
+    assert run.changed["two"] == 0
+
+    site.of_host["one"] = {"hive_workers": [LONG]}
+    must_succeed(site.play("site"))
+    last = await workers(site, "one")
+    assert set(last) == {"long", "mine"}, "a worker that a user started by REST is none of the inventory's business"
+    assert site.hosts["one"].run(["test", "-d", f"/proc/{after['chat'].pid}"]).returncode == 1
+    async with hive(site, "one") as client:
+        await client.stop_worker(mine.id)
+
+
+async def test_a_restart_of_the_agent_breaks_no_stream(site: Site) -> None:
+    host = site.hosts["one"]
+    before = (await workers(site, "one"))["long"]
+    async with hive(site, "one") as client:
+        agent = (await client.info()).pid
+    count = 600
+    text, restarted_at = "", -1
+    async with talk(site, before) as client:
+        request = CompletionRequest(prompt="a", max_tokens=count, temperature=0)
+        restart: asyncio.Task[object] | None = None
+        async with aclosing(client.complete_streamed(request)) as stream:
+            async for piece in stream:
+                text += "".join(choice.text for choice in piece.choices)
+                if restart is None:
+                    restart = asyncio.create_task(
+                        asyncio.to_thread(host.run, "systemctl restart llama-orch-hive", check=True)
+                    )
+                elif restart.done() and restarted_at < 0:
+                    restarted_at = len(text)
+        assert restart is not None
+        await restart
+    assert text == expected_completion("a", count)
+    assert 0 < restarted_at < count, "the stream ended before the agent was up again: make it longer"
+
+    after = await idle(site, "one", "long")
+    assert (after.id, after.pid, after.started_at, after.restarts) == (before.id, before.pid, before.started_at, 0)
+    async with hive(site, "one") as client:
+        assert (await client.info()).pid != agent
+
+
+async def test_a_worker_killed_while_the_agent_was_down_is_reported(site: Site) -> None:
+    host = site.hosts["one"]
+    before = (await workers(site, "one"))["long"]
+    host.run("systemctl stop llama-orch-hive", check=True)
+    assert host.run(["test", "-d", f"/proc/{before.pid}"]).returncode == 0, "the worker outlives its agent"
+    host.run(["kill", f"-{signal.SIGKILL}", str(before.pid)], check=True)
+    host.run("systemctl start llama-orch-hive", check=True)
+
+    after = await idle(site, "one", "long", after=before)
+    assert after.id == before.id
+    assert after.restarts == 1
+    assert after.last_error is not None
+    assert "SIGKILL" in after.last_error.message
+    async with talk(site, after) as client:
+        answer = await client.complete(CompletionRequest(prompt="x", max_tokens=4, temperature=0))
+    assert answer.choices[0].text == expected_completion("x", 4)
+
+
+async def test_workers_come_back_after_a_power_cut(site: Site) -> None:
+    host = site.hosts["two"]
+    before = (await workers(site, "two"))["chat"]
+    host.power_cut()
+    began = time.monotonic()
+    await asyncio.to_thread(host.boot_again)
+
+    after = await idle(site, "two", "chat", after=None)
+    say(f"power on to an idle worker: {time.monotonic() - began:.1f} s")
+    assert after.id == before.id
+    async with talk(site, after) as client:
+        answer = await client.complete(CompletionRequest(prompt="0", max_tokens=12, temperature=0))
+    assert answer.choices[0].text == expected_completion("0", 12)
+    assert host.run("systemctl --failed --no-legend").stdout == ""
+
+
+async def test_removing_leaves_nothing(site: Site) -> None:
+    run = must_succeed(site.play("remove", "-e", "remove_models=true"))
+    say(f"removing two hives: {run.seconds:.1f} s")
+    for host in site.hosts.values():
+        left = host.run(
+            "find / -xdev \\( -path '*llama?orch*' -o -nouser -o -nogroup \\) ! -path '/home/llama-orch*' "
+            "! -path /etc/sudoers.d/90-llama-orch; find /proc -maxdepth 1 -nouser; "
+            "grep -sl -e '[/]opt/llama-orch' -e '[l]lama_orch[.]' /proc/[0-9]*/cmdline; "
+            "systemctl list-unit-files --no-legend 'llama-orch*'; systemctl --failed --no-legend; "
+            "getent passwd llama-orch-hive; getent group llama-orch-hive; ss -Hltn | grep -v ':22 '"
+        )
+        assert left.stdout == "", host.name
+        assert host.run("getent passwd llama-orch").stdout == "llama-orch:x:1000:1000::/home/llama-orch:/bin/bash\n"
+    again = must_succeed(site.play("remove"))
+    assert again.changed == {"one": 0, "two": 0}, again.output
