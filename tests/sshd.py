@@ -57,6 +57,11 @@ class Sshd:
         self._host_key.with_suffix(".pub").unlink()
         self.start()
 
+    def fingerprint(self) -> str:
+        """Its host key as ssh-keygen shows it."""
+        command = ["ssh-keygen", "-lf", f"{self._host_key}.pub"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
     def stop(self) -> None:
         """End it."""
         if self._process is not None:

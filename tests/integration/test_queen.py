@@ -183,10 +183,9 @@ async def test_an_unreachable_node_is_forgotten_by_force_alone(queen: QueenProce
 
 async def test_the_ssh_key_is_the_public_half(queen: QueenProcess, api: Api):
     _, key = await api.call("GET", "/api/v1/ssh-key")
-    shown = subprocess.run(
-        ["ssh-keygen", "-lf", str(queen.secrets / "ssh" / "id_ed25519.pub")], capture_output=True, text=True, check=True
-    )
-    assert key["public_key"].startswith("ssh-ed25519 ") and key["fingerprint"] in shown.stdout
+    command = ["ssh-keygen", "-lf", str(queen.secrets / "ssh" / "id_ed25519.pub")]
+    shown = await asyncio.to_thread(subprocess.check_output, command, text=True)
+    assert key["public_key"].startswith("ssh-ed25519 ") and key["fingerprint"] in shown
     assert (queen.secrets / "ssh" / "id_ed25519").stat().st_mode & 0o777 == 0o600
 
 

@@ -104,6 +104,8 @@ class JobWork:
         await self._runs.clear(job.wire.job_id)
         if (problem := self._lost_password(job)) is not None:
             return problem
+        # The files may be newer than the view: this job must see what its playbook will see.
+        await self._inventory.refresh()
         host = self._inventory.hosts.get(job.wire.node_name)
         if host is None:
             return failures.classify("no hosts matched", host=job.wire.node_name)

@@ -1,0 +1,35 @@
+"""A hive as the queen sees one: three operations of the contract, with a token. The real one is another's test."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from prometheus_client import CollectorRegistry
+from sanic import Request, Sanic
+
+from llama_orch.contract import operations as ops
+from llama_orch.contract.common import HiveHealth, WorkerCounts
+from llama_orch.contract.hive import CpuInfo, Devices, GpuStatus, HiveInfo, MemoryInfo
+from llama_orch.web.app import Routes, create_app
+from llama_orch.web.auth import Token
+
+
+def fake_hive(hive_id: str, token: str) -> Sanic:
+    """An application that answers as the hive `hive_id`."""
+    routes = Routes((ops.HIVE_HEALTH, ops.HIVE_INFO, ops.DEVICES))
+
+    @routes.handle(ops.HIVE_HEALTH)
+    async def health(_: Request) -> HiveHealth:
+        return HiveHealth(workers=WorkerCounts(total=3, idle=2, busy=1))
+
+    @routes.handle(ops.HIVE_INFO)
+    async def info(_: Request) -> HiveInfo:
+        return HiveInfo(hive_id=hive_id, version="0.1.0", pid=1, started_at=datetime.now(UTC), boot_id="b")
+
+    @routes.handle(ops.DEVICES)
+    async def devices(_: Request) -> Devices:
+        memory = MemoryInfo(total_bytes=2, available_bytes=1)
+        cpu = CpuInfo(model="x", cores=1, load_1m=0.0)
+        return Devices(cpu=cpu, memory=memory, disk=memory, nvml=GpuStatus(available=False, reason="none"), gpus=[])
+
+    return create_app(f"hive-{hive_id}", "hive", routes, token=Token(token), registry=CollectorRegistry())

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from llama_orch.contract.common import Problem
+from llama_orch.contract.queen import JobEvent, JobStatus
+from llama_orch.queen.store import OpenJobExists, Store, WrongSchema
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    store = Store(f"sqlite:///{tmp_path / 'q.sqlite'}")
+    await store.open()
+    yield store
+    await store.close()
+
+
+async def a_job(store: Store, job_id: str, node: str = "n") -> None:
+    await store.create_job(job_id, "provision", node, "c", force=False, had_password=False)
+
+
+async def test_a_node_has_one_open_job_and_the_database_says_so(store: Store, tmp_path: Path):
+    await a_job(store, "j1")
+    with pytest.raises(OpenJobExists) as raised:
+        await a_job(store, "j2")
+    assert raised.value.job.wire.job_id == "j1"
+    with pytest.raises(sqlite3.IntegrityError), sqlite3.connect(tmp_path / "q.sqlite") as connection:
+        connection.execute(
+            "INSERT INTO jobs (job_id, kind, node_name, status, percentage, created_at, correlation_id, force,"
+            " had_password) SELECT 'j3', kind, node_name, 'running', 0, created_at, 'c', 0, 0 FROM jobs"
+        )
+    await a_job(store, "j4", node="other")
+    await store.end_job("j1", JobStatus.FAILED, Problem(code="c", message="m"))
+    await a_job(store, "j5")
+    assert [job.wire.job_id for job in await store.jobs("n")] == ["j5", "j1"]
+    assert [job.wire.job_id for job in await store.open_jobs()] == ["j4", "j5"]
+
+
+async def test_an_ended_job_stays_as_it_ended(store: Store):
+    await a_job(store, "j")
+    await store.start_job("j")
+    await store.end_job("j", JobStatus.SUCCEEDED, None)
+    await store.end_job("j", JobStatus.FAILED, Problem(code="c", message="m"))
+    assert not await store.cancel_job("j")
+    job = await store.job("j")
+    assert job is not None and (job.wire.status, job.wire.percentage) == (JobStatus.SUCCEEDED, 100)
+    assert job.wire.created_at <= (job.wire.started_at or datetime.max) <= (job.wire.ended_at or datetime.max)
+
+
+async def test_a_job_that_is_being_cancelled_does_not_run_again(store: Store):
+    await a_job(store, "j")
+    assert await store.cancel_job("j")
+    await store.start_job("j")
+    job = await store.job("j")
+    assert job is not None and job.wire.status is JobStatus.CANCELLING and job.is_open
+
+
+async def test_events_are_read_from_any_place(store: Store):
+    await a_job(store, "j")
+    events = [
+        JobEvent(seq=seq, at=datetime.now(UTC), kind="phase", percentage=float(seq), message="é" * seq)
+        for seq in range(1, 8)
+    ]
+    await store.add_events("j", events[:4])
+    await store.add_events("j", events[4:])
+    assert await store.events("j", 0) == events
+    assert await store.events("j", 5) == events[5:]
+    assert await store.last_event("j") == events[-1]
+    job = await store.job("j")
+    assert job is not None and job.wire.percentage == 7
+
+
+async def test_counts_hold_every_status(store: Store):
+    await a_job(store, "j")
+    counts = await store.job_counts()
+    assert set(counts) == set(JobStatus) and counts[JobStatus.QUEUED] == 1 and sum(counts.values()) == 1
+
+
+async def test_old_jobs_go_with_their_events_and_open_ones_stay(store: Store):
+    await a_job(store, "open", node="busy")
+    for number in range(5):
+        await a_job(store, f"j{number}")
+        event = JobEvent(seq=1, at=datetime.now(UTC), kind="end", percentage=0.0)
+        await store.add_events(f"j{number}", [event])
+        await store.end_job(f"j{number}", JobStatus.FAILED, None)
+    assert await store.trim(kept_jobs=2) == ["j0", "j1", "j2"]
+    assert [job.wire.job_id for job in await store.jobs()] == ["j4", "j3", "open"]
+    assert await store.events("j0", 0) == []
+
+
+async def test_learnt_task_counts(store: Store):
+    assert await store.learnt_tasks("hive") is None
+    await store.learn_tasks("hive", 40)
+    await store.learn_tasks("hive", 41)
+    assert await store.learnt_tasks("hive") == 41
+
+
+async def test_a_newer_database_is_refused(tmp_path: Path):
+    with sqlite3.connect(tmp_path / "q.sqlite") as connection:
+        connection.execute("PRAGMA user_version = 99")
+    store = Store(f"sqlite:///{tmp_path / 'q.sqlite'}")
+    with pytest.raises(WrongSchema, match="99"):
+        await store.open()
+    await store.close()
