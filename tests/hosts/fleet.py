@@ -20,9 +20,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import typer
+
 from llama_orch.cli import home_files
 from llama_orch.cli.chat import stream_answer
-from llama_orch.cli.connection import Unusable, read_token
+from llama_orch.cli.connection import read_token
 from llama_orch.cli.first_answer import QUESTION, Chosen, make_demo_model, start_worker
 from llama_orch.cli.keep_up import keep_up, step
 from llama_orch.cli.local import Home
@@ -71,6 +73,8 @@ def main() -> int:
     except HostsError as error:
         line(f"error: {error}", style="red")
         return 1
+    except typer.Exit as end:
+        return end.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -184,7 +188,7 @@ async def _tell_status(queen: Queen, guest: Guest) -> None:
     status = None
     while True:
         now = (await queen.get_node(guest.name)).status
-        if now != status:
+        if now not in (status, NodeStatus.ACTIVE):
             _say(guest, f"the node is {now}")
         status = now
         await asyncio.sleep(0.1)
@@ -195,7 +199,7 @@ async def _until_active(queen: Queen, guest: Guest) -> Node:
     while True:
         node = await queen.get_node(guest.name)
         if node.status == NodeStatus.ACTIVE and node.hive is not None:
-            _say(guest, f"hive {node.hive.version} answers at {node.hive.url}")
+            _say(guest, f"the node is {node.status}: hive {node.hive.version} answers at {node.hive.url}")
             return node
         if time.monotonic() > until:
             raise Failed(problem(f"{guest.name} is {node.status} after {ACTIVE_SECONDS:g} s", node.last_error))
@@ -221,7 +225,4 @@ def _how_to_go_on(home: Home, fleet: Fleet) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except Unusable as error:
-        sys.exit(f"error: {error}")
+    sys.exit(main())

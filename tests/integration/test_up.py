@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from llama_orch.cli import processes
-from llama_orch.demo_model import DEMO_SENTENCE
+from llama_orch.cli.first_answer import DEFAULT_MODEL
+from llama_orch.demo_model import DEMO_SENTENCE, write_demo_model
 from tests.hub import Hub
 from tests.models import truncated_model
 
@@ -228,13 +229,22 @@ def test_a_taken_port_is_named_with_what_to_change(place: Place, which: str, opt
 
 
 def test_a_model_from_the_hub(place: Place, tmp_path: Path):
-    from llama_orch.demo_model import write_demo_model
-
     with Hub() as hub:
         hub.add_repo("org/tiny-GGUF", {"tiny-Q4_K_M.gguf": write_demo_model(tmp_path / "hub.gguf")})
         up = place.up("--exit-after-answer", "--model", "hf:org/tiny-GGUF", LLAMA_ORCH_HIVE_HUB_ENDPOINT=hub.url)
         assert up.ended() == 0, up.output
     assert "downloading tiny-Q4_K_M.gguf" in up.output and DEMO_SENTENCE in up.output
+
+
+def test_a_download_that_fails_does_not_end_the_run(place: Place, tmp_path: Path):
+    with Hub() as hub:
+        model = write_demo_model(tmp_path / "hub.gguf")
+        hub.add_repo(DEFAULT_MODEL.repo, {str(DEFAULT_MODEL.filename): model})
+        hub.faults.corrupt = True
+        up = place.up("--exit-after-answer", LLAMA_ORCH_HIVE_HUB_ENDPOINT=hub.url)
+        assert up.ended() == 0, up.output
+    assert "cannot be had: the download failed" in up.output and "demonstration model instead" in up.output
+    assert DEMO_SENTENCE in up.output
 
 
 def test_a_model_that_was_asked_for_is_not_replaced(place: Place):

@@ -125,7 +125,7 @@ async def _ask_hub(ref: refs.HubRef) -> str | None:
 async def start_worker(hive: Hive, model: Chosen, *, name: str, slots: int = 2) -> Worker:
     """Start a worker, on a GPU where the hive has one that it can use, and wait until it serves. Raises Failed."""
     devices = await hive.devices()
-    backends: tuple[Backend, ...] = ("cuda", "cpu") if devices.gpus else ("cpu",)
+    backends: tuple[Backend, ...] = ("cuda", "cpu") if "cuda" in devices.backends else ("cpu",)
     for backend in backends:
         try:
             spawn = SpawnRequest(

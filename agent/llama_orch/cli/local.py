@@ -18,6 +18,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from llama_orch.client import Hive, Queen
 from llama_orch.contract.errors import ApiError
@@ -31,6 +32,7 @@ MARKER = "LLAMA_ORCH_HOME"
 ADDRESS = "127.0.0.1"
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
+HURRIED_SECONDS = 1.0
 WORKER_STOP_SECONDS = 60.0
 TAIL_LINES = 20
 # These run on without their agent, and the next agent adopts them.
@@ -77,14 +79,17 @@ class Child:
                 return
             await asyncio.sleep(0.1)
 
-    async def stop(self, grace_s: float) -> None:
-        """TERM, and after `grace_s` seconds KILL."""
+    async def stop(self, grace_s: float, hurry: asyncio.Event) -> None:
+        """TERM, and after `grace_s` seconds, or one in a hurry, KILL."""
         if self.process.returncode is None:
             self.process.terminate()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.process.wait(), grace_s)
+            ended = asyncio.ensure_future(self.process.wait())
+            await _first_of(ended, hurry, grace_s)
+            if not ended.done():
+                await asyncio.wait({ended}, timeout=HURRIED_SECONDS)
+            ended.cancel()
         if self.process.returncode is None:
-            line(f"The {self.name} did not end within {grace_s:g} s and is killed", style="yellow")
+            line(f"The {self.name} did not end in time and is killed", style="yellow")
             self.process.kill()
             await self.process.wait()
 
@@ -232,7 +237,7 @@ class Home:
         hive = next((child for child in self.children if child.name == "hive"), None)
         workers_stopped = hive is not None and hive.process.returncode is None and await self._stop_workers()
         for child in sorted(self.children, key=lambda child: child.name):
-            await child.stop(1.0 if self.hurry.is_set() else STOP_SECONDS)
+            await child.stop(STOP_SECONDS, self.hurry)
         if hive is not None and not workers_stopped:
             await self._stop_workers_without_hive()
         for left in await asyncio.to_thread(self.end_leftovers, workers_too=True):
@@ -245,9 +250,7 @@ class Home:
                 await asyncio.gather(*(client.stop_worker(worker.id) for worker in workers))
 
         stopping = asyncio.ensure_future(stop_all())
-        hurried = asyncio.ensure_future(self.hurry.wait())
-        await asyncio.wait({stopping, hurried}, timeout=WORKER_STOP_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        hurried.cancel()
+        await _first_of(stopping, self.hurry, WORKER_STOP_SECONDS)
         if not stopping.done():
             stopping.cancel()
             return False
@@ -263,6 +266,13 @@ class Home:
         except TimeoutError:
             process.kill()
             await process.wait()
+
+
+async def _first_of(work: asyncio.Future[Any], hurry: asyncio.Event, timeout: float) -> None:
+    """Wait until `work` is done, the user is in a hurry, or `timeout` seconds have passed."""
+    hurried = asyncio.ensure_future(hurry.wait())
+    await asyncio.wait({work, hurried}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    hurried.cancel()
 
 
 def check_port(port: int, option: str, variable: str) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import chat, devices, jobs, models, nodes, up, version, workers
+from . import chat, devices, jobs, models, nodes, ssh_key, up, version, workers
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,6 +22,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(workers.app, name="workers")
 app.command("chat")(chat.chat)
 app.command("devices")(devices.devices)
+app.command("ssh-key")(ssh_key.ssh_key)
 app.command("version")(version.version)
 
 

@@ -36,10 +36,13 @@ def list_nodes(queen: QueenOption = None, token_file: TokenFileOption = None, as
         print_json(nodes)
         return
     print_table(
-        ("NAME", "STATUS", "SSH", "HIVE", "WORKERS", "GPUS", "LAST SEEN", "LAST ERROR"),
+        ("NAME", "STATUS", "SSH", "HIVE", "WORKERS", "GPUS", "LAST SEEN"),
         (_row(node) for node in nodes),
         nothing="No nodes yet. Add one: llama-orch nodes add NAME HOST",
     )
+    for node in nodes:
+        if node.last_error:
+            line(problem(node.node_name, node.last_error), style="red")
 
 
 def _row(node: Node) -> tuple[str | None, ...]:
@@ -55,7 +58,6 @@ def _row(node: Node) -> tuple[str | None, ...]:
         workers,
         gpus,
         ago(node.last_seen),
-        node.last_error.message if node.last_error else None,
     )
 
 

@@ -20,8 +20,9 @@ from rich.text import Text
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
-# A pipe has no width: rows are never folded there.
-_PIPE_WIDTH = 10_000
+# Rows are never folded: in a narrow terminal a long line is easier to read than narrow columns.
+_WIDTH = 10_000
+_EMPTY = (None, "", "-", "0")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _STYLES = {
     **dict.fromkeys(("active", "idle", "ready", "succeeded", "ok"), "green"),
@@ -58,19 +59,23 @@ def _plain(value: BaseModel | Sequence[BaseModel] | dict[str, Any]) -> Any:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str | None]], *, nothing: str) -> None:
-    """Rows under headings; the sentence `nothing` where there is no row."""
-    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False)
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row))
-    if not table.row_count:
+    """Rows under headings; the sentence `nothing` where there is no row. A terminal is spared empty columns."""
+    kept = list(rows)
+    if not kept:
         line(nothing, console=err)
         return
-    (out if out.is_terminal else Console(file=out.file, width=_PIPE_WIDTH, highlight=False)).print(table)
+    shown = [n for n in range(len(columns)) if not out.is_terminal or any(row[n] not in _EMPTY for row in kept)]
+    table = Table(*(columns[n] for n in shown), box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.show_edge = False
+    for row in kept:
+        table.add_row(*(_cell(row[n]) for n in shown))
+    terminal = out.is_terminal
+    Console(file=out.file, width=_WIDTH, highlight=False, force_terminal=terminal).print(table, soft_wrap=terminal)
 
 
 def _cell(value: str | None) -> RenderableType:
     text = printable(value or "-").replace("\n", " ")
-    return Text(text, style=_STYLES.get(text, ""), overflow="fold")
+    return Text(text, style=_STYLES.get(text, ""), no_wrap=True)
 
 
 def size(count: int | float | None) -> str:
@@ -99,13 +104,17 @@ def ago(moment: datetime | None) -> str:
 class Meter:
     """Progress of one thing: a bar on a terminal, a line for each tenth of the way elsewhere.
 
-    With `is_bytes` it also shows amount and rate. `note` prints a line above the bar.
+    With `is_bytes` it also shows amount and rate. `note` prints a line above the bar; where such lines tell of the
+    progress themselves, `tenths` is off.
     """
 
-    def __init__(self, label: str, *, is_bytes: bool = False, console: Console | None = None) -> None:
+    def __init__(
+        self, label: str, *, is_bytes: bool = False, tenths: bool = True, console: Console | None = None
+    ) -> None:
         self._console = console or err
         self._label = printable(label)
         self._last = -1
+        self._tenths = tenths
         self._progress: Progress | None = None
         if self._console.is_terminal:
             end = (DownloadColumn(binary_units=True), TransferSpeedColumn()) if is_bytes else ()
@@ -137,7 +146,7 @@ class Meter:
             self._progress.update(self._task, completed=done, total=total, description=self._label)
             return
         tenth = int(done * 10 // total) if total else 0
-        if tenth > self._last and tenth:
+        if self._tenths and tenth > self._last and tenth:
             self.note(f"{self._label}: {tenth * 10} %")
         self._last = max(self._last, tenth)
 

@@ -43,7 +43,7 @@ async def follow_job(
     if on_event is not None:
         meter = None
     else:
-        meter = Meter(f"{job.kind} {job.node_name}", console=console)
+        meter = Meter(f"{job.kind} {job.node_name}", tenths=False, console=console)
         meter.__enter__()
     try:
         while True:

@@ -37,10 +37,13 @@ def list_workers(
         print_json(workers)
         return
     print_table(
-        ("ID", "NAME", "MODEL", "ON", "STATUS", "SLOTS", "URL", "MEMORY", "STARTED", "RESTARTS", "LAST ERROR"),
+        ("ID", "NAME", "MODEL", "ON", "STATUS", "SLOTS", "URL", "MEMORY", "STARTED", "RESTARTS"),
         (_row(worker) for worker in workers),
         nothing="No workers yet. Start one: llama-orch workers start MODEL",
     )
+    for worker in workers:
+        if worker.last_error:
+            line(problem(worker.id, worker.last_error), style="red")
 
 
 def _row(worker: Worker) -> tuple[str | None, ...]:
@@ -55,7 +58,6 @@ def _row(worker: Worker) -> tuple[str | None, ...]:
         size(worker.memory_estimated_bytes),
         ago(worker.started_at),
         str(worker.restarts),
-        worker.last_error.message if worker.last_error else None,
     )
 
 
@@ -64,7 +66,7 @@ def start(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="hf:org/repo[@revision][::file=…] or file:/path.gguf")],
     *,
     file: Annotated[str | None, typer.Option("--file", metavar="NAME.gguf")] = None,
-    backend: Annotated[str | None, typer.Option(help="cpu or cuda; cuda where the hive has a GPU.")] = None,
+    backend: Annotated[str | None, typer.Option(help="cpu or cuda; cuda where the hive can.")] = None,
     device: Annotated[int, typer.Option(help="Which GPU.")] = 0,
     slots: Annotated[int, typer.Option(help="How many requests it serves at once.")] = 1,
     name: Annotated[str | None, typer.Option(help="With a name, the same call again starts nothing more.")] = None,
@@ -107,7 +109,7 @@ def start(
 
 async def _best_backend(client: Hive) -> str:
     devices = await client.devices()
-    chosen = "cuda" if devices.gpus else "cpu"
+    chosen = "cuda" if "cuda" in devices.backends else "cpu"
     line(f"backend: {chosen} (choose with --backend)", console=err)
     return chosen
 

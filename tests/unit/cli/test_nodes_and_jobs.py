@@ -17,9 +17,9 @@ async def test_nodes_as_a_table(fleet: Fleet, command: Command):
     fleet.add_node("n2", status="failed", last_error=Problem(code="x", message="no route [red] to host\x1b[2J"))
     result = await command("nodes", "list")
     assert result.exit_code == 0
-    rows = {line.split()[0]: line for line in result.stdout.splitlines()}
+    rows = {line.split()[0]: line for line in result.stdout.splitlines() if line}
     assert "active" in rows["n1"] and "root@192.0.2.7:22" in rows["n1"] and "2 (1 busy)" in rows["n1"]
-    assert "no route [red] to host" in rows["n2"] and "\x1b" not in result.stdout
+    assert rows["n2:"] == "n2: no route [red] to host\N{REPLACEMENT CHARACTER}[2J" and "\x1b" not in result.stdout
 
 
 async def test_nodes_as_json(fleet: Fleet, command: Command):
@@ -122,3 +122,8 @@ async def test_watching_carries_on_where_the_stream_broke_off(fleet: Fleet, comm
     result = await command("jobs", "watch", "job-1", "--json")
     assert result.exit_code == 0
     assert [json.loads(line)["seq"] for line in result.stdout.splitlines()] == [1, 2, 3, 4]
+
+
+async def test_the_ssh_key_is_one_line_to_paste(command: Command):
+    result = await command("ssh-key")
+    assert result.exit_code == 0 and result.stdout.startswith("ssh-ed25519 ") and result.stdout.count("\n") == 1
