@@ -195,13 +195,14 @@ class GpuStatus(Response):
 
 
 class Devices(Response):
-    """`GET /api/v1/devices`, read at each question."""
+    """`GET /api/v1/devices`, read at each question. `backends` are those that a worker can be started with."""
 
     cpu: CpuInfo
     memory: MemoryInfo
     disk: MemoryInfo
     nvml: GpuStatus
     gpus: list[Gpu]
+    backends: list[Backend] = ["cpu"]
 
 
 class HiveInfo(Response):

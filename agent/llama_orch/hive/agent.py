@@ -14,7 +14,7 @@ from llama_orch.contract.hive import Devices, HiveInfo, WorkerStatus
 from llama_orch.web.auth import Token
 from llama_orch.web.tasks import OwnedTasks
 
-from . import devices, process
+from . import devices, engine_build, process
 from .downloads import Downloads
 from .metrics import Metrics
 from .models import Models
@@ -65,7 +65,14 @@ class Agent:
         """What the machine has, right now."""
         nvml, gpus = await self.gpus.read()
         disk = await asyncio.to_thread(devices.disk, self.settings.models_dir)
-        return Devices(cpu=devices.cpu(), memory=devices.memory(), disk=disk, nvml=nvml, gpus=gpus)
+        return Devices(
+            cpu=devices.cpu(),
+            memory=devices.memory(),
+            disk=disk,
+            nvml=nvml,
+            gpus=gpus,
+            backends=["cpu", "cuda"] if gpus and engine_build.has_cuda() else ["cpu"],
+        )
 
     async def refresh_metrics(self) -> None:
         """Read all gauges anew."""

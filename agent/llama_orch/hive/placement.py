@@ -16,8 +16,11 @@ from .settings import HiveSettings
 DEFAULT_CONTEXT = 4096
 
 
-def check_device(request: SpawnRequest, status: GpuStatus, gpus: list[Gpu]) -> None:
-    """Raises BadRequest where the device that was asked for is not here; there is no silent fallback."""
+def check_device(request: SpawnRequest, status: GpuStatus, gpus: list[Gpu], *, cuda_build: bool) -> None:
+    """Raises BadRequest where the device that was asked for cannot be used; there is no silent fallback.
+
+    `cuda_build`: whether the installed llama-cpp-python has a CUDA backend.
+    """
     if request.backend == "cpu":
         if request.device != 0:
             raise BadRequest(f"device: the CPU is device 0, not {request.device}", code="no_such_device")
@@ -37,6 +40,12 @@ def check_device(request: SpawnRequest, status: GpuStatus, gpus: list[Gpu]) -> N
             f"device: there is no GPU {request.device} here; there are: {', '.join(there)} and cpu:0",
             code="no_such_device",
             there=[*there, "cpu:0"],
+        )
+    if not cuda_build:
+        raise BadRequest(
+            "backend: the llama-cpp-python on this hive was built without CUDA; use backend cpu",
+            code="backend_unavailable",
+            there=["cpu:0"],
         )
 
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import shutil
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from llama_orch.contract.errors import ApiError, Conflict, NotFound
+from llama_orch.contract.errors import ApiError, Conflict, DoesNotFit, NotFound
 from llama_orch.contract.hive import Backend, Gpu, SpawnRequest, Worker, WorkerStatus
 from llama_orch.contract.model_ref import FileRef
 from llama_orch.web.auth import Token
 from llama_orch.web.tasks import OwnedTasks
 
-from . import devices, gguf_header, placement, process, worker_ending
+from . import devices, engine_build, gguf_header, placement, process, worker_ending
 from .download_job import Job
 from .downloads import Downloads
 from .nvml import Gpus
@@ -29,6 +28,7 @@ from .worker_records import WorkerRecord, WorkerRecords
 
 log = logging.getLogger(__name__)
 FRESH_S = 0.2
+PATIENCE_S = 0.5
 LOGS_KEPT = 50
 
 
@@ -90,7 +90,10 @@ class Workers:
     async def all(self) -> list[WorkerKeeper]:
         """Every worker, as it is right now."""
         keepers = list(self._keepers.values())
-        await asyncio.gather(*(keeper.ask(not_older_than=FRESH_S) for keeper in keepers))
+        asked = [asyncio.create_task(keeper.ask(not_older_than=FRESH_S)) for keeper in keepers]
+        if asked:
+            # One that hangs is shown as it was last seen; its question ends by itself.
+            await asyncio.wait(asked, timeout=PATIENCE_S)
         return keepers
 
     async def get(self, worker_id: str) -> Worker:
@@ -99,12 +102,13 @@ class Workers:
         await keeper.ask(not_older_than=FRESH_S)
         return keeper.view()
 
-    def using(self, model_ref: str, filename: str | None) -> list[str]:
-        """The ids of workers that have this model."""
+    def using(self, model_ref: str, filename: str, path: Path) -> list[str]:
+        """The ids of workers that have the model of this name, or of this path by another name."""
         return [
-            keeper.record.id
-            for keeper in self._keepers.values()
-            if keeper.record.request.ref.base == model_ref and keeper.record.filename in {filename, None}
+            record.id
+            for record in (keeper.record for keeper in self._keepers.values())
+            if record.model_path == str(path)
+            or (record.request.ref.base == model_ref and record.filename in {filename, None})
         ]
 
     async def spawn(self, request: SpawnRequest) -> Worker:
@@ -124,7 +128,7 @@ class Workers:
         if (existing := self._named(request)) is not None:
             return existing
         status, self._seen_gpus = await self._gpus.read()
-        placement.check_device(request, status, self._seen_gpus)
+        placement.check_device(request, status, self._seen_gpus, cuda_build=engine_build.has_cuda())
         if isinstance(request.ref, FileRef):
             worker = await self._spawn_checked(request, Path(request.ref.path), None)
             with contextlib.suppress(ApiError):
@@ -161,7 +165,7 @@ class Workers:
             record.download_id = job.record.download_id if job else None
             self._check_memory(record)
             record.port = placement.free_port(self._settings, self._ports(record.id))
-            self._records.save(record)
+            self._save_new(record)
             keeper = self._keepers[record.id] = WorkerKeeper(record, self._around)
         if broken is not None:
             keeper.fail(broken.problem)
@@ -170,6 +174,16 @@ class Workers:
             keeper.state.download()
         keeper.start()
         return keeper.view()
+
+    def _save_new(self, record: WorkerRecord) -> None:
+        try:
+            self._records.save(record)
+        except OSError as error:
+            log.error("the record of a worker cannot be written: %s", error)  # noqa: TRY400
+            raise DoesNotFit(
+                "the hive cannot write down what it is to run: see that the disk of state_dir is not full",
+                code="state_not_written",
+            ) from None
 
     def _named(self, request: SpawnRequest) -> Worker | None:
         """The worker that this request names, started again if it failed. Raises Conflict where it is another one."""
@@ -224,8 +238,6 @@ class Workers:
             await worker_ending.end(
                 self._settings.state_dir, worker_id, drain_s=0, term_s=self._settings.term_timeout_s
             )
-        if worker_id not in self._keepers:
-            shutil.rmtree(self._records.folder(worker_id), ignore_errors=True)
 
     def _ports(self, but: str) -> set[int]:
         return {k.record.port for k in self._keepers.values() if k.record.id != but and k.record.port is not None}

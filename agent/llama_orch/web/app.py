@@ -143,7 +143,7 @@ def _authenticate(app: Sanic, operations: tuple[Operation, ...], token: Token | 
             return
         scheme, _, given = (request.headers.get("Authorization") or "").partition(" ")
         if scheme.lower() != "bearer" or not token.matches(given.strip()):
-            raise Unauthorized("send the header 'Authorization: Bearer <api-token>' with this machine's token")
+            raise Unauthorized("send the header 'Authorization: Bearer <token>' with the token of this service")
 
 
 def _observe(app: Sanic, part: str, registry: CollectorRegistry) -> None:

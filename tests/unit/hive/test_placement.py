@@ -32,8 +32,14 @@ def spawn(**fields: object) -> SpawnRequest:
 
 
 def test_devices_that_are_here():
-    placement.check_device(spawn(), GONE, [])
-    placement.check_device(spawn(backend="cuda", device=1, gpu_layers=3), HERE, GPUS)
+    placement.check_device(spawn(), GONE, [], cuda_build=False)
+    placement.check_device(spawn(backend="cuda", device=1, gpu_layers=3), HERE, GPUS, cuda_build=True)
+
+
+def test_a_gpu_without_a_build_for_it_is_refused():
+    with pytest.raises(BadRequest, match="built without CUDA") as error:
+        placement.check_device(spawn(backend="cuda"), HERE, GPUS, cuda_build=False)
+    assert error.value.error_code == "backend_unavailable"
 
 
 @pytest.mark.parametrize(
@@ -47,7 +53,7 @@ def test_devices_that_are_here():
 )
 def test_devices_that_are_not(fields: dict[str, object], status: GpuStatus, gpus: list[Gpu], said: str):
     with pytest.raises(BadRequest, match=said):
-        placement.check_device(spawn(**fields), status, gpus)
+        placement.check_device(spawn(**fields), status, gpus, cuda_build=True)
 
 
 def test_gpu_memory_leaves_the_reserve_and_what_others_were_promised():
