@@ -1,4 +1,4 @@
-"""`llama-orch ssh-key`: what goes into a host's authorized_keys before it is registered."""
+"""`llama-orch ssh-key`: what a host must know to let the queen in."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from .output import line, print_json
 from .running import run
 
 
-def ssh_key(*, queen: QueenOption = None, token_file: TokenFileOption = None, as_json: JsonOption = False) -> None:
-    """Print the queen's public ssh key, one line for the login user's authorized_keys."""
+def ssh_key(queen: QueenOption = None, token_file: TokenFileOption = None, as_json: JsonOption = False) -> None:
+    """Show the queen's public ssh key, for a host's authorized_keys."""
 
     async def work() -> SshKey:
         async with Connection(queen, None, token_file).open_queen() as client:
             return await client.ssh_key()
 
-    found = run(work())
+    key = run(work())
     if as_json:
-        print_json(found)
+        print_json(key)
     else:
-        line(found.public_key)
+        line(key.public_key)

@@ -104,6 +104,10 @@ async def test_remove_and_force(fleet: Fleet, command: Command):
     assert (result.exit_code, result.stdout) == (0, "Node gone is removed\n")
 
 
+async def test_the_key_is_printed_as_authorized_keys_wants_it(command: Command):
+    assert (await command("ssh-key")).stdout == "ssh-ed25519 AAAA\n"
+
+
 async def test_jobs_list_watch_and_cancel(fleet: Fleet, command: Command):
     fleet.add_job("n1")
     fleet.add_job("n1")
