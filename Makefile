@@ -46,7 +46,8 @@ test-hosts: $(VENV)/.dev host-packages wheelhouse-hosts ## real Debian hosts (ro
 	pytest tests/hosts $(PYTEST_FLAGS)
 
 molecule: $(VENV)/.dev host-packages wheelhouse-hosts ## the roles, converged twice and verified from outside (root)
-	cd tests && molecule test --all
+	@rm -rf .llama-orch/molecule-state # a run that was killed left word of hosts that may be gone
+	cd tests && MOLECULE_EPHEMERAL_DIRECTORY=$(CURDIR)/.llama-orch/molecule-state molecule test --all
 
 wheelhouse: $(VENV)/.dev ## the wheels that hives get, for every supported Python
 	@$(BIN)/python -m llama_orch.wheelhouse build
