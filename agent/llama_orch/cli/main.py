@@ -23,7 +23,6 @@ app.add_typer(workers.app, name="workers")
 app.command("chat")(chat.chat)
 app.command("devices")(devices.devices)
 app.command("ssh-key")(ssh_key.ssh_key)
-app.command("ssh-key")(ssh_key.ssh_key)
 app.command("version")(version.version)
 
 
