@@ -76,6 +76,16 @@ async def test_a_killed_worker_is_restarted(hive: HiveProcess, demo: str):
     assert "llama_orch_hive_worker_restarts_total 1.0" in await _metrics(hive)
 
 
+async def test_a_worker_outlives_its_shim(hive: HiveProcess, demo: str):
+    worker = await hive.idle(demo)
+    (shim,) = [found for found in hive.processes()[worker["id"]] if found.is_shim]
+    shim.send(signal.SIGKILL)
+    assert await complete(worker["url"], "A", 3) == "BCD"
+    os.kill(worker["pid"], signal.SIGKILL)
+    again = await hive.worker(worker["id"], status="idle", restarts=1)
+    assert "nobody saw how" in again["last_error"]["message"]
+
+
 async def test_crashes_in_a_row_end_in_failed_until_it_is_asked_for_again(hive: HiveProcess, demo: str):
     worker = await hive.idle(demo, name="shaky")
     await hive.end(signal.SIGTERM)

@@ -24,7 +24,7 @@ STARTING_S = 60.0
 # Between two reports lies the flushing of all that came to a disk that may be slow.
 VERIFYING_S = 900.0
 _ENVIRONMENT = (
-    *("PATH", "LANG", "LC_ALL", "PYTHONPATH", "SSL_CERT_FILE", "SSL_CERT_DIR"),
+    *("PATH", "LANG", "LC_ALL", "PYTHONPATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "HF_ENDPOINT"),
     *("http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"),
 )
 OnEvent = Callable[[dict[str, Any]], None]

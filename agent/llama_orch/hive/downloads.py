@@ -80,7 +80,7 @@ class Downloads:
         if job.record.for_workers and not for_worker:
             # A new one begins as for_workers; whoever asks for the model itself makes it stay.
             job.record.for_workers = False
-            self._records.save(job.record)
+            self._save(job.record)
         return job
 
     def path_of(self, record: DownloadRecord) -> Path:
@@ -101,7 +101,10 @@ class Downloads:
         return job.record.is_open or (job.ready and self.path_of(job.record).exists())
 
     async def _from_hub(self, ref: HubRef, origin: Origin) -> Job:
-        cached = [model for model in model_cache.models(self._cache) if model.answers(ref.repo, ref.revision)]
+        here = await asyncio.to_thread(model_cache.models, self._cache)
+        if (same := self._same_request(ref)) is not None:
+            return same
+        cached = [model for model in here if model.answers(ref.repo, ref.revision)]
         if ref.filename is not None and (there := [model for model in cached if model.filename == ref.filename]):
             return self._ready(ref, model_files.as_resolved(ref, there[0]), origin)
         loop = asyncio.get_running_loop()
@@ -113,9 +116,9 @@ class Downloads:
             choice = quantisation.choose(model.filename for model in cached)
             if not failed.retry or ref.filename is not None or choice is None:
                 raise as_answer(failed) from None
-            here = next(model for model in cached if model.filename == choice[0])
+            kept = next(model for model in cached if model.filename == choice[0])
             because = "the hub cannot be reached, and this one is here"
-            return self._ready(ref, model_files.as_resolved(ref, here, because), origin)
+            return self._ready(ref, model_files.as_resolved(ref, kept, because), origin)
         # No await from here on: what is looked up now is still so when the new one is known.
         for job in self._jobs.values():
             model = job.record.model
@@ -175,8 +178,15 @@ class Downloads:
             )
         )
 
+    def _save(self, record: DownloadRecord) -> None:
+        try:
+            self._records.save(record)
+        except OSError:
+            # Without its record it is not taken up by the next start of the agent, no more.
+            log.exception("the record of download %s cannot be written", record.download_id)
+
     def _add(self, record: DownloadRecord) -> Job:
-        self._records.save(record)
+        self._save(record)
         job = self._jobs[record.download_id] = Job(record)
         self._prune()
         return job
@@ -231,11 +241,11 @@ class Downloads:
             job.pace.at(event["done"], time.monotonic())
         if status != job.record.status:
             job.record.status = status
-            self._records.save(job.record)
+            self._save(job.record)
 
     def _end(self, job: Job, status: DownloadStatus, error: Problem | None = None) -> None:
         job.record.status, job.record.error, job.record.ended_at = status, error, now()
-        self._records.save(job.record)
+        self._save(job.record)
         log.info("download %s of %s: %s", job.record.download_id, job.record.model_ref, status)
         job.ended.set()
 

@@ -15,7 +15,7 @@ from . import model_cache, model_files
 from .download_job import Job
 from .downloads import Downloads
 
-Using = Callable[[str, str | None], list[str]]
+Using = Callable[[str, str, Path], list[str]]
 
 
 class Models:
@@ -88,7 +88,7 @@ class Models:
             sha256=cached.sha256,
             status=ModelStatus.READY,
             parts=cached.parts,
-            workers=self._using(base, cached.filename),
+            workers=self._using(base, cached.filename, cached.path),
             origin=self._origin(base, cached.filename),
         )
 
@@ -118,6 +118,6 @@ class Models:
             sha256=record.model.sha256 if record.model else None,
             status=status,
             parts=len(record.model.files) if record.model else 1,
-            workers=self._using(record.model_ref, record.filename),
+            workers=self._using(record.model_ref, record.filename, self._downloads.path_of(record)),
             origin=record.origin,
         )

@@ -23,8 +23,6 @@ class Gpus:
 
     async def read(self) -> tuple[GpuStatus, list[Gpu]]:
         """Whether NVML answers, and every GPU as it is now."""
-        if self._lock.locked():
-            await asyncio.sleep(0.05)
         try:
             return await asyncio.wait_for(asyncio.to_thread(self._read), TIMEOUT_S)
         except TimeoutError:

@@ -301,7 +301,11 @@ class WorkerKeeper:
         self.process, self.slots_busy, self._percentage = None, 0, None
 
     def _save(self) -> None:
-        self._around.records.save(self.record)
+        try:
+            self._around.records.save(self.record)
+        except OSError:
+            # A full disk ends no worker, nor keeps one from being stopped.
+            log.exception("the record of worker %s cannot be written", self.record.id)
 
 
 @dataclass(frozen=True)
