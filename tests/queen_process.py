@@ -24,14 +24,15 @@ START_TIMEOUT_S = 30.0
 class QueenProcess:
     """Started and killed by the test; its folders stay between starts."""
 
-    def __init__(self, folder: Path, **settings: object) -> None:
+    def __init__(self, folder: Path, project: Path | None = None, **settings: object) -> None:
         self.folder = folder
-        self.project = folder / "project"
+        self.project = project or folder / "project"
         self.inventory = folder / "inventory"
         self.secrets = folder / "secrets"
         self.data = folder / "data"
-        (self.project / "playbooks").mkdir(parents=True)
-        shutil.copy(REPOSITORY / "ansible.cfg", self.project)
+        if project is None:
+            (self.project / "playbooks").mkdir(parents=True)
+            shutil.copy(REPOSITORY / "ansible.cfg", self.project)
         self.inventory.mkdir()
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -94,6 +95,10 @@ class QueenProcess:
     def log(self) -> str:
         """What it wrote."""
         return (self.folder / "queen.log").read_text(errors="replace")
+
+    def known_hosts(self) -> str:
+        """Host keys as it recorded them."""
+        return (self.data / "known_hosts").read_text()
 
     @property
     def token(self) -> str:

@@ -1,0 +1,257 @@
+"""The door by REST: bare hosts become hives by one POST each, and what goes wrong is said with what to do.
+
+The tests are one story, each going on from where the one before it ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import yaml
+
+from llama_orch.client.hive import Hive
+from llama_orch.client.worker import Worker as WorkerClient
+from llama_orch.contract.hive import SpawnRequest, Worker, WorkerStatus
+from llama_orch.contract.inference import CompletionRequest
+from llama_orch.demo_model import expected_completion, write_demo_model
+from tests.hub import Hub
+from tests.queen_process import Api, QueenProcess
+
+from .host import Host
+from .images import say
+from .machines import Fleet
+from .site import ROOT
+
+pytestmark = pytest.mark.hosts
+
+DEMO = "hf:demo/tiny"
+PASSWORD = "sesame open please"
+PATIENCE_S = 180.0
+
+
+@dataclass
+class Rest:
+    """A queen, and hosts that know nothing but its public key."""
+
+    queen: QueenProcess
+    hosts: dict[str, Host]
+
+    def body(self, name: str) -> dict[str, object]:
+        """The seed's four fields."""
+        return {
+            "node_name": name,
+            "ssh_host": self.hosts[name].address,
+            "ssh_port": 22,
+            "ssh_user": "llama-orch",
+        }
+
+    def hive(self, name: str) -> Hive:
+        """The hive on that host, with its own token."""
+        token = (self.queen.secrets / "hives" / name).read_text().strip()
+        return Hive(f"http://{self.hosts[name].address}:8081", token)
+
+    def set(self, **variables: object) -> None:
+        """Write the site's variables as a user would."""
+        folder = self.queen.inventory / "group_vars"
+        folder.mkdir(exist_ok=True)
+        (folder / "hives.yml").write_text(yaml.safe_dump(variables))
+
+
+@pytest.fixture(scope="module")
+def rest(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rest]:
+    subprocess.run(
+        [sys.executable, "-m", "llama_orch.wheelhouse", "build", "--part=hive", "--python=3.11", "--python=3.13"],
+        cwd=ROOT, check=True, capture_output=True, timeout=1800,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("rest")
+    queen = QueenProcess(folder, project=ROOT, probe_interval_s=1, ssh_connect_timeout_s=5)
+    queen.start()
+    key = (queen.secrets / "ssh" / "id_ed25519.pub").read_text().strip()
+    hosts = {
+        "old": fleet.boot("old", suite="bookworm", authorized_keys=[key]),
+        "bare": fleet.boot("bare", suite="trixie", python="none", authorized_keys=[key]),
+        "odd": fleet.boot(
+            "odd",
+            authorized_keys=[key],
+            users={"llama-orch": {"sudo": "password", "password": PASSWORD}, "guest": {"sudo": None}},
+        ),
+    }
+    with Hub(fleet.address) as hub:
+        hub.add_repo("demo/tiny", {"tiny-Q4_K_M.gguf": write_demo_model(folder / "tiny.gguf")})
+        opened = Rest(queen, hosts)
+        opened.set(hive_hub_endpoint=hub.url, hive_reserve_ram_bytes=2**28)
+        yield opened
+    queen.end()
+    for name in hosts:
+        fleet.remove(name)
+
+
+@pytest.fixture
+async def api(rest: Rest) -> AsyncIterator[Api]:
+    async with rest.queen.client() as api:
+        yield api
+
+
+async def provisioned(api: Api, name: str, body: object = None) -> dict[str, Any]:
+    """Provision again and wait for the job's end."""
+    status, job = await api.call("POST", f"/api/v1/nodes/{name}/provision", body)
+    assert status == 200, job
+    return await api.ended(job["job_id"], PATIENCE_S)
+
+
+async def talk(rest: Rest, name: str) -> Worker:
+    """Spawn the seed's worker, which downloads its model first, and hear it say exactly what it must."""
+    async with rest.hive(name) as hive:
+        worker = await hive.spawn_worker(SpawnRequest(model_ref=DEMO, backend="cpu", device=0, slots=4))
+        deadline = time.monotonic() + 60
+        while worker.status is not WorkerStatus.IDLE:
+            assert worker.status is not WorkerStatus.FAILED and time.monotonic() < deadline, worker
+            await asyncio.sleep(0.1)
+            worker = await hive.get_worker(worker.id)
+    assert worker.url
+    token = (rest.queen.secrets / "inference-token").read_text().strip()
+    async with WorkerClient(worker.url, token) as client:
+        answer = await client.complete(CompletionRequest(prompt="A", max_tokens=30, temperature=0))
+    assert answer.choices[0].text == expected_completion("A", 30)
+    return worker
+
+
+async def test_two_posts_make_two_bare_hosts_hives_that_answer(rest: Rest, api: Api) -> None:
+    began = time.monotonic()
+    answers = [await api.call("POST", "/api/v1/nodes", rest.body(name)) for name in ("old", "bare")]
+    assert [status for status, _ in answers] == [200, 200]
+    story = [event async for event in api.events(answers[0][1]["job_id"])]
+    statuses = set()
+    for _, node in answers:
+        job = await api.ended(node["job_id"], PATIENCE_S)
+        assert job["status"] == "succeeded", job["error"]
+        shown = await api.node(node["node_name"])
+        statuses.add(shown["status"])
+        assert shown["host_key"]["type"] == "ssh-ed25519" and shown["hive"]["hive_id"] == node["node_name"]
+        assert shown["hive"]["devices"]["cpu"]["cores"] >= 1
+    assert statuses == {"active"}
+    say(f"two bare hosts by REST to active: {time.monotonic() - began:.1f} s")
+
+    percentages = [event["percentage"] for event in story]
+    assert percentages == sorted(percentages) and percentages[-1] == 100
+    assert len({event["task"] for event in story if event["kind"] == "task"}) > 10
+    took = [event["at"] for event in story]
+    assert took == sorted(took) and took[0] != took[-1]
+    for name in ("old", "bare"):
+        await talk(rest, name)
+    say(f"two bare hosts by REST to the first answer of both: {time.monotonic() - began:.1f} s")
+    node = await api.until(lambda node: node["hive"]["workers"]["total"] == 1, "/api/v1/nodes/old")
+    assert node["hive"]["workers"]["idle"] == 1
+
+    secrets = [path.read_text().strip() for path in rest.queen.secrets.rglob("*") if path.is_file()]
+    told = str(story) + rest.queen.log()
+    assert not any(secret in told for secret in secrets)
+
+
+async def test_provisioning_again_keeps_the_worker(rest: Rest, api: Api) -> None:
+    async with rest.hive("old") as hive:
+        (before,) = await hive.list_workers()
+    began = time.monotonic()
+    job = await provisioned(api, "old")
+    say(f"provisioning a hive again: {time.monotonic() - began:.1f} s")
+    assert job["status"] == "succeeded", job["error"]
+    async with rest.hive("old") as hive:
+        (after,) = await hive.list_workers()
+    assert (after.id, after.pid) == (before.id, before.pid)
+
+
+async def test_sudo_is_asked_for_its_password(rest: Rest, api: Api) -> None:
+    _, node = await api.call("POST", "/api/v1/nodes", rest.body("odd"))
+    job = await api.ended(node["job_id"], PATIENCE_S)
+    assert job["error"]["code"] == "sudo_password_missing" and "sudo_password" in job["error"]["what_to_do"]
+    job = await provisioned(api, "odd", {"sudo_password": "not the password"})
+    assert job["error"]["code"] == "sudo_password_wrong"
+    assert (await api.node("odd"))["status"] == "failed"
+    guest = rest.body("odd") | {"node_name": "guest", "ssh_user": "guest", "sudo_password": "anything"}
+    _, node = await api.call("POST", "/api/v1/nodes", guest)
+    job = await api.ended(node["job_id"], PATIENCE_S)
+    assert job["error"]["code"] in {"sudo_not_allowed", "sudo_password_wrong"}
+    _, job = await api.call("DELETE", "/api/v1/nodes/guest?force=true")
+    assert (await api.ended(job["job_id"], PATIENCE_S))["status"] == "succeeded"
+
+
+async def test_what_the_host_lacks_is_said(rest: Rest, api: Api) -> None:
+    host = rest.hosts["odd"]
+    release = host.read_file("/etc/os-release")
+    host.run("rm /etc/os-release", check=True)
+    host.write_file("/etc/os-release", 'ID=plan9\nVERSION_ID="4"\nPRETTY_NAME="Plan 9"\n')
+    job = await provisioned(api, "odd", {"sudo_password": PASSWORD})
+    assert (job["status"], job["error"]["code"]) == ("failed", "unsupported_distribution")
+    assert "Plan 9" in job["error"]["message"] and job["error"]["host"] == "odd" and job["error"]["task"]
+    host.write_file("/etc/os-release", release)
+
+    host.run("mount -t tmpfs -o size=1M tmpfs /opt", check=True)
+    job = await provisioned(api, "odd", {"sudo_password": PASSWORD})
+    assert (job["status"], job["error"]["code"]) == ("failed", "disk_full")
+    host.run("umount /opt", check=True)
+
+
+async def test_a_lost_line_fails_the_job_and_the_next_one_goes_on(rest: Rest, api: Api) -> None:
+    host = rest.hosts["odd"]
+    host.cut_cable()
+    job = await provisioned(api, "odd", {"sudo_password": PASSWORD})
+    assert (job["status"], job["error"]["code"]) == ("failed", "unreachable_host")
+    host.mend_cable()
+    host.wait_for_ssh()
+    job = await provisioned(api, "odd", {"sudo_password": PASSWORD})
+    assert job["status"] == "succeeded", job["error"]
+    assert (await api.node("odd"))["status"] == "active"
+    kept = [path for path in rest.queen.data.rglob("*") if path.is_file() and PASSWORD.encode() in path.read_bytes()]
+    assert kept == [] and PASSWORD not in rest.queen.log()
+
+
+async def test_a_dead_hive_shows_and_comes_back(rest: Rest, api: Api) -> None:
+    host = rest.hosts["odd"]
+    host.run("systemctl stop llama-orch-hive", check=True)
+    node = await api.until(lambda node: node["status"] == "unreachable", "/api/v1/nodes/odd", 60)
+    assert node["last_error"]["code"] == "hive_unreachable"
+    host.run("systemctl start llama-orch-hive", check=True)
+    await api.until(lambda node: node["status"] == "active", "/api/v1/nodes/odd", 60)
+
+
+async def test_another_host_key_is_refused(rest: Rest, api: Api) -> None:
+    host = rest.hosts["odd"]
+    host.run(
+        "rm /etc/ssh/ssh_host_*; ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key;"
+        " systemctl restart ssh.socket ssh.service || systemctl restart ssh",
+        check=True,
+    )
+    before = (await api.node("odd"))["host_key"]["fingerprint"]
+    job = await provisioned(api, "odd", {"sudo_password": PASSWORD})
+    assert (job["status"], job["error"]["code"]) == ("failed", "host_key_changed")
+    assert "force=true" in job["error"]["what_to_do"]
+    assert (await api.node("odd"))["host_key"]["fingerprint"] == before
+
+
+async def test_a_host_that_is_off_is_forgotten_by_force_alone(rest: Rest, api: Api) -> None:
+    rest.hosts["odd"].power_cut()
+    status, answer = await api.call("DELETE", "/api/v1/nodes/odd")
+    assert (status, answer["error"]["code"]) == (409, "node_unreachable")
+    _, job = await api.call("DELETE", "/api/v1/nodes/odd?force=true")
+    assert (await api.ended(job["job_id"], PATIENCE_S))["status"] == "succeeded"
+    assert (await api.call("GET", "/api/v1/nodes/odd"))[0] == 404
+    assert rest.hosts["odd"].address not in rest.queen.known_hosts()
+
+
+async def test_delete_takes_the_hive_off_its_host(rest: Rest, api: Api) -> None:
+    status, job = await api.call("DELETE", "/api/v1/nodes/bare")
+    assert (status, job["kind"]) == (200, "remove")
+    job = await api.ended(job["job_id"], PATIENCE_S)
+    assert job["status"] == "succeeded", job["error"]
+    assert (await api.call("GET", "/api/v1/nodes/bare"))[0] == 404
+    host = rest.hosts["bare"]
+    assert host.run("systemctl is-active llama-orch-hive").stdout.strip() in {"inactive", "unknown"}
+    assert host.run("test -e /opt/llama-orch/current").returncode != 0
+    assert "bare" not in rest.queen.registered.read_text()
