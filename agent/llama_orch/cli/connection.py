@@ -102,7 +102,7 @@ class Connection:
         return Hive(url, self._token(url, up))
 
     async def _open_node(self, name: str, up: LocalUp | None) -> Hive:
-        if not re.match(patterns.NODE_NAME.replace(r"\z", r"\Z"), name):
+        if not re.fullmatch(patterns.NODE_NAME, name):
             raise Unusable(f"--hive is {name!r}: give a node's name or an address such as {DEFAULT_HIVE}")
         async with self.open_queen() as queen:
             node = await queen.get_node(name)

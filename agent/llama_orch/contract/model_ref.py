@@ -71,12 +71,12 @@ def parse(text: str, filename: str | None = None) -> ModelRef:
     if not text.startswith("hf:"):
         raise ValueError(f"expected {_GRAMMAR}")
     rest, marker, inline = text.removeprefix("hf:").partition("::file=")
-    if marker and not re.match(patterns.GGUF_FILE.replace(r"\z", r"\Z"), inline):
+    if marker and not re.fullmatch(patterns.GGUF_FILE, inline):
         raise ValueError(f"'::file=' must name a .gguf file in the repository; expected {_GRAMMAR}")
     repo, at, revision = rest.partition("@")
-    if not re.match(patterns.HF_REPO.replace(r"\z", r"\Z"), repo) or ".." in repo or "--" in repo:
+    if not re.fullmatch(patterns.HF_REPO, repo) or ".." in repo or "--" in repo:
         raise ValueError(f"'{repo[:100]!s}' is no org/repo; expected {_GRAMMAR}")
-    if at and (not re.match(patterns.HF_REVISION.replace(r"\z", r"\Z"), revision) or ".." in revision):
+    if at and (not re.fullmatch(patterns.HF_REVISION, revision) or ".." in revision):
         raise ValueError(f"the revision after '@' must be a branch, tag or commit; expected {_GRAMMAR}")
     if filename is not None and inline and filename != inline:
         raise ValueError(f"'filename' says {filename} and '::file=' says {inline}: give one of them")

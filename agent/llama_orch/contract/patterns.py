@@ -2,6 +2,9 @@
 
 What arrives by REST ends in an Ansible inventory, where Jinja is evaluated and ssh reads options, so each
 pattern lists the characters that are allowed and everything else is refused.
+
+`$` is the very end in pydantic's and in JSON Schema's regular expressions. In Python's `re` it also matches before a
+last newline: use `re.fullmatch` there.
 """
 
 from __future__ import annotations
@@ -10,18 +13,18 @@ from typing import Annotated
 
 from pydantic import StringConstraints
 
-NODE_NAME = r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\z"
-SSH_HOST = r"^(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7})\z"
-SSH_USER = r"^[a-z_][a-z0-9_-]{0,31}\z"
-LABEL_KEY = r"^[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?\z"
-LABEL_VALUE = r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?\z"
-WORKER_NAME = r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\z"
-IDENTIFIER = r"^[A-Za-z0-9-]{1,64}\z"
-CORRELATION_ID = r"^[A-Za-z0-9-]{1,64}\z"
+NODE_NAME = r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$"
+SSH_HOST = r"^(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7})$"
+SSH_USER = r"^[a-z_][a-z0-9_-]{0,31}$"
+LABEL_KEY = r"^[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?$"
+LABEL_VALUE = r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
+WORKER_NAME = r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$"
+IDENTIFIER = r"^[A-Za-z0-9-]{1,64}$"
+CORRELATION_ID = r"^[A-Za-z0-9-]{1,64}$"
 # A file in a repository: folders allowed, no leading dash or dot in any part.
-GGUF_FILE = r"^[A-Za-z0-9_][A-Za-z0-9._+-]*(?:/[A-Za-z0-9_][A-Za-z0-9._+-]*)*\.gguf\z"
-HF_REPO = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}\z"
-HF_REVISION = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}\z"
+GGUF_FILE = r"^[A-Za-z0-9_][A-Za-z0-9._+-]*(?:/[A-Za-z0-9_][A-Za-z0-9._+-]*)*\.gguf$"
+HF_REPO = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
+HF_REVISION = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
 
 NodeName = Annotated[str, StringConstraints(pattern=NODE_NAME, max_length=63)]
 SshHost = Annotated[str, StringConstraints(pattern=SSH_HOST, max_length=253)]

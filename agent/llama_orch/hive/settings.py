@@ -27,7 +27,7 @@ class HiveSettings(Settings):
     """The hive agent: downloads models, starts and watches workers, tells what the machine has."""
 
     hive_id: str = Field(
-        default_factory=_machine_name, pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,62}\z", description="name of this hive"
+        default_factory=_machine_name, pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,62}$", description="name of this hive"
     )
     host: str = Field(default="0.0.0.0", min_length=1, description="address that agent and workers listen on")  # noqa: S104
     port: int = Field(default=8081, ge=1, le=65535, description="port of the agent")
@@ -39,7 +39,7 @@ class HiveSettings(Settings):
     inference_token_file: str = Field(default="", description="file with the token of the workers' /v1 API")
     worker_port_min: int = Field(default=8100, ge=1, le=65535, description="first port for workers")
     worker_port_max: int = Field(default=8199, ge=1, le=65535, description="last port for workers")
-    hub_endpoint: str = Field(default="", pattern=r"^(https?://.+)?\z", description="another hub's URL")
+    hub_endpoint: str = Field(default="", pattern=r"^(https?://.+)?$", description="another hub's URL")
     hub_token_file: str = Field(default="", description="file with a token of the hub, for gated models")
     reserve_ram_bytes: int = Field(default=2 * GIB, ge=0, description="memory that workers leave free")
     reserve_gpu_bytes: int = Field(default=GIB, ge=0, description="GPU memory that workers leave free")
