@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-
-from pip._vendor.packaging.markers import Marker  # every pip carries it
+from typing import Any
 
 from llama_orch.wheelhouse.errors import WheelhouseError
 
@@ -83,7 +84,9 @@ def read_lock(path: Path) -> list[Pin]:
 def pins_for(pins: list[Pin], target: Target) -> list[Pin]:
     """Those of the pins whose marker holds on the target."""
     environment = target.environment()
-    return [pin for pin in pins if not pin.marker or Marker(pin.marker).evaluate(environment)]
+    # Every pip carries it; imported late, so that a Python without pip gets to say so in words.
+    marker: Callable[[str], Any] = import_module("pip._vendor.packaging.markers").Marker
+    return [pin for pin in pins if not pin.marker or marker(pin.marker).evaluate(environment)]
 
 
 def pin_named(pins: list[Pin], name: str) -> Pin:

@@ -1,0 +1,58 @@
+"""The scripts that roles run on a host: plain Python of the host's own, so they are run here as such."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROLES = Path(__file__).parents[3] / "roles"
+
+
+def run(script: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-", *arguments],
+        input=script.read_text(encoding="utf-8"),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return done.stdout
+
+
+def test_probe_answers_all_that_preflight_asks(tmp_path: Path) -> None:
+    found = json.loads(run(ROLES / "preflight" / "files" / "probe.py", str(tmp_path / "not" / "there")))
+
+    assert found["free_bytes"][str(tmp_path / "not" / "there")] > 0
+    assert found["memory_bytes"] > 2**20
+    assert found["arch"] == os.uname().machine
+    assert int(found["glibc"].split(".")[0]) == 2
+    assert int(found["glibcxx"].split(".")[0]) == 3
+    assert set(found) >= {"os_id", "os_version", "os_name", "systemd", "firewalls", "pythons"}
+
+
+def test_prune_keeps_what_a_link_shows_and_what_runs(tmp_path: Path) -> None:
+    for name in ("old", "linked", "running"):
+        (tmp_path / "releases" / name).mkdir(parents=True)
+    (tmp_path / "current").symlink_to(tmp_path / "releases" / "linked")
+    script = tmp_path / "releases" / "running" / "serve.py"
+    script.write_text("print('up', flush=True); input()")
+    worker = subprocess.Popen([sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert worker.stdin and worker.stdout
+    worker.stdout.readline()
+
+    try:
+        printed = run(ROLES / "common" / "files" / "prune_releases.py", str(tmp_path))
+    finally:
+        worker.communicate(b"\n", timeout=10)
+
+    assert printed == "removed old\n"
+    assert sorted(path.name for path in (tmp_path / "releases").iterdir()) == ["linked", "running"]
+    assert run(ROLES / "common" / "files" / "prune_releases.py", str(tmp_path)) == "removed running\n"
+
+
+def test_prune_says_nothing_where_nothing_was_installed(tmp_path: Path) -> None:
+    assert run(ROLES / "common" / "files" / "prune_releases.py", str(tmp_path / "missing")) == ""
