@@ -27,8 +27,9 @@ WAIT_S = 60.0
 class HiveProcess:
     """One hive in a folder. Each has ports of its own, so that several tests may run at once."""
 
-    def __init__(self, folder: Path, **settings: object) -> None:
+    def __init__(self, folder: Path, *, environment: dict[str, str] | None = None, **settings: object) -> None:
         self.folder = folder
+        self._environment = environment or {}
         self.state_dir = folder / "state"
         self.models_dir = folder / "models"
         self.log_dir = folder / "log"
@@ -67,7 +68,7 @@ class HiveProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, "PYTHONPATH": str(ROOT / "agent")},
+                env={**os.environ, "PYTHONPATH": str(ROOT / "agent"), **self._environment},
             )
 
         async def answers() -> bool:
@@ -187,9 +188,11 @@ def _toml(value: object) -> str:
 
 
 @contextlib.asynccontextmanager
-async def a_hive(folder: Path, **settings: object) -> AsyncIterator[HiveProcess]:
+async def a_hive(
+    folder: Path, *, environment: dict[str, str] | None = None, **settings: object
+) -> AsyncIterator[HiveProcess]:
     """A hive that answers, and no process of it afterwards."""
-    hive = HiveProcess(folder, **settings)
+    hive = HiveProcess(folder, environment=environment, **settings)
     try:
         await hive.start()
         yield hive
