@@ -19,11 +19,12 @@ def output(*command):
 
 def close_ufw(ports):
     """Delete the rules that carry our name, whatever networks they were made for."""
-    wanted = {("port", port.replace("-", ":")) for port in ports}
+    wanted = [port.replace("-", ":") for port in ports]
     for line in output("ufw", "show", "added").splitlines():
         words = shlex.split(line)
-        if words[-2:] == ["comment", "llama-orch"] and wanted & set(zip(words, words[1:])):
-            subprocess.run(["ufw", "delete"] + words[1:-2], check=True, stdout=subprocess.DEVNULL)
+        port = words[words.index("port") + 1] if "port" in words else ""
+        if words[-2:] == ["comment", "llama-orch"] and port in wanted:
+            subprocess.run(["ufw", "delete", *words[1:-2]], check=True, stdout=subprocess.DEVNULL)
             print("ufw: %s" % " ".join(words[1:-2]))
 
 
