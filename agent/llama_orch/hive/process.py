@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from llama_orch.web.auth import Token
 from .atomic import read_json
 from .shim import PROCESS_FILE
 
+log = logging.getLogger(__name__)
 SHIM = "llama_orch.hive.shim"
 WORKER = "llama_orch.worker"
 # Everything else, above all the agent's own settings and credentials, is no business of a worker's.
@@ -45,6 +47,8 @@ class Process:
                 signal.pidfd_send_signal(handle, number)
         except ProcessLookupError:
             pass
+        except PermissionError:
+            log.warning("process %d belongs to another user: it gets no %s", self.pid, number.name)
         finally:
             os.close(handle)
 
@@ -86,10 +90,22 @@ def find(state_dir: Path) -> dict[str, list[Process]]:
         except OSError:
             continue
         folder = _folder_of(arguments, home)
-        began = start_time(int(entry.name)) if folder else None
+        began = start_time(int(entry.name)) if folder and _is_of_this_system(entry) else None
         if folder and began is not None:
             found.setdefault(folder, []).append(Process(int(entry.name), began, SHIM in arguments))
     return found
+
+
+def _is_of_this_system(entry: Path) -> bool:
+    """Whether a process is ours to judge. A container's hive has the same paths, and its processes show here too."""
+    try:
+        if os.getuid() not in {0, entry.stat().st_uid}:
+            return False
+        return (entry / "ns/pid").readlink() == Path("/proc/self/ns/pid").readlink()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
 
 
 def _folder_of(arguments: list[str], home: str) -> str | None:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from llama_orch.contract.process import ENDED_FILE, WorkerEnded
 from llama_orch.hive import process, shim, worker_ending
 
@@ -66,6 +68,38 @@ def test_a_process_is_known_by_pid_and_start():
     child.wait(10)
     known.send(signal.SIGKILL)
     assert process.start_time(child.pid) is None
+
+
+def test_processes_are_found_by_their_folder_and_not_those_of_containers(tmp_path: Path):
+    spec = process.workers_dir(tmp_path) / "w1" / "spec.json"
+    command = [sys.executable, "-c", "import time; time.sleep(60)", process.WORKER, "--spec", str(spec)]
+    in_namespace = (
+        "import ctypes, json, os, subprocess\n"
+        "if ctypes.CDLL(None, use_errno=True).unshare(0x20000000): raise SystemExit(9)\n"
+        "child = subprocess.Popen(json.loads(os.environ['COMMAND']))\n"
+        "print('started', flush=True)\n"
+        "os.read(0, 1)\n"
+        "child.kill(); child.wait()\n"
+    )
+    assert process.find(tmp_path) == {}
+    with subprocess.Popen(command) as ours:
+        try:
+            assert [found.pid for found in process.find(tmp_path)["w1"]] == [ours.pid]
+            assert process.find(tmp_path / "other") == {}
+        finally:
+            ours.kill()
+    assert process.find(tmp_path) == {}
+    with subprocess.Popen(
+        [sys.executable, "-c", in_namespace],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "COMMAND": json.dumps(command)},
+    ) as container:
+        assert container.stdout is not None
+        if container.stdout.readline() != b"started\n":
+            pytest.skip("a process namespace needs root")
+        assert process.find(tmp_path) == {}, "the hive in the container looks after its own"
+        container.communicate(b"x", timeout=30)
 
 
 def test_a_record_of_another_boot_names_no_process(tmp_path: Path):
