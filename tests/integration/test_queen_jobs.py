@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -248,6 +249,84 @@ async def test_a_job_resumed_without_its_password_says_so(queen: QueenProcess, t
         assert (ended["status"], ended["error"]["code"]) == ("failed", "sudo_password_lost")
     assert not any(password.encode() in path.read_bytes() for path in queen.data.rglob("*") if path.is_file())
     assert password not in queen.log()
+
+
+async def test_what_another_version_began_is_closed_and_what_only_we_recorded_begins(
+    queen: QueenProcess, hive: int, tmp_path: Path
+):
+    marker = f"upgrade-{tmp_path.name}"
+    queen.hosts(LOCAL % hive + "        other:\n          ansible_connection: local\n")
+    long_playbook(queen, marker, 300, tmp_path / "passed")
+    queen.start()
+    async with queen.client() as api:
+        _, job = await api.call("POST", "/api/v1/nodes/here/provision")
+        await wait_for(lambda: processes_with(marker))
+    queen.stop(signal.SIGKILL)
+    queen.playbook("hive", "- name: Fail\n  ansible.builtin.fail:\n    msg: '[tried] it ran'\n")
+    with sqlite3.connect(queen.data / "dbos.sqlite") as engine:
+        engine.execute("UPDATE workflow_status SET application_version = '0'")
+    with sqlite3.connect(queen.data / "queen.sqlite") as store:
+        store.execute(
+            "INSERT INTO jobs (job_id, kind, node_name, status, percentage, created_at, correlation_id, force,"
+            " had_password) SELECT 'job-lost', kind, 'other', 'queued', 0, created_at, 'c', 0, 0 FROM jobs"
+        )
+    queen.start()
+    async with queen.client() as api:
+        assert (await api.ended(job["job_id"]))["error"]["code"] == "interrupted_by_upgrade"
+        assert (await api.node("here"))["status"] == "failed"
+        assert (await api.ended("job-lost"))["error"]["code"] == "tried"
+        assert processes_with(marker) == []
+    queen.stop()
+    queen.start()
+    async with queen.client() as api:
+        assert len((await api.call("GET", "/api/v1/jobs"))[1]["jobs"]) == 2
+
+
+async def test_a_queen_killed_while_it_cancels_cancels(queen: QueenProcess, tmp_path: Path):
+    marker = f"cancelkill-{tmp_path.name}"
+    queen.hosts(LOCAL % free_port())
+    long_playbook(queen, marker, 300, tmp_path / "passed")
+    queen.start()
+    async with queen.client() as api:
+        _, job = await api.call("POST", "/api/v1/nodes/here/provision")
+        await wait_for(lambda: processes_with(marker))
+        await api.call("POST", f"/api/v1/jobs/{job['job_id']}/cancel")
+    queen.stop(signal.SIGKILL)
+    queen.start()
+    async with queen.client() as api:
+        assert (await api.ended(job["job_id"]))["status"] == "cancelled"
+        assert processes_with(marker) == []
+
+
+async def test_a_job_waits_for_a_slot_and_can_be_cancelled_there(queen: QueenProcess, tmp_path: Path):
+    marker = f"slot-{tmp_path.name}"
+    queen.config.write_text(queen.config.read_text() + "max_concurrent_jobs = 1\n")
+    queen.hosts(LOCAL % free_port() + "        other:\n          ansible_connection: local\n")
+    long_playbook(queen, marker, 300, tmp_path / "passed")
+    queen.start()
+    async with queen.client() as api:
+        _, first = await api.call("POST", "/api/v1/nodes/here/provision")
+        await wait_for(lambda: processes_with(marker))
+        _, second = await api.call("POST", "/api/v1/nodes/other/provision")
+        await asyncio.sleep(0.3)
+        assert (await api.job(second["job_id"]))["status"] == "queued"
+        await api.call("POST", f"/api/v1/jobs/{second['job_id']}/cancel")
+        assert (await api.ended(second["job_id"], timeout=5))["status"] == "cancelled"
+        assert (await api.job(first["job_id"]))["status"] == "running"
+
+
+async def test_a_host_that_comes_into_the_inventory_is_provisioned_where_the_site_says_so(
+    queen: QueenProcess, hive: int
+):
+    queen.config.write_text(queen.config.read_text() + "provision_on_inventory_change = true\n")
+    queen.playbook("hive", MAKE_TOKEN)
+    queen.hosts("all:\n  children:\n    hives:\n      hosts:\n")
+    queen.start()
+    async with queen.client() as api:
+        queen.hosts(LOCAL % hive)
+        node = await api.until(lambda node: node["status"] == "active", "/api/v1/nodes/here", 60)
+        job = await api.job(node["job_id"])
+        assert (job["kind"], job["status"]) == ("provision", "succeeded")
 
 
 @pytest.mark.skipif(bool(sshd.missing()), reason=sshd.missing())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import getpass
 import logging
 import os
 import sys
@@ -59,7 +60,8 @@ class Queen:
             cache=settings.data / "inventory-view.json",
             environment=environment | {"ANSIBLE_CONFIG": str(settings.project / "ansible.cfg")},
             cwd=settings.project,
-            user=settings.login_user,
+            # Whom Ansible would log in as where a host names nobody.
+            user=getpass.getuser(),
             hive_port=settings.hive_port,
         )
         self._client = HiveClient(tokens, settings.probe_timeout_s)

@@ -120,12 +120,14 @@ def classify(text: str, *, task: str | None = None, host: str | None = None, unr
     return Problem(code="task_failed", message=message, what_to_do=advice, task=task, host=host)
 
 
-def of_run(failures: list[TaskFailure], stderr: str, what_ended_it: str) -> Problem:
+def of_run(failures: list[TaskFailure], output: str, status: str) -> Problem:
     """The problem of a run that did not succeed: the task that ended it, or what Ansible wrote before it gave up."""
+    if status == "timeout":
+        return TIMED_OUT
     if failures:
         last = failures[-1]
         return classify(last.message, task=last.task, host=last.host, unreachable=last.unreachable)
-    return classify(stderr[-4000:].strip() or what_ended_it)
+    return classify(output[-4000:].strip() or f"ansible-playbook ended as '{status}'")
 
 
 def named_like_a_group(name: str) -> Problem:
@@ -142,6 +144,11 @@ CANCELLED = Problem(
     code="cancelled",
     message="the job was cancelled before its end",
     what_to_do="POST …/provision carries on from where it was.",
+)
+TIMED_OUT = Problem(
+    code="timed_out",
+    message="the playbook took longer than the queen's setting run_timeout_s allows",
+    what_to_do="Read in the job's events which task took so long, or raise run_timeout_s. " + AGAIN,
 )
 PASSWORD_LOST = Problem(
     code="sudo_password_lost",

@@ -15,9 +15,16 @@ class HiveTokens:
 
     def token(self, node_name: str) -> Token | None:
         """The token of a hive; None where none was made yet. Raises WrongTokenFile."""
-        path = self._folder / node_name
-        return read_token(path) if path.exists() else None
+        path = self._path(node_name)
+        return read_token(path) if path is not None and path.exists() else None
 
     def forget(self, node_name: str) -> None:
         """Delete the token of a hive that is gone."""
-        (self._folder / node_name).unlink(missing_ok=True)
+        path = self._path(node_name)
+        if path is not None:
+            path.unlink(missing_ok=True)
+
+    def _path(self, node_name: str) -> Path | None:
+        # A person's inventory may name a host as they like; another secret must not be sent to it as its token.
+        plain = "/" not in node_name and not node_name.startswith(".")
+        return self._folder / node_name if plain else None

@@ -126,7 +126,6 @@ class JobEvents:
             job = await self._store.job(job_id)
             if job is None:
                 raise NotFound(f"there is no job {job_id}")
-            told = self._told[job_id]
             events = await self._store.events(job_id, seq)
             for event in events:
                 seq = event.seq
@@ -141,6 +140,7 @@ class JobEvents:
             if self._closed:
                 raise NotReady("the queen is stopping; the job goes on when it is back")
             looked_after_end = not job.is_open
+            told = self._told[job_id] if job.is_open else asyncio.Condition()
             async with told:
                 # The time-out heals a wake-up that came between the look and the wait.
                 try:

@@ -136,7 +136,7 @@ class JobWork:
             story.progress.playbook_ended()
             return None
         self._ran(playbook, "failed")
-        return failures.of_run(result.failures, result.output, f"ansible-playbook ended as '{result.status}'")
+        return failures.of_run(result.failures, result.output, result.status)
 
     async def verify(self, job: StoredJob) -> Problem | None:
         """The hive answers an authenticated question with the id we expect."""

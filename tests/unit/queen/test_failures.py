@@ -79,7 +79,8 @@ def test_the_task_that_ended_the_run_counts_not_one_that_was_rescued():
 
 def test_no_failed_task_falls_back_to_what_ansible_wrote():
     assert of_run([], "[ERROR]: Completely failed to parse inventory source", "failed").code == "inventory_broken"
-    assert "timeout" in of_run([], "", "ansible-playbook ended as 'timeout'").message
+    assert "'no result'" in of_run([], "", "no result").message
+    assert of_run([TaskFailure("box", "Wait", "")], "", "timeout").code == "timed_out"
 
 
 def test_a_message_is_bounded():
