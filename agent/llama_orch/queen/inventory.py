@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import json
 import logging
-import os
 import re
 import shlex
 from collections.abc import Iterable
@@ -18,11 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from llama_orch.contract.common import Problem
 
+from .inventory_shape import BrokenInventory, check_shape
 from .registered_file import NAME, BrokenFile, RegisteredFile, RegisteredHost
 
 log = logging.getLogger(__name__)
@@ -32,10 +29,6 @@ GROUP = "hives"
 _VARIABLE_FOLDERS = frozenset({"group_vars", "host_vars"})
 # What Ansible itself passes over in an inventory folder (INVENTORY_IGNORE_EXTS).
 _IGNORED = (".pyc", ".pyo", ".swp", ".bak", "~", ".rpm", ".md", ".txt", ".rst", ".orig", ".cfg", ".retry")
-
-
-class BrokenInventory(Exception):
-    """Ansible cannot read the inventory, or it does not say what its author meant."""
 
 
 @dataclass(frozen=True)
@@ -251,34 +244,6 @@ class Inventory:
         kept = {"hash": self._hash, "groups": sorted(self.groups), "hosts": hosts}
         temporary.write_text(json.dumps(kept), encoding="utf-8")
         temporary.replace(self._cache)
-
-
-def check_shape(paths: Iterable[Path]) -> None:
-    """Find what Ansible would only warn of: a misspelt `hosts`, a group that is no mapping. Raises BrokenInventory."""
-    for path in paths:
-        if path.suffix not in {".yml", ".yaml"} or os.access(path, os.X_OK):
-            continue
-        try:
-            document = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-        except (YAMLError, UnicodeDecodeError):
-            continue  # Ansible says it with the line, in its own words
-        if isinstance(document, dict) and "plugin" not in document:
-            for group, content in document.items():
-                _check_group(path.name, str(group), content)
-
-
-def _check_group(file: str, group: str, content: object) -> None:
-    if content is None:
-        return
-    if not isinstance(content, dict):
-        raise BrokenInventory(f"{file}: the group '{group}' must hold hosts, children or vars")
-    for key, value in content.items():
-        if key not in {"hosts", "children", "vars"}:
-            raise BrokenInventory(f"{file}: '{key}' in the group '{group}' is none of hosts, children, vars")
-        if value is not None and not isinstance(value, dict):
-            raise BrokenInventory(f"{file}: '{key}' of the group '{group}' must be a mapping")
-    for child, inner in (content.get("children") or {}).items():
-        _check_group(file, str(child), inner)
 
 
 def _members(answer: dict[str, Any], group: str) -> set[str]:

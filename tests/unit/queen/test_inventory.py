@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llama_orch.queen.inventory import BrokenInventory, Inventory, check_shape
+from llama_orch.queen.inventory import Inventory
+from llama_orch.queen.inventory_shape import BrokenInventory, check_shape
 from llama_orch.queen.registered_file import RegisteredHost
 
 
