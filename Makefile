@@ -58,10 +58,13 @@ wheelhouse-hosts: $(VENV)/.dev # only what the test hosts run: Debian 12 and 13
 
 lock: $(VENV)/.dev ## renew the locked dependencies
 	$(BIN)/python -m pip install --quiet uv
-	for part in hive queen; do \
-	  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-	    --no-annotate --extra $$part --constraint $(LOCKS)/dev.txt pyproject.toml --output-file $(LOCKS)/$$part.txt; \
-	done
+	compile() { uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	    --no-annotate "$$@"; }; \
+	  compile --all-extras pyproject.toml --output-file $(LOCKS)/dev.txt; \
+	  for part in hive queen; do \
+	    compile --extra $$part --constraint $(LOCKS)/dev.txt pyproject.toml --output-file $(LOCKS)/$$part.txt; \
+	  done; \
+	  echo pip | compile - --output-file $(LOCKS)/pip.txt
 
 venv: $(VENV)/.dev ## the virtual environment with everything
 
