@@ -71,7 +71,8 @@ def firewalls():
                 active.append("ufw")
     except OSError:
         pass
-    if shutil.which("firewall-cmd") and subprocess.run(["firewall-cmd", "--state"], capture_output=True).returncode == 0:
+    state = ["firewall-cmd", "--state"]
+    if shutil.which(state[0]) and subprocess.run(state, capture_output=True).returncode == 0:
         active.append("firewalld")
     return active
 
