@@ -87,10 +87,14 @@ class QueenProcess:
         return time.monotonic() - began
 
     def end(self) -> None:
-        """Whatever happened, nothing stays."""
+        """Whatever happened, nothing stays: asked politely, it ends the runs of its jobs too."""
         if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait(10)
+            self._process.terminate()
+            try:
+                self._process.wait(15)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait(10)
 
     def log(self) -> str:
         """What it wrote."""
