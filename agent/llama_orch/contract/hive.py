@@ -202,7 +202,7 @@ class Devices(Response):
     disk: MemoryInfo
     nvml: GpuStatus
     gpus: list[Gpu]
-    backends: list[Backend] = ["cpu"]
+    backends: list[Backend] = Field(default_factory=lambda: ["cpu"])
 
 
 class HiveInfo(Response):
