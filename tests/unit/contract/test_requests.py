@@ -72,9 +72,7 @@ def test_the_seeds_requests_to_a_hive_are_taken():
     assert DownloadRequest.model_validate_json(
         json.dumps({"model_ref": ref, "filename": "tinyllama.gguf"})
     ).filename == ("tinyllama.gguf")
-    spawn = SpawnRequest.model_validate_json(
-        json.dumps({"model_ref": ref, "backend": "cuda", "device": 0, "slots": 4})
-    )
+    spawn = SpawnRequest.model_validate_json(json.dumps({"model_ref": ref, "backend": "cuda", "device": 0, "slots": 4}))
     assert (spawn.backend, spawn.device, spawn.slots, spawn.origin) == ("cuda", 0, 4, "rest")
 
 
