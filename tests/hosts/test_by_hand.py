@@ -33,6 +33,7 @@ pytestmark = pytest.mark.hosts
 
 DEMO, SLOW = "hf:demo/tiny", "hf:demo/slow"
 CHAT = {"name": "chat", "model_ref": DEMO, "backend": "cpu", "threads": 1}
+SPARE = {**CHAT, "name": "spare"}
 LONG = {"name": "long", "model_ref": SLOW, "backend": "cpu", "threads": 1, "ctx_per_slot": 4096}
 PATIENCE_S = 60.0
 
@@ -60,7 +61,7 @@ def site(fleet: Fleet, login_key: KeyPair, tmp_path_factory: pytest.TempPathFact
             "hive_models": [{"model_ref": DEMO}],
             "hive_workers": [CHAT],
         }
-        opened.of_host["one"] = {"hive_workers": [CHAT, LONG]}
+        opened.of_host["one"] = {"hive_workers": [CHAT, LONG, SPARE]}
         yield opened
         opened.hang_up()
     for name in hosts:
@@ -182,23 +183,22 @@ async def test_a_second_run_changes_nothing(site: Site) -> None:
 async def test_what_the_inventory_declares_is_what_runs(site: Site) -> None:
     async with hive(site, "one") as client:
         mine = await client.spawn_worker(SpawnRequest(name="mine", model_ref=DEMO, backend="cpu", threads=1))
+    await idle(site, "one", "mine")
     before = await workers(site, "one")
 
     site.of_host["one"] = {"hive_workers": [{**CHAT, "slots": 2}, LONG]}
-    run = must_succeed(site.play("site", "--limit", "one,two"))
+    run = must_succeed(site.play("site"))
+    assert run.changed["one"] > 0
+    assert run.changed["two"] == 0, run.output
     after = await workers(site, "one")
-    assert set(after) == {"chat", "long", "mine"}
+    assert set(after) == {"chat", "long", "mine"}, "one that a user started by REST is none of the inventory's business"
     assert (after["chat"].slots, after["chat"].status) == (2, WorkerStatus.IDLE)
     assert after["chat"].id != before["chat"].id
-    assert (after["long"].id, after["long"].pid) == (before["long"].id, before["long"].pid)
-    assert run.changed["one"] > 0
-    assert run.changed["two"] == 0
-
-    site.of_host["one"] = {"hive_workers": [LONG]}
-    must_succeed(site.play("site"))
-    last = await workers(site, "one")
-    assert set(last) == {"long", "mine"}, "a worker that a user started by REST is none of the inventory's business"
-    assert site.hosts["one"].run(["test", "-d", f"/proc/{after['chat'].pid}"]).returncode == 1
+    assert {(w.id, w.pid) for w in after.values() if w.name != "chat"} == {
+        (before[name].id, before[name].pid) for name in ("long", "mine")
+    }
+    for gone in ("chat", "spare"):
+        assert site.hosts["one"].run(["test", "-d", f"/proc/{before[gone].pid}"]).returncode == 1
     async with hive(site, "one") as client:
         await client.stop_worker(mine.id)
 
@@ -258,9 +258,12 @@ async def test_workers_come_back_after_a_power_cut(site: Site) -> None:
     began = time.monotonic()
     await asyncio.to_thread(host.boot_again)
 
-    after = await idle(site, "two", "chat", after=None)
+    after = await idle(site, "two", "chat")
     say(f"power on to an idle worker: {time.monotonic() - began:.1f} s")
     assert after.id == before.id
+    assert after.started_at
+    assert before.started_at
+    assert after.started_at > before.started_at
     async with talk(site, after) as client:
         answer = await client.complete(CompletionRequest(prompt="0", max_tokens=12, temperature=0))
     assert answer.choices[0].text == expected_completion("0", 12)
