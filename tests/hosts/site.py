@@ -38,33 +38,45 @@ class Run:
 
 @dataclass
 class Site:
-    """The folder `inventory/` with a hosts.yml of its own, and `secrets/` as playbooks make it."""
+    """The folder `inventory/` with a hosts.yml of its own, and `secrets/` as playbooks make it.
+
+    All hosts are hives but the one whose name `queen` is.
+    """
 
     folder: Path
     key: KeyPair
     hosts: Mapping[str, Host]
+    queen: str = ""
     variables: dict[str, Any] = field(default_factory=dict)
     of_host: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def write(self) -> None:
         """Write the inventory as a user would have after editing it."""
-        # Hosts come and go at the same addresses: the keys they are known by are the site's own, not the user's.
-        ssh = f"-F none -o ControlMaster=auto -o ControlPersist=30m -o UserKnownHostsFile={self.folder}/known_hosts"
-        connection = {
-            "ansible_user": "llama-orch",
-            "ansible_ssh_private_key_file": str(self.key.private),
-            "ansible_ssh_args": f"{ssh} -o StrictHostKeyChecking=accept-new",
-            "ansible_control_path_dir": str(self.folder / "cp"),
+        entries: dict[str, dict[str, Any]] = {
+            name: {"ansible_host": host.address, "ansible_user": "llama-orch", **self.of_host.get(name, {})}
+            for name, host in self.hosts.items()
         }
         hives = {
-            "hosts": {
-                name: {"ansible_host": host.address, **self.of_host.get(name, {})} for name, host in self.hosts.items()
-            },
-            "vars": {**connection, **self.variables},
+            "hosts": {name: entry for name, entry in entries.items() if name != self.queen},
+            "vars": self.variables,
         }
+        queen = {"hosts": {name: entry for name, entry in entries.items() if name == self.queen}}
         inventory = self.folder / "inventory"
         inventory.mkdir(parents=True, exist_ok=True)
-        (inventory / "hosts.yml").write_text(yaml.safe_dump({"all": {"children": {"hives": hives}}}))
+        (inventory / "hosts.yml").write_text(yaml.safe_dump({"all": {"children": children}}))
+
+    def environment(self) -> dict[str, str]:
+        """How this site's hosts are reached; nobody's ~/.ssh is read or written."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
+        # Hosts come and go at the same addresses: the keys they are known by are the site's own.
+        ssh = f"-F none -o ControlMaster=auto -o ControlPersist=30m -o UserKnownHostsFile={self.folder}/known_hosts"
+        return {
+            **inherited,
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_PRIVATE_KEY_FILE": str(self.key.private),
+            "ANSIBLE_SSH_ARGS": f"{ssh} -o StrictHostKeyChecking=accept-new",
+            "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.folder / "cp"),
+        }
 
     def play(self, playbook: str, *words: str, timeout: float = 300.0) -> Run:
         """Run `ansible-playbook playbooks/NAME.yml` in the checkout, as the documentation says."""
@@ -73,10 +85,9 @@ class Site:
             str(Path(sys.executable).with_name("ansible-playbook")),
             *("-i", str(self.folder / "inventory"), f"playbooks/{playbook}.yml", *words),
         ]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
         began = time.monotonic()
         done = subprocess.run(
-            command, cwd=ROOT, env={**environment, "ANSIBLE_NOCOLOR": "1"}, stdin=subprocess.DEVNULL,
+            command, cwd=ROOT, env=self.environment(), stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, check=False,
         )  # fmt: skip
         counts = {
@@ -86,9 +97,10 @@ class Site:
         return Run(done.returncode, counts, done.stdout, time.monotonic() - began)
 
     def secrets(self) -> dict[str, str]:
-        """Every secret of the site by its path below the folder of secrets."""
+        """Every token of the site by its path below the folder of secrets."""
         folder = self.folder / "secrets"
-        return {str(path.relative_to(folder)): path.read_text().strip() for path in folder.rglob("*") if path.is_file()}
+        files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pub"]
+        return {str(path.relative_to(folder)): path.read_text().strip() for path in files}
 
     def hang_up(self) -> None:
         """End the connections that Ansible keeps open."""

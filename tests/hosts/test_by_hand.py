@@ -1,4 +1,4 @@
-"""The door for those who know Ansible: two bare hosts, one inventory, `ansible-playbook playbooks/site.yml`.
+"""The door for those who know Ansible: bare hosts, one inventory, `ansible-playbook playbooks/site.yml`.
 
 The tests are one story, each going on from where the one before it ended.
 """
@@ -12,14 +12,17 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing
+from typing import TypeVar
 
 import pytest
 
 from llama_orch.client.hive import Hive
+from llama_orch.client.queen import Queen
 from llama_orch.client.worker import Worker as WorkerClient
 from llama_orch.contract.errors import ApiError, Unauthorized
 from llama_orch.contract.hive import SpawnRequest, Worker, WorkerStatus
 from llama_orch.contract.inference import ChatMessage, ChatRequest, CompletionRequest
+from llama_orch.contract.queen import Job, JobStatus, Node, NodeStatus
 from llama_orch.demo_model import DEMO_SENTENCE, expected_completion, write_demo_model
 from tests.hub import Hub
 from tests.models import slow_model
@@ -31,22 +34,24 @@ from .site import ROOT, Run, Site
 
 pytestmark = pytest.mark.hosts
 
+T = TypeVar("T")
 DEMO, SLOW = "hf:demo/tiny", "hf:demo/slow"
 CHAT = {"name": "chat", "model_ref": DEMO, "backend": "cpu", "threads": 1}
 SPARE = {**CHAT, "name": "spare"}
 LONG = {"name": "long", "model_ref": SLOW, "backend": "cpu", "threads": 1, "ctx_per_slot": 4096}
+HIVES = ("one", "two")
 PATIENCE_S = 60.0
 
 
 @pytest.fixture(scope="module")
 def site(fleet: Fleet, login_key: KeyPair, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """Two bare hosts, one of them without Python, and what a user would write about them."""
+    """Bare hosts for two hives and a queen, one without Python, and what a user would write about them."""
     subprocess.run(
-        [sys.executable, "-m", "llama_orch.wheelhouse", "build", "--part=hive", "--python=3.11", "--python=3.13"],
+        [sys.executable, "-m", "llama_orch.wheelhouse", "build", "--python=3.11", "--python=3.13"],
         cwd=ROOT, check=True, capture_output=True, timeout=1800,
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("site")
-    suites = {"one": ("bookworm", "full"), "two": ("trixie", "none")}
+    suites = {"one": ("bookworm", "full"), "two": ("trixie", "none"), "head": ("bookworm", "full")}
     hosts = {
         name: fleet.boot(name, suite=suite, python=python, authorized_keys=[login_key.public])
         for name, (suite, python) in suites.items()
@@ -54,7 +59,7 @@ def site(fleet: Fleet, login_key: KeyPair, tmp_path_factory: pytest.TempPathFact
     with Hub(fleet.address) as hub:
         hub.add_repo("demo/tiny", {"tiny-Q4_K_M.gguf": write_demo_model(folder / "tiny.gguf")})
         hub.add_repo("demo/slow", {"slow-Q4_K_M.gguf": slow_model(folder / "slow.gguf", blocks=1)})
-        opened = Site(folder, login_key, hosts)
+        opened = Site(folder, login_key, hosts, queen="head")
         opened.variables = {
             "hive_hub_endpoint": hub.url,
             "hive_reserve_ram_bytes": 2**28,
@@ -72,6 +77,10 @@ def hive(site: Site, name: str) -> Hive:
     return Hive(f"http://{site.hosts[name].address}:8081", site.secrets()[f"hives/{name}"])
 
 
+def queen(site: Site) -> Queen:
+    return Queen(f"http://{site.hosts['head'].address}:8080", site.secrets()["api-token"])
+
+
 async def workers(site: Site, name: str) -> dict[str | None, Worker]:
     async with hive(site, name) as client:
         return {worker.name: worker for worker in await client.list_workers()}
@@ -82,7 +91,7 @@ def talk(site: Site, worker: Worker) -> WorkerClient:
     return WorkerClient(worker.url, site.secrets()["inference-token"])
 
 
-async def until(true: Callable[[], Awaitable[Worker | None]]) -> Worker:
+async def until(true: Callable[[], Awaitable[T | None]]) -> T:
     """Ask again until there is an answer; a hive that is not up yet is asked again too."""
     deadline = time.monotonic() + PATIENCE_S
     last: object = None
@@ -109,7 +118,7 @@ async def idle(site: Site, name: str, worker: str, after: Worker | None = None) 
 
 def must_succeed(run: Run) -> Run:
     assert run.status == 0, run.output[-6000:]
-    assert set(run.counts) == {"one", "two"}
+    assert set(run.counts) >= set(HIVES)
     return run
 
 
@@ -133,7 +142,7 @@ async def test_one_run_makes_bare_hosts_answer(site: Site) -> None:
     began = time.monotonic()
     run = must_succeed(site.play("site"))
     say(f"bare to workers, two hosts: {run.seconds:.1f} s")
-    for name in site.hosts:
+    for name in HIVES:
         chat = (await workers(site, name))["chat"]
         assert chat.status == WorkerStatus.IDLE
         async with talk(site, chat) as client:
@@ -159,8 +168,8 @@ async def test_a_worker_opens_to_the_inference_token_only(site: Site) -> None:
     chat = (await workers(site, "one"))["chat"]
     assert chat.url
     secrets = site.secrets()
-    assert len(set(secrets.values())) == 3, "each hive has a token of its own"
-    for token in (None, secrets["hives/one"], "0123456789abcdef0123"):
+    assert len(set(secrets.values())) == 4, "each machine has a token of its own"
+    for token in (None, secrets["hives/one"], secrets["api-token"], "0123456789abcdef0123"):
         async with WorkerClient(chat.url, token) as client:
             with pytest.raises(Unauthorized):
                 await client.complete(CompletionRequest(prompt="A", max_tokens=1))
@@ -170,14 +179,46 @@ async def test_a_worker_opens_to_the_inference_token_only(site: Site) -> None:
 
 
 async def test_a_second_run_changes_nothing(site: Site) -> None:
-    before = {name: await workers(site, name) for name in site.hosts}
+    before = {name: await workers(site, name) for name in HIVES}
     run = must_succeed(site.play("site"))
-    assert run.changed == {"one": 0, "two": 0}, run.output
-    after = {name: await workers(site, name) for name in site.hosts}
-    for name in site.hosts:
+    assert run.changed == {"one": 0, "two": 0, "head": 0}, run.output
+    after = {name: await workers(site, name) for name in HIVES}
+    for name in HIVES:
         assert {(w.id, w.pid, w.started_at) for w in before[name].values()} == {
             (w.id, w.pid, w.started_at) for w in after[name].values()
         }
+
+
+async def test_the_installed_queen_sees_what_was_made_by_hand(site: Site) -> None:
+    async def all_active() -> list[Node] | None:
+        async with queen(site) as client:
+            nodes = await client.list_nodes()
+        return nodes if {node.status for node in nodes} == {NodeStatus.ACTIVE} else None
+
+    nodes = await until(all_active)
+    assert sorted(node.node_name for node in nodes) == sorted(HIVES)
+    for node in nodes:
+        assert node.hive is not None
+        assert node.hive.hive_id == node.node_name
+        assert node.source == "inventory"
+        assert node.last_error is None
+
+
+async def test_the_installed_queen_runs_the_same_playbooks(site: Site) -> None:
+    before = await workers(site, "two")
+    async with queen(site) as client:
+        job = await client.provision_node("two")
+
+        async def ended() -> Job | None:
+            found = await client.get_job(job.job_id)
+            return found if found.ended_at else None
+
+        last = await until(ended)
+        assert (last.status, last.error) == (JobStatus.SUCCEEDED, None)
+        events = [event async for event in client.job_events(job.job_id)]
+    changed = [event.task for event in events if event.outcome == "changed"]
+    assert changed == [], "by hand everything was done already"
+    assert {w.pid for w in (await workers(site, "two")).values()} == {w.pid for w in before.values()}
 
 
 async def test_what_the_inventory_declares_is_what_runs(site: Site) -> None:
@@ -187,7 +228,7 @@ async def test_what_the_inventory_declares_is_what_runs(site: Site) -> None:
     before = await workers(site, "one")
 
     site.of_host["one"] = {"hive_workers": [{**CHAT, "slots": 2}, LONG]}
-    run = must_succeed(site.play("site"))
+    run = must_succeed(site.play("site", "--limit=hives"))
     assert run.changed["one"] > 0
     assert run.changed["two"] == 0, run.output
     after = await workers(site, "one")
@@ -273,7 +314,7 @@ async def test_workers_come_back_after_a_power_cut(site: Site) -> None:
 async def test_removing_leaves_nothing(site: Site) -> None:
     run = must_succeed(site.play("remove", "-e", "remove_models=true"))
     say(f"removing two hives: {run.seconds:.1f} s")
-    for host in site.hosts.values():
+    for host in (site.hosts[name] for name in HIVES):
         left = host.run(
             "find / -xdev \\( -path '*llama?orch*' -o -nouser -o -nogroup \\) ! -path '/home/llama-orch*' "
             "! -path /etc/sudoers.d/90-llama-orch; find /proc -maxdepth 1 -nouser; "
