@@ -56,11 +56,9 @@ class Site:
             name: {"ansible_host": host.address, "ansible_user": "llama-orch", **self.of_host.get(name, {})}
             for name, host in self.hosts.items()
         }
-        hives = {
-            "hosts": {name: entry for name, entry in entries.items() if name != self.queen},
-            "vars": self.variables,
-        }
-        queen = {"hosts": {name: entry for name, entry in entries.items() if name == self.queen}}
+        queen = {name: entry for name, entry in entries.items() if name == self.queen}
+        hives = {name: entry for name, entry in entries.items() if name != self.queen}
+        children = {"queen": {"hosts": queen}, "hives": {"hosts": hives, "vars": self.variables}}
         inventory = self.folder / "inventory"
         inventory.mkdir(parents=True, exist_ok=True)
         (inventory / "hosts.yml").write_text(yaml.safe_dump({"all": {"children": children}}))
