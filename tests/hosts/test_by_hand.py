@@ -141,7 +141,7 @@ async def test_a_look_without_changes_says_what_would_be_done(site: Site) -> Non
 async def test_one_run_makes_bare_hosts_answer(site: Site) -> None:
     began = time.monotonic()
     run = must_succeed(site.play("site"))
-    say(f"bare to workers, two hosts: {run.seconds:.1f} s")
+    say(f"bare to a queen and workers on two hives: {run.seconds:.1f} s")
     for name in HIVES:
         chat = (await workers(site, name))["chat"]
         assert chat.status == WorkerStatus.IDLE
