@@ -17,7 +17,9 @@ async def serving(app: Sanic) -> AsyncIterator[str]:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     # Its annotations say that the steps of a server are not awaitable; they are.
-    server: Any = await app.create_server(sock=listener, return_asyncio_server=True, access_log=False)
+    server: Any = await app.create_server(
+        sock=listener, return_asyncio_server=True, access_log=False, asyncio_server_kwargs={"start_serving": False}
+    )
     assert server is not None
     await server.startup()
     await server.before_start()

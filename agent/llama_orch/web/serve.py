@@ -6,12 +6,16 @@ import asyncio
 import errno
 import signal
 import socket
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from sanic import Request, Sanic
+import uvloop
+from sanic import Sanic
 
 from . import auth, settings
 
-_UNTIL_THE_LOOP_SERVES_SECONDS = 0.1
+_LOOK_AGAIN_SECONDS = 0.05
 
 
 def listen(program: str, host: str, port: int, token: auth.Token | None) -> socket.socket:
@@ -39,36 +43,61 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+class Server:
+    """One application on one socket in this process, from start to graceful stop.
+
+    Sanic's own `run` lets the loop rest between its start and its serving, and a signal that comes meanwhile is lost;
+    here the loop runs from the first step to the last. One process: Sanic's manager neither notices nor replaces a
+    killed worker (sanic#3062), systemd does both.
+    """
+
+    def __init__(
+        self, app: Sanic, listener: socket.socket, on_signal: Mapping[signal.Signals, Callable[[], None]] | None = None
+    ) -> None:
+        self._app = app
+        self._listener = listener
+        self._stopping = asyncio.Event()
+        self._on_signal = on_signal or {signal.SIGTERM: self.stop, signal.SIGINT: self.stop}
+
+    def stop(self) -> None:
+        """Stop gracefully, after the start where that still goes on; more than once is once."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Serve until `stop`. Signals that are handled stay so until the process ends."""
+        loop = uvloop.new_event_loop()
+        asyncio.set_event_loop(loop)
+        loop.run_until_complete(self._serve(loop))
+
+    async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        for number, action in self._on_signal.items():
+            loop.add_signal_handler(number, action)
+        # Its annotations say that the steps of a server are not awaitable; they are.
+        server: Any = await self._app.create_server(
+            sock=self._listener, return_asyncio_server=True, asyncio_server_kwargs={"start_serving": False}
+        )
+        await server.startup()
+        await server.before_start()
+        await server.start_serving()
+        await server.after_start()
+        await self._stopping.wait()
+        await server.before_stop()
+        server.close()
+        await self._finish(server.connections)
+        await server.after_stop()
+        await loop.shutdown_asyncgens()
+
+    async def _finish(self, connections: set[Any]) -> None:
+        """Let running answers end, for as long as the application's graceful time-out."""
+        deadline = time.monotonic() + self._app.config.GRACEFUL_SHUTDOWN_TIMEOUT
+        while connections and time.monotonic() < deadline:
+            for connection in list(connections):
+                connection.close_if_idle()
+            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+        for connection in list(connections):
+            connection.abort()
+
+
 def run(app: Sanic, listener: socket.socket) -> None:
-    """Serve `app` on `listener`; returns after a graceful stop.
-
-    One process: Sanic's manager neither notices nor replaces a killed worker (sanic#3062), systemd does both.
-    """
-    _stop_on_signals(app)
-    app.run(sock=listener, single_process=True, register_sys_signals=False, motd=False, access_log=False)
-
-
-def _stop_on_signals(app: Sanic) -> None:
-    """Stop gracefully on SIGTERM and SIGINT, from the first answer on.
-
-    Sanic takes requests before it takes signals, and its own handlers stop the loop at once: during the last step
-    of the start that stop is used up, and a process that was asked to end serves on.
-    """
-    started, asked = asyncio.Event(), asyncio.Event()
-
-    async def stop_when_asked() -> None:
-        await asked.wait()
-        await asyncio.sleep(_UNTIL_THE_LOOP_SERVES_SECONDS)
-        app.stop(terminate=False)
-
-    @app.after_server_start
-    async def listen_for_signals(app: Sanic) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, asked.set)
-        app.ctx.stopper = loop.create_task(stop_when_asked(), name="stop on a signal")
-        started.set()
-
-    @app.on_request
-    async def wait_until_started(_request: Request) -> None:
-        await started.wait()
+    """Serve `app` on `listener` until SIGTERM or SIGINT; returns after a graceful stop."""
+    Server(app, listener).run()

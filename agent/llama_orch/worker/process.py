@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import errno
 import logging
 import os
@@ -40,7 +39,6 @@ EXIT_CRASHED = 1
 EXIT_WRONG_ORDER = 2
 # How long answers that were cut may take to reach their clients.
 FLUSH_SECONDS = 3.0
-START_SECONDS = 0.1
 
 
 def main() -> None:
@@ -94,21 +92,13 @@ def _record(folder: Path, error: CannotServe) -> None:
     partial.replace(folder / FAILURE_FILE)
 
 
-async def _ignore_signals(_: Sanic) -> None:
-    # Sanic has just put the default actions back: asked twice, we would end by a signal while we end anyway.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-
-
 class _Process:
     """One run of the server; ends by a signal or by a load that fails."""
 
     def __init__(self, spec: WorkerSpec, token: Token, listener: socket.socket) -> None:
         self._spec = spec
-        self._listener = listener
         self._tasks = OwnedTasks()
         self._failure: BaseException | None = None
-        self._leaving = False
         registry = CollectorRegistry()
         metrics = Metrics(registry)
         self._service = Service(spec, metrics, self._make_engine)
@@ -120,15 +110,16 @@ class _Process:
             "worker", "worker", routes.build(self._service), token=token, registry=registry, refresh_metrics=refresh
         )
         self._app.after_server_start(self._begin)
-        self._app.before_server_stop(_ignore_signals)
+        self._server = serve.Server(
+            self._app,
+            listener,
+            {signal.SIGUSR1: self._begin_draining, signal.SIGTERM: self._stop, signal.SIGINT: self._stop},
+        )
 
     def run(self) -> int:
         """Serve until the end and return the exit code. Raises CannotServe."""
         log.info("worker %s listens on %s port %d", self._spec.worker_id, self._spec.host, self._spec.port)
-        # Not web's own run: its signal handlers know neither draining nor answers that must be cut.
-        self._app.run(
-            sock=self._listener, single_process=True, register_sys_signals=False, motd=False, access_log=False
-        )
+        self._server.run()
         if isinstance(self._failure, CannotServe):
             raise self._failure
         if self._failure is not None:
@@ -143,11 +134,6 @@ class _Process:
         return LlamaEngine(self._spec, threads_for(self._spec))
 
     async def _begin(self, _: Sanic) -> None:
-        # Not sooner: Sanic has both signals ignored from just before this.
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGUSR1, lambda: self._tasks.start(self._drain(), "drain"))
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop)
         self._tasks.start(self._load(), "load")
 
     async def _load(self) -> None:
@@ -161,6 +147,9 @@ class _Process:
         else:
             log.info("worker %s serves %s", self._spec.worker_id, self._spec.model_name)
 
+    def _begin_draining(self) -> None:
+        self._tasks.start(self._drain(), "drain")
+
     async def _drain(self) -> None:
         log.info("draining")
         await self._service.drain()
@@ -172,13 +161,5 @@ class _Process:
         self._leave()
 
     def _leave(self) -> None:
-        # Once: a second stop of the loop would break off the first one's graceful end.
-        if not self._leaving:
-            self._leaving = True
-            self._app.config.GRACEFUL_SHUTDOWN_TIMEOUT = FLUSH_SECONDS
-            self._tasks.start(self._end(), "end")
-
-    async def _end(self) -> None:
-        # A stop of the loop during the last step of Sanic's start is lost, so let that step pass.
-        await asyncio.sleep(START_SECONDS)
-        self._app.stop(terminate=False)
+        self._app.config.GRACEFUL_SHUTDOWN_TIMEOUT = FLUSH_SECONDS
+        self._server.stop()
