@@ -9,7 +9,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCKS := agent/requirements
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-export PYTHONDONTWRITEBYTECODE := 1
 
 .PHONY: help up fleet test lint format test-unit test-integration test-hosts molecule wheelhouse lock venv host-packages clean
 

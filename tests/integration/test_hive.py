@@ -105,7 +105,7 @@ async def test_crashes_in_a_row_end_in_failed_until_it_is_asked_for_again(hive: 
 
 async def test_a_stream_and_its_worker_outlive_the_agent(hive: HiveProcess, slow: str):
     worker = await hive.idle(slow)
-    body = {"prompt": "A", "max_tokens": 120, "temperature": 0, "stream": True}
+    body = {"prompt": "A", "max_tokens": 400, "temperature": 0, "stream": True}
     async with (
         aiohttp.ClientSession(headers={"Authorization": f"Bearer {INFERENCE_TOKEN}"}) as session,
         session.post(f"{worker['url']}/v1/completions", json=body) as answer,
@@ -119,7 +119,7 @@ async def test_a_stream_and_its_worker_outlive_the_agent(hive: HiveProcess, slow
         assert adopted["pid"] == worker["pid"]
         async for line in lines:
             text += _text_of(line)
-    assert text == expected_completion("A", 120)
+    assert text == expected_completion("A", 400)
     assert (await hive.worker(worker["id"], status="idle"))["restarts"] == 0
 
 
