@@ -6,12 +6,15 @@ The tests are one story, each going on from where the one before it ended.
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import yaml
@@ -84,7 +87,9 @@ def rest(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Res
         ),
     }
     with Hub(fleet.address) as hub:
-        hub.add_repo("demo/tiny", {"tiny-Q4_K_M.gguf": write_demo_model(folder / "tiny.gguf")})
+        tiny = write_demo_model(folder / "tiny.gguf")
+        hub.add_repo("demo/tiny", {"tiny-Q4_K_M.gguf": tiny})
+        hub.add_repo("TheBloke/TinyLlama-1.1B-Chat-v1.0-GGUF", {"tinyllama-1.1b-chat-v1.0.Q4_K_M.gguf": tiny})
         opened = Rest(queen, hosts)
         opened.set(hive_hub_endpoint=hub.url, hive_reserve_ram_bytes=2**28)
         yield opened
@@ -153,6 +158,22 @@ async def test_two_posts_make_two_bare_hosts_hives_that_answer(rest: Rest, api: 
     secrets = [path.read_text().strip() for path in rest.queen.secrets.rglob("*") if path.is_file()]
     told = str(story) + rest.queen.log()
     assert not any(secret in told for secret in secrets)
+
+
+async def test_the_documented_curl_lines_work_on_a_hive_as_they_stand(rest: Rest) -> None:
+    spawn, health, metrics = re.findall(r"^```bash\n(.*?)^```", (ROOT / "docs/api.md").read_text(), re.DOTALL | re.M)
+    host = rest.hosts["old"]
+    host.run("apt-get update -q && apt-get install -q -y --no-install-recommends curl", check=True)
+
+    def run(lines: str) -> str:
+        return host.run(lines, check=True).stdout
+
+    worker = Worker.model_validate_json(run(spawn))
+    assert (worker.model_ref, worker.backend, worker.slots) == ("hf:TheBloke/TinyLlama-1.1B-Chat-v1.0-GGUF", "cpu", 4)
+    assert json.loads(run(health)) == {"status": "healthy", "workers": ANY}
+    assert 'llama_orch_hive_workers{status="idle"}' in run(metrics)
+    async with rest.hive("old") as hive:
+        await hive.stop_worker(worker.id)
 
 
 async def test_provisioning_again_keeps_the_worker(rest: Rest, api: Api) -> None:

@@ -325,7 +325,7 @@ async def test_a_host_that_comes_into_the_inventory_is_provisioned_where_the_sit
     async with queen.client() as api:
         queen.hosts(LOCAL % hive)
         node = await api.until(lambda node: node["status"] == "active", "/api/v1/nodes/here", 60)
-        job = await api.job(node["job_id"])
+        job = await api.ended(node["job_id"])
         assert (job["kind"], job["status"]) == ("provision", "succeeded")
 
 

@@ -72,18 +72,21 @@ def test_a_process_is_known_by_pid_and_start():
 
 def test_processes_are_found_by_their_folder_and_not_those_of_containers(tmp_path: Path):
     spec = process.workers_dir(tmp_path) / "w1" / "spec.json"
-    command = [sys.executable, "-c", "import time; time.sleep(60)", process.WORKER, "--spec", str(spec)]
+    # A process shows its new command line only a moment after exec: it says itself that it is there.
+    wait = "import time; print('started', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", wait, process.WORKER, "--spec", str(spec)]
     in_namespace = (
         "import ctypes, json, os, subprocess\n"
         "if ctypes.CDLL(None, use_errno=True).unshare(0x20000000): raise SystemExit(9)\n"
         "child = subprocess.Popen(json.loads(os.environ['COMMAND']))\n"
-        "print('started', flush=True)\n"
         "os.read(0, 1)\n"
         "child.kill(); child.wait()\n"
     )
     assert process.find(tmp_path) == {}
-    with subprocess.Popen(command) as ours:
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as ours:
+        assert ours.stdout is not None
         try:
+            assert ours.stdout.readline() == b"started\n"
             assert [found.pid for found in process.find(tmp_path)["w1"]] == [ours.pid]
             assert process.find(tmp_path / "other") == {}
         finally:
