@@ -58,10 +58,7 @@ def link_hive_token(folder: Path, node: str) -> None:
 
 def write_settings(home: Path, address: str, queen_port: int, hive_port: int) -> None:
     """`hive.toml` and `queen.toml` for services of this machine alone."""
-    tokens = {
-        "api_token_file": home / "secrets" / "api-token",
-        "inference_token_file": home / "secrets" / "inference-token",
-    }
+    api_token = home / "secrets" / "api-token"
     hive = {
         "hive_id": "local",
         "host": address,
@@ -69,6 +66,8 @@ def write_settings(home: Path, address: str, queen_port: int, hive_port: int) ->
         "state_dir": home / "hive" / "state",
         "models_dir": home / "models",
         "log_dir": home / "log",
+        "api_token_file": api_token,
+        "inference_token_file": home / "secrets" / "inference-token",
     }
     queen = {
         "host": address,
@@ -76,9 +75,10 @@ def write_settings(home: Path, address: str, queen_port: int, hive_port: int) ->
         "data_dir": home / "queen",
         "inventory_dir": home / "inventory",
         "secrets_dir": home / "secrets",
+        "api_token_file": api_token,
         "hive_port": hive_port,
     }
-    for name, values in (("hive", hive | tokens), ("queen", queen | tokens)):
+    for name, values in (("hive", hive), ("queen", queen)):
         write(home / f"{name}.toml", "# Written by `llama-orch up` at each start.\n" + _toml(values))
 
 

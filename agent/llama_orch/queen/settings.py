@@ -35,7 +35,6 @@ class QueenSettings(settings.Settings):
     api_token_file: Path | None = Field(
         default=None, description="when not set, api-token in systemd's credentials or secrets_dir, made where missing"
     )
-    inference_token_file: Path | None = Field(default=None, description="when not set, inference-token in secrets_dir")
     database_url: str = Field(default="", description="when empty, SQLite in data_dir; else sqlite:///PATH")
     default_ssh_user: str = Field(
         default="", pattern=r"^([a-z_][a-z0-9_-]{0,31})?$", description="login user; when empty, the queen's own"

@@ -21,7 +21,7 @@ from llama_orch.wheelhouse.locks import Pin, pin_named, read_lock
 from llama_orch.wheelhouse.pip import run_pip, say
 
 NAME = "llama-cpp-python"
-# No OpenMP: a bare host has no libgomp, and ggml's own threads are as fast.
+# No OpenMP: a bare host has no libgomp, and ggml has threads of its own.
 CMAKE_ARGS = (
     "-DGGML_NATIVE=OFF",
     "-DGGML_BACKEND_DL=ON",
