@@ -73,18 +73,23 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV) || { echo "on Debian and Ubuntu run: apt-get install python3-venv"; exit 1; }
 
 # llama-cpp-python goes in first, from its cached portable build: pip then takes it as satisfied.
-$(VENV)/.runtime: $(VENV)/bin/python pyproject.toml $(LOCKS)/hive.txt $(LOCKS)/queen.txt
+define install
+	@$(BIN)/python -m pip install --quiet --require-hashes -r $(LOCKS)/pip.txt
 	@wheel=$$(PYTHONPATH=agent $(BIN)/python -m llama_orch.wheelhouse llama-wheel); \
 	  $(BIN)/python -m pip install --quiet --no-deps "$$wheel"
 	@echo "installing the locked dependencies ..."
-	@$(BIN)/python -m pip install --quiet --require-hashes -r $(LOCKS)/hive.txt -r $(LOCKS)/queen.txt
+	@$(BIN)/python -m pip install --quiet --require-hashes $(patsubst %,-r $(LOCKS)/%.txt,$(1))
 	@$(BIN)/python -m pip install --quiet --no-deps --editable .
+endef
+
+$(VENV)/.runtime: $(VENV)/bin/python pyproject.toml $(LOCKS)/hive.txt $(LOCKS)/queen.txt
+	$(call install,hive queen)
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.runtime $(LOCKS)/dev.txt
-	@echo "installing the tools for tests and lint ..."
-	@$(BIN)/python -m pip install --quiet --require-hashes -r $(LOCKS)/dev.txt
-	@touch $@
+# The lock for tests and lint holds the other two.
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml $(LOCKS)/dev.txt
+	$(call install,dev)
+	@touch $(VENV)/.runtime $@
 
 host-packages: # what booting test hosts needs; only as root on Debian or Ubuntu
 	@tests/hosts/install-packages

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from typing import Any
 import aiohttp
 
 from llama_orch.hive import process, stop_workers
+
+from .ports import free_port
 
 API_TOKEN = "api-token-of-the-tests"
 INFERENCE_TOKEN = "inference-token-of-the-tests"
@@ -33,7 +34,7 @@ class HiveProcess:
         self.state_dir = folder / "state"
         self.models_dir = folder / "models"
         self.log_dir = folder / "log"
-        self.port, first = free_port(), free_port()
+        self.port, first = free_port(), free_port(span=21)
         self.url = f"http://127.0.0.1:{self.port}"
         self.settings: dict[str, object] = {
             "hive_id": "tested",
@@ -166,21 +167,6 @@ async def until(condition: Callable[[], Awaitable[bool]], what: str | Callable[[
     while not await condition():
         assert time.monotonic() < deadline, what if isinstance(what, str) else what()
         await asyncio.sleep(0.1)
-
-
-def free_port() -> int:
-    """A port that nobody uses now, outside the range from which the kernel gives ports."""
-    base = 20000 + os.getpid() % 400 * 25
-    for port in range(base, base + 10000):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            if port not in _GIVEN:
-                probe.bind(("127.0.0.1", port))
-                _GIVEN.update(range(port, port + 25))
-                return port
-    raise AssertionError("no free port")
-
-
-_GIVEN: set[int] = set()
 
 
 def _toml(value: object) -> str:

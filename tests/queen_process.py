@@ -17,6 +17,8 @@ from typing import Any
 
 import aiohttp
 
+from .ports import free_port
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 START_TIMEOUT_S = 30.0
 
@@ -191,13 +193,6 @@ class Api:
                 return answer
             assert time.monotonic() < deadline, f"{path} stays {answer}"
             await asyncio.sleep(0.05)
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def processes_with(text: str) -> list[int]:

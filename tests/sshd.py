@@ -9,7 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.queen_process import free_port
+from tests.ports import free_port
 
 PROGRAM = shutil.which("sshd") or "/usr/sbin/sshd"
 

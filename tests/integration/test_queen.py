@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.queen_process import Api, QueenProcess, free_port
+from tests.ports import free_port
+from tests.queen_process import Api, QueenProcess
 
 HOSTS = "all:\n  children:\n    hives:\n      hosts:\n"
 

@@ -16,7 +16,8 @@ import pytest
 
 from tests import sshd
 from tests.fake_hive import fake_hive
-from tests.queen_process import QueenProcess, free_port, processes_with
+from tests.ports import free_port
+from tests.queen_process import QueenProcess, processes_with
 from tests.serving import serving
 
 TOKEN = "the-token-of-this-one-hive"

@@ -21,17 +21,12 @@ from llama_orch.cli.first_answer import DEFAULT_MODEL
 from llama_orch.demo_model import DEMO_SENTENCE, write_demo_model
 from tests.hub import Hub
 from tests.models import truncated_model
+from tests.ports import free_port
 
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 LAST_LINE = "Ctrl-C stops everything."
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Up:

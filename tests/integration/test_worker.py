@@ -8,7 +8,6 @@ import json
 import os
 import resource
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from llama_orch import demo_model
 from llama_orch.contract.process import FAILURE_FILE, WorkerFailure
 from llama_orch.demo_model import DEMO_SENTENCE, expected_completion, write_demo_model
 from tests import models
+from tests.ports import free_port
 
 TOKEN = "an-inference-token-of-enough-length"
 AUTH = {"Authorization": f"Bearer {TOKEN}"}
@@ -96,12 +96,6 @@ class WorkerProcess:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait(10)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
