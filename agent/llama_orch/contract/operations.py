@@ -176,4 +176,23 @@ CHAT_COMPLETIONS = Operation(
     inference.ChatRequest,
 )
 
-WORKER = (WORKER_HEALTH, SERVED_MODELS, COMPLETIONS, CHAT_COMPLETIONS, METRICS, OPENAPI)
+EMBEDDINGS = Operation(
+    "embeddings",
+    "POST",
+    "/v1/embeddings",
+    "Make vectors of texts; only of a model that was made for it",
+    inference.EmbeddingList,
+    inference.EmbeddingRequest,
+)
+TOKENIZE = Operation(
+    "tokenize",
+    "POST",
+    "/v1/tokenize",
+    "The tokens of a text, or of a conversation as the model reads it",
+    inference.Tokens,
+    inference.TokenizeRequest,
+)
+
+WORKER = (
+    WORKER_HEALTH, SERVED_MODELS, COMPLETIONS, CHAT_COMPLETIONS, EMBEDDINGS, TOKENIZE, METRICS, OPENAPI,
+)  # fmt: skip
