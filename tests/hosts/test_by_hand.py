@@ -123,7 +123,7 @@ def must_succeed(run: Run) -> Run:
 
 
 async def test_a_look_without_changes_says_what_would_be_done(site: Site) -> None:
-    run = must_succeed(site.play("site", "--check", "--diff"))
+    run = must_succeed(site.play("site", "--check", "--diff", "--limit=hives"))
     assert run.counts["one"]["changed"] >= 5
     assert '+hive_id = "one"' in run.output
     assert "+ExecStart=/opt/llama-orch/current/bin/llama-orch-hive" in run.output
