@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 LOCKS := agent/requirements
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help up fleet test lint format test-unit test-integration test-hosts molecule wheelhouse lock venv host-packages clean
+.PHONY: help up fleet test lint format test-unit test-integration test-hosts molecule bench-worker wheelhouse lock venv host-packages clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ test-hosts: $(VENV)/.dev host-packages wheelhouse-hosts ## real Debian hosts (ro
 molecule: $(VENV)/.dev host-packages wheelhouse-hosts ## the roles, converged twice and verified from outside (root)
 	@rm -rf .llama-orch/molecule-state # a run that was killed left word of hosts that may be gone
 	cd tests && MOLECULE_EPHEMERAL_DIRECTORY=$(CURDIR)/.llama-orch/molecule-state molecule test --all
+
+bench-worker: $(VENV)/.dev ## the worker's speed beside llama-server's; builds that once (docs/performance.md)
+	@$(BIN)/python -m tests.bench.worker $(BENCH_FLAGS)
 
 wheelhouse: $(VENV)/.dev ## the wheels that hives get, for every supported Python
 	@$(BIN)/python -m llama_orch.wheelhouse build

@@ -324,7 +324,7 @@ def shared_hive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HiveProces
 )
 async def test_bad_requests(shared_hive: HiveProcess, method: str, path: str, request_: dict[str, Any], status: int):
     got, body = await shared_hive.call(method, path, **request_)
-    assert (got, set(body["error"])) == (status, {"code", "message", "details", "correlation_id"})
+    assert (got, set(body["error"])) == (status, {"code", "message", "type", "param", "details", "correlation_id"})
 
 
 async def test_devices_and_the_hive_tell_of_this_machine(shared_hive: HiveProcess):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, Field
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong, for a program (`code`) and for a person (`message`)."""
+    """What went wrong, for a program (`code`) and for a person (`message`).
+
+    `type` and `param` are what OpenAI's clients know: the kind of error, and the field at fault where it is one.
+    """
 
     code: str
     message: str
+    type: str
+    param: str | None
     details: dict[str, Any] = Field(default_factory=dict)
     correlation_id: str
 
@@ -27,6 +33,7 @@ class ApiError(Exception):
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
+    type: ClassVar[str] = "server_error"
 
     def __init__(
         self,
@@ -42,12 +49,19 @@ class ApiError(Exception):
         self.headers = headers or {}
         self.error_code = code or type(self).code
 
+    @property
+    def param(self) -> str | None:
+        """The field at fault, where the message begins with its name."""
+        found = re.match(r"([A-Za-z_][A-Za-z0-9_.-]{0,63}): ", self.message)
+        return found.group(1) if found and self.status == 400 else None
+
 
 class BadRequest(ApiError):
     """The request is malformed: a field is missing, unknown or out of range."""
 
     status = 400
     code = "invalid_request"
+    type = "invalid_request_error"
 
 
 class Unauthorized(ApiError):
@@ -55,6 +69,7 @@ class Unauthorized(ApiError):
 
     status = 401
     code = "unauthorized"
+    type = "authentication_error"
 
 
 class NotFound(ApiError):
@@ -62,6 +77,7 @@ class NotFound(ApiError):
 
     status = 404
     code = "not_found"
+    type = "not_found_error"
 
 
 class MethodNotAllowed(ApiError):
@@ -69,6 +85,7 @@ class MethodNotAllowed(ApiError):
 
     status = 405
     code = "method_not_allowed"
+    type = "invalid_request_error"
 
 
 class Conflict(ApiError):
@@ -76,6 +93,7 @@ class Conflict(ApiError):
 
     status = 409
     code = "conflict"
+    type = "conflict_error"
 
 
 class PayloadTooLarge(ApiError):
@@ -83,6 +101,7 @@ class PayloadTooLarge(ApiError):
 
     status = 413
     code = "payload_too_large"
+    type = "invalid_request_error"
 
 
 class Busy(ApiError):
@@ -90,6 +109,7 @@ class Busy(ApiError):
 
     status = 429
     code = "busy"
+    type = "rate_limit_error"
 
 
 class UpstreamFailed(ApiError):
@@ -104,6 +124,13 @@ class NotReady(ApiError):
 
     status = 503
     code = "not_ready"
+
+
+class DeadlineExceeded(ApiError):
+    """The answer was not complete within the time that the request allowed."""
+
+    status = 504
+    code = "deadline_exceeded"
 
 
 class DoesNotFit(ApiError):
@@ -125,6 +152,7 @@ BY_STATUS: dict[int, type[ApiError]] = {
         Busy,
         UpstreamFailed,
         NotReady,
+        DeadlineExceeded,
         DoesNotFit,
     )
 }

@@ -115,8 +115,15 @@ class CompletionRequest(_Sampling):
     """`POST /v1/completions`. A prompt is a text, tokens, or a list of either."""
 
     prompt: Text | TokenList | Annotated[list[Text] | list[TokenList], Field(min_length=1, max_length=MAX_CHOICES)]
+    max_tokens: int | None = Field(default=None, ge=0, le=MAX_TOKENS)
     echo: bool = False
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+
+    @model_validator(mode="after")
+    def _writes_something(self) -> CompletionRequest:
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("max_tokens: 0 needs echo: true")
+        return self
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:

@@ -26,6 +26,8 @@ def body_of(error: ApiError) -> ErrorResponse:
         error=ErrorDetail(
             code=error.error_code,
             message=error.message,
+            type=error.type,
+            param=error.param,
             details=error.details,
             correlation_id=correlation.current(),
         )

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import llama_cpp as binding
+import numpy as np
+from llama_cpp.llama_grammar import json_schema_to_gbnf
 
 from llama_orch.contract.process import DEFAULT_CONTEXT, WorkerSpec
 
 from . import backends, model_file
-from .generation import CannotServe, FinishReason, GenerationFailed, Listener, LoadAborted, ModelInfo, Sampling
+from .generation import (
+    CannotServe, Constraint, GenerationFailed, LoadAborted, Logprob, ModelInfo, Sampling, WrongGrammar,
+)  # fmt: skip
 from .llama_log import LlamaLog, no_memory
+from .scheduler import Part
 
 # The binding declares C types where its functions take and give Python's own.
 llama_cpp: Any = binding
 
-# Tokens of a prompt that are computed at once: nobody's leaving is noticed in between.
+# Tokens that are computed at once.
 BATCH_TOKENS = 512
+# llama_pooling_type of llama.h: vectors of a whole text; 4 is a ranking and makes no vector.
+_POOLED, _RANKED = {1, 2, 3}, 4
+# As far back as penalties look.
+PENALIZED_TOKENS = 1024
+NOTHING_FITS = "no token of the model fits what the grammar allows next"
 
 
 class LlamaEngine:
-    """One model with one context of one sequence. See `generation.Engine` for what the methods promise."""
+    """One model with one context for all slots. See `generation.Engine` for what the methods promise."""
 
     def __init__(self, spec: WorkerSpec, threads: int) -> None:
         self._spec = spec
@@ -33,9 +43,16 @@ class LlamaEngine:
         # ctypes keeps no reference to a callback: without this one it is freed while llama.cpp still calls it.
         self._log_callback = llama_cpp.llama_log_callback(lambda level, text, _: self._log.receive(level, text))
         self._model: Any = None
-        self._vocab: Any = None
         self._context: Any = None
-        self._info: ModelInfo | None = None
+        self._memory: Any = None
+        self.vocab: Any = None
+        self.vocabulary = 0
+        self._batch: _Batch | None = None
+        self._rows: list[int] = []
+        self._pieces: dict[tuple[int, bool], bytes] = {}
+        self._ends: frozenset[int] = frozenset()
+        self._window = 0
+        self._embedding_length = 0
 
     def load(self, progress: Callable[[float], bool]) -> ModelInfo:
         """Load the model onto its device and warm it up; see `generation.Engine.load`."""
@@ -45,57 +62,171 @@ class LlamaEngine:
         devices = backends.choose(backends.load(), self._spec.backend, self._spec.device)
         llama_cpp.llama_backend_init()
         self._model = self._load_model(devices, progress)
-        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
+        self.vocab = llama_cpp.llama_model_get_vocab(self._model)
+        self.vocabulary = llama_cpp.llama_vocab_n_tokens(self.vocab)
+        self._ends = frozenset(
+            token for token in range(self.vocabulary) if llama_cpp.llama_vocab_is_eog(self.vocab, token)
+        )
+        self._window = llama_cpp.llama_model_n_swa(self._model)
         trained = llama_cpp.llama_model_n_ctx_train(self._model)
         context = self._spec.ctx_per_slot or min(trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
-        self._refuse_what_cannot_generate()
+        self._embedding_length = self._vector_length()
         self._context = self._make_context(context)
+        self._memory = llama_cpp.llama_get_memory(self._context)
         self._warm_up()
         template = llama_cpp.llama_model_chat_template(self._model, None)
-        self._info = ModelInfo(
+        return ModelInfo(
             context=context,
             trained_context=trained,
+            vocabulary=self.vocabulary,
             chat_template=template.decode(errors="replace") if template else None,
-            bos_text=self._text_of(llama_cpp.llama_vocab_bos(self._vocab)),
-            eos_text=self._text_of(llama_cpp.llama_vocab_eos(self._vocab)),
+            bos_text=self._text_of(llama_cpp.llama_vocab_bos(self.vocab)),
+            eos_text=self._text_of(llama_cpp.llama_vocab_eos(self.vocab)),
+            embedding_length=self._embedding_length,
+            can_copy=not (
+                self._window
+                or llama_cpp.llama_model_is_recurrent(self._model)
+                or llama_cpp.llama_model_is_hybrid(self._model)
+            ),
         )
-        return self._info
 
-    def tokenize(self, text: str, *, rendered: bool) -> list[int]:
-        """Tokens of `text`, with the special ones where the model wants them."""
+    # --- text
+
+    def tokenize(self, text: str, *, begin: bool = True, rendered: bool = False) -> list[int]:
+        """Tokens of `text`; see `generation.Engine.tokenize`."""
         raw = text.encode(errors="replace")
         size = len(raw) + 8
         while True:
             tokens = (llama_cpp.llama_token * size)()
-            count = llama_cpp.llama_tokenize(self._vocab, raw, len(raw), tokens, size, not rendered, True)
+            count = llama_cpp.llama_tokenize(
+                self.vocab, raw, len(raw), tokens, size, begin and not rendered, rendered or begin
+            )
             if count >= 0:
                 break
             size = -count
         found = list(tokens[:count])
         # A template may or may not write the first token itself; twice would change the answer.
-        if rendered and llama_cpp.llama_vocab_get_add_bos(self._vocab):
-            begin = llama_cpp.llama_vocab_bos(self._vocab)
-            if begin >= 0 and found[:1] != [begin]:
-                found.insert(0, begin)
+        if rendered and llama_cpp.llama_vocab_get_add_bos(self.vocab):
+            first = llama_cpp.llama_vocab_bos(self.vocab)
+            if first >= 0 and found[:1] != [first]:
+                found.insert(0, first)
         return found
 
-    def generate(self, prompt: list[int], limit: int, sampling: Sampling, listener: Listener) -> FinishReason:
-        """Generate up to `limit` tokens; see `generation.Engine.generate`."""
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
-        with self._sampler(sampling) as sampler:
-            for start in range(0, len(prompt), BATCH_TOKENS):
-                if not listener.wanted():
-                    return "stop"
-                self._decode(prompt[start : start + BATCH_TOKENS])
-            for produced in range(1, limit + 1):
-                token = llama_cpp.llama_sampler_sample(sampler, self._context, -1)
-                if llama_cpp.llama_vocab_is_eog(self._vocab, token):
-                    return "stop"
-                if not listener.token(self._piece(token)):
-                    return "stop"
-                if produced < limit:
-                    self._decode([token])
-        return "length"
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes that a token stands for."""
+        known = self._pieces.get((token, special))
+        if known is not None:
+            return known
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            length = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, size, 0, special)
+            if length >= 0:
+                self._pieces[token, special] = found = buffer.raw[:length]
+                return found
+            size = -length
+
+    def is_end(self, token: int) -> bool:
+        """Whether the token ends an answer."""
+        return token in self._ends
+
+    def ends(self) -> frozenset[int]:
+        """All tokens that end an answer."""
+        return self._ends
+
+    def schema_to_grammar(self, schema: dict[str, Any]) -> str:
+        """A GBNF grammar for the JSON that `schema` allows; see `generation.Engine.schema_to_grammar`."""
+        try:
+            return json_schema_to_gbnf(json.dumps(schema))
+        except Exception as error:
+            # The converter fails in any way that Python can: it was written for schemas that are right.
+            raise WrongGrammar(f"{type(error).__name__}: {error}"[:300]) from None
+
+    def check(self, constraint: Constraint) -> None:
+        """Raise WrongGrammar where llama.cpp does not take the grammar."""
+        llama_cpp.llama_sampler_free(self.grammar(constraint.grammar))
+
+    # --- computing
+
+    def decode(self, parts: list[Part]) -> None:
+        """Compute the parts in one batch; see `generation.Engine.decode`."""
+        assert self._batch is not None  # noqa: S101  true once loaded, for the type checker
+        self._rows = self._batch.fill(parts)
+        code = llama_cpp.llama_decode(self._context, self._batch.struct)
+        if code != 0:
+            raise GenerationFailed(f"llama.cpp could not compute the next tokens (code {code})")
+
+    def logits(self, row: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """The logits of a row, shape (vocabulary,); valid until the next decode."""
+        pointer = llama_cpp.llama_get_logits_ith(self._context, self._rows[row])
+        if not pointer:
+            raise GenerationFailed("llama.cpp gave no probabilities for the next token")
+        return np.ctypeslib.as_array(pointer, (self.vocabulary,))
+
+    def sample(self, chain: Any, row: int) -> int:
+        """Draw from a row by a chain of llama.cpp's samplers, which learns of the token."""
+        return llama_cpp.llama_sampler_sample(chain, self._context, self._rows[row])
+
+    def logprob(self, row: int, token: int, top: int) -> Logprob:
+        """How likely a token was; see `generation.Engine.logprob`."""
+        logits = self.logits(row).astype(np.float64)
+        highest = logits.max()
+        logits -= highest + np.log(np.exp(logits - highest).sum())
+        likeliest = np.argpartition(logits, -top)[-top:] if top else np.empty(0, dtype=np.int64)
+        likeliest = likeliest[np.argsort(-logits[likeliest], kind="stable")]
+        return Logprob(token, float(logits[token]), [(int(one), float(logits[one])) for one in likeliest])
+
+    def keep(self, sequence: int, count: int) -> bool:
+        """Keep the first `count` tokens of a sequence; see `generation.Engine.keep`."""
+        if count and llama_cpp.llama_memory_seq_rm(self._memory, sequence, count, -1) and self._reaches(sequence, count):
+            return True
+        # Recurrent models hold no single tokens: all or nothing.
+        llama_cpp.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        return count == 0
+
+    def _reaches(self, sequence: int, count: int) -> bool:
+        # A sliding window drops what has left it: what the next token looks back at must still be there.
+        if not self._window:
+            return True
+        first = llama_cpp.llama_memory_seq_pos_min(self._memory, sequence)
+        return 0 <= first <= max(0, count - self._window)
+
+    def copy(self, source: int, target: int, count: int) -> bool:
+        """Let `target` hold what `source` holds; see `generation.Engine.copy`."""
+        # Only whole sequences: a part between two of them ends the process (GGML_ASSERT in llama-kv-cache.cpp).
+        llama_cpp.llama_memory_seq_rm(self._memory, target, -1, -1)
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        return self.keep(target, count)
+
+    def embed(self, inputs: list[list[int]]) -> list[list[float]]:
+        """One vector for each input; see `generation.Engine.embed`."""
+        if self._memory:
+            llama_cpp.llama_memory_clear(self._memory, True)
+        self.decode([Part(number, tokens, 0, "all") for number, tokens in enumerate(inputs)])
+        vectors: list[list[float]] = []
+        for number in range(len(inputs)):
+            pointer = llama_cpp.llama_get_embeddings_seq(self._context, number)
+            if not pointer:
+                raise GenerationFailed("llama.cpp gave no vector")
+            vector = np.ctypeslib.as_array(pointer, (self._embedding_length,)).astype(np.float64)
+            length = float(np.linalg.norm(vector))
+            vectors.append([float(value) for value in (vector / length if length else vector)])
+        return vectors
+
+    # --- drawing
+
+    def sampler(self, sampling: Sampling) -> _Sampler:
+        """What draws a request's tokens; see `generation.Engine.sampler`."""
+        return _Sampler(self, sampling)
+
+    def grammar(self, text: str) -> Any:
+        """A sampler of llama.cpp's for a GBNF grammar. Raises WrongGrammar."""
+        made = llama_cpp.llama_sampler_init_grammar(self.vocab, text.encode(), b"root")
+        if not made:
+            raise WrongGrammar("llama.cpp cannot parse it, or a rule of it begins with itself")
+        return made
+
+    # --- loading
 
     def _load_model(self, devices: list[backends.Device], progress: Callable[[float], bool]) -> Any:
         aborted = False
@@ -126,90 +257,215 @@ class LlamaEngine:
             return 0
         return -1 if self._spec.gpu_layers is None else self._spec.gpu_layers
 
+    def _vector_length(self) -> int:
+        """The length of the model's vectors, 0 where it generates text. Raises CannotServe where it does neither."""
+        architecture = self._meta("general.architecture")
+        pooling = int(self._meta(f"{architecture}.pooling_type") or 0)
+        ranks, only_reads = pooling == _RANKED, llama_cpp.llama_model_has_encoder(self._model)
+        if ranks or only_reads or not llama_cpp.llama_model_has_decoder(self._model):
+            raise CannotServe(
+                "model_unreadable",
+                "the model ranks or translates texts: it can neither complete text nor make vectors of it",
+                "choose a model that generates text, or one for embeddings",
+            )
+        if pooling in _POOLED or self._meta(f"{architecture}.attention.causal") == "false":
+            return llama_cpp.llama_model_n_embd_out(self._model)
+        return 0
+
+    def _meta(self, key: str) -> str:
+        buffer = ctypes.create_string_buffer(256)
+        length = llama_cpp.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
+        return buffer.value.decode(errors="replace") if length >= 0 else ""
+
     def _make_context(self, tokens: int) -> Any:
+        # A text's vector needs all of its tokens in one batch.
+        batch = tokens if self._embedding_length else min(BATCH_TOKENS, tokens * self._spec.slots)
         parameters = llama_cpp.llama_context_default_params()
-        parameters.n_ctx = tokens
-        parameters.n_batch = parameters.n_ubatch = min(BATCH_TOKENS, tokens)
-        parameters.n_seq_max = 1
+        parameters.n_ctx = tokens * self._spec.slots
+        parameters.n_batch = parameters.n_ubatch = batch
+        parameters.n_seq_max = self._spec.slots
+        # Each slot has memory of its own: what one holds costs the others no time.
+        parameters.kv_unified = False
         parameters.n_threads = parameters.n_threads_batch = self._threads
+        parameters.embeddings = bool(self._embedding_length)
         parameters.offload_kqv = parameters.op_offload = self._spec.backend == "cuda"
         parameters.no_perf = True
         context = llama_cpp.llama_init_from_model(self._model, parameters)
         if not context:
             raise no_memory()
+        self._batch = _Batch(batch)
         return context
-
-    def _refuse_what_cannot_generate(self) -> None:
-        if llama_cpp.llama_model_has_encoder(self._model) or not llama_cpp.llama_model_has_decoder(self._model):
-            raise CannotServe(
-                "model_unreadable",
-                "the model is not a decoder: it makes embeddings or translates, and cannot complete text",
-                "choose a model that generates text",
-            )
 
     def _warm_up(self) -> None:
         # Touches every weight once, so that the first request does not pay for it.
-        first = max(llama_cpp.llama_vocab_bos(self._vocab), 0)
+        first = max(llama_cpp.llama_vocab_bos(self.vocab), 0)
         llama_cpp.llama_set_warmup(self._context, True)
         try:
-            self._decode([first])
+            self.decode([Part(0, [first], 0, "last")])
         except GenerationFailed:
             raise CannotServe(
                 "model_unreadable",
                 "llama.cpp loaded the model but cannot compute with it; its reason is in the worker's log",
                 "try another quantisation of the model, or a newer llama-orch",
             ) from None
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
+        if self._memory:
+            llama_cpp.llama_memory_clear(self._memory, True)
         llama_cpp.llama_set_warmup(self._context, False)
-
-    def _decode(self, tokens: list[int]) -> None:
-        array = (llama_cpp.llama_token * len(tokens))(*tokens)
-        batch = llama_cpp.llama_batch_get_one(array, len(tokens))
-        code = llama_cpp.llama_decode(self._context, batch)
-        if code != 0:
-            raise GenerationFailed(f"llama.cpp could not compute the next token (code {code})")
-
-    @contextlib.contextmanager
-    def _sampler(self, sampling: Sampling) -> Iterator[Any]:
-        chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
-        try:
-            for part in self._sampler_parts(sampling):
-                llama_cpp.llama_sampler_chain_add(chain, part)
-            yield chain
-        finally:
-            # Frees its parts as well.
-            llama_cpp.llama_sampler_free(chain)
-
-    def _sampler_parts(self, sampling: Sampling) -> Iterator[Any]:
-        words = llama_cpp.llama_vocab_n_tokens(self._vocab)
-        if sampling.presence_penalty or sampling.frequency_penalty:
-            reach = self._info.context if self._info else DEFAULT_CONTEXT
-            yield llama_cpp.llama_sampler_init_penalties(
-                words, reach, 1.0, sampling.frequency_penalty, sampling.presence_penalty
-            )
-        if sampling.temperature == 0:
-            yield llama_cpp.llama_sampler_init_greedy()
-            return
-        if sampling.top_k:
-            yield llama_cpp.llama_sampler_init_top_k(sampling.top_k)
-        if sampling.top_p < 1:
-            yield llama_cpp.llama_sampler_init_top_p(sampling.top_p, 1)
-        if sampling.min_p:
-            yield llama_cpp.llama_sampler_init_min_p(sampling.min_p, 1)
-        yield llama_cpp.llama_sampler_init_temp(sampling.temperature)
-        yield llama_cpp.llama_sampler_init_dist(sampling.seed)
-
-    def _piece(self, token: int) -> bytes:
-        size = 64
-        while True:
-            buffer = ctypes.create_string_buffer(size)
-            length = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, size, 0, False)
-            if length >= 0:
-                return buffer.raw[:length]
-            size = -length
 
     def _text_of(self, token: int) -> str:
         if token < 0:
             return ""
-        text = llama_cpp.llama_vocab_get_text(self._vocab, token)
+        text = llama_cpp.llama_vocab_get_text(self.vocab, token)
         return text.decode(errors="replace") if text else ""
+
+
+class _Batch:
+    """A `llama_batch` of up to `size` tokens over arrays that are filled again at each step."""
+
+    def __init__(self, size: int) -> None:
+        self._tokens, self._positions, self._counts, self._sequences = np.ones((4, size), dtype=np.int32)
+        self._outputs = np.zeros(size, dtype=np.int8)
+        # Where each token finds its list of sequences: always one, at its own place.
+        first = self._sequences.ctypes.data
+        self._places = np.arange(first, first + 4 * size, 4, dtype=np.uint64)
+        kinds = dict(llama_cpp.llama_batch._fields_)
+        self.struct = llama_cpp.llama_batch()
+        for name, array in (
+            ("token", self._tokens), ("pos", self._positions), ("n_seq_id", self._counts), ("seq_id", self._places),
+            ("logits", self._outputs),
+        ):  # fmt: skip
+            setattr(self.struct, name, ctypes.cast(array.ctypes.data, kinds[name]))
+
+    def fill(self, parts: list[Part]) -> list[int]:
+        """Take the parts in and return the places in the batch that give logits."""
+        rows: list[int] = []
+        begin = 0
+        for part in parts:
+            end = begin + len(part.tokens)
+            self._tokens[begin:end] = part.tokens
+            self._positions[begin:end] = np.arange(part.position, part.position + len(part.tokens))
+            self._sequences[begin:end] = part.sequence
+            self._outputs[begin:end] = part.outputs == "all"
+            if part.outputs == "last":
+                self._outputs[end - 1] = 1
+            rows.extend(range(end - part.rows, end))
+            begin = end
+        self.struct.n_tokens = begin
+        return rows
+
+
+class _Sampler:
+    """One request's chain of llama.cpp's samplers, and its grammar beside it.
+
+    The grammar judges the drawn token first: that is cheap, and only where it objects are all tokens judged. A token
+    that no rule allows is never accepted into the grammar, as llama.cpp would end the process.
+    """
+
+    def __init__(self, engine: LlamaEngine, sampling: Sampling) -> None:
+        self._engine = engine
+        self._chain: Any = None
+        self._grammar: Any = None
+        self._waits_for: tuple[str, ...] = ()
+        self._text = ""
+        constraint = sampling.constraint
+        if constraint is not None:
+            self._grammar = engine.grammar(constraint.grammar)
+            self._waits_for = constraint.after
+        parts = list(_parts(engine, sampling))
+        # What takes the likeliest token of untouched logits needs no sampler.
+        if parts or sampling.temperature > 0:
+            self._chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+            for part in [*parts, *_last(sampling)]:
+                llama_cpp.llama_sampler_chain_add(self._chain, part)
+
+    def draw(self, row: int) -> int:
+        """The next token; see `generation.Sampler.draw`."""
+        if self._grammar is None or self._waits_for:
+            token = self._engine.sample(self._chain, row) if self._chain else int(self._engine.logits(row).argmax())
+            if self._waits_for:
+                self._look_for_the_word(token)
+            return token
+        token = self._choose(row, by_grammar=False)
+        if not self._fits(token):
+            token = self._choose(row, by_grammar=True)
+        if self._chain:
+            llama_cpp.llama_sampler_accept(self._chain, token)
+        llama_cpp.llama_sampler_accept(self._grammar, token)
+        return token
+
+    def _choose(self, row: int, *, by_grammar: bool) -> int:
+        size = self._engine.vocabulary
+        data = (llama_cpp.llama_token_data * size)()
+        view = np.frombuffer(data, dtype=[("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+        view["id"] = np.arange(size)
+        view["logit"] = self._engine.logits(row)
+        array = llama_cpp.llama_token_data_array(data, size, -1, False)
+        if by_grammar:
+            llama_cpp.llama_sampler_apply(self._grammar, ctypes.byref(array))
+            if not np.isfinite(view["logit"]).any():
+                raise GenerationFailed(NOTHING_FITS)
+        if not self._chain:
+            return int(view["logit"].argmax())
+        llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
+        chosen = array.data[array.selected]
+        if chosen.logit == -np.inf:
+            raise GenerationFailed(NOTHING_FITS)
+        return chosen.id
+
+    def _fits(self, token: int) -> bool:
+        one = (llama_cpp.llama_token_data * 1)((token, 0.0, 0.0))
+        array = llama_cpp.llama_token_data_array(one, 1, -1, False)
+        llama_cpp.llama_sampler_apply(self._grammar, ctypes.byref(array))
+        return one[0].logit != -np.inf
+
+    def _look_for_the_word(self, token: int) -> None:
+        """Begin with the grammar where the text now has the word it waits for."""
+        longest = max(map(len, self._waits_for))
+        self._text += self._engine.piece(token, special=True).decode(errors="replace")
+        found = [(place, len(word)) for word in self._waits_for if (place := self._text.find(word)) >= 0]
+        if not found:
+            self._text = self._text[-longest:]
+            return
+        place, length = min(found)
+        self._waits_for = ()
+        for follows in self._engine.tokenize(self._text[place + length :], begin=False):
+            if not self._fits(follows):
+                # The model has begun something else; it goes on freely, and is read for what it is.
+                llama_cpp.llama_sampler_free(self._grammar)
+                self._grammar = None
+                return
+            llama_cpp.llama_sampler_accept(self._grammar, follows)
+
+    def free(self) -> None:
+        """Give the memory back; see `generation.Sampler.free`."""
+        for sampler in (self._chain, self._grammar):
+            if sampler:
+                llama_cpp.llama_sampler_free(sampler)
+        self._chain = self._grammar = None
+
+
+def _parts(engine: LlamaEngine, sampling: Sampling) -> Iterator[Any]:
+    biases = list(sampling.logit_bias)
+    if sampling.ignore_eos:
+        biases += [(token, -np.inf) for token in engine.ends()]
+    if biases:
+        array = (llama_cpp.llama_logit_bias * len(biases))(*biases)
+        yield llama_cpp.llama_sampler_init_logit_bias(engine.vocabulary, len(biases), array)
+    if sampling.presence_penalty or sampling.frequency_penalty or sampling.repeat_penalty != 1:
+        yield llama_cpp.llama_sampler_init_penalties(
+            engine.vocabulary, PENALIZED_TOKENS, sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty
+        )
+
+
+def _last(sampling: Sampling) -> Iterator[Any]:
+    if sampling.temperature == 0:
+        yield llama_cpp.llama_sampler_init_greedy()
+        return
+    if sampling.top_k:
+        yield llama_cpp.llama_sampler_init_top_k(sampling.top_k)
+    if sampling.top_p < 1:
+        yield llama_cpp.llama_sampler_init_top_p(sampling.top_p, 1)
+    if sampling.min_p:
+        yield llama_cpp.llama_sampler_init_min_p(sampling.min_p, 1)
+    yield llama_cpp.llama_sampler_init_temp(sampling.temperature)
+    yield llama_cpp.llama_sampler_init_dist(sampling.seed)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 from llama_orch.contract.process import FailureCode
+
+from .scheduler import Part
 
 FinishReason = Literal["stop", "length"]
 
@@ -29,15 +31,37 @@ class GenerationFailed(Exception):
     """llama.cpp refused to go on with this request; the next one may well succeed."""
 
 
+class WrongGrammar(Exception):
+    """llama.cpp does not take the grammar, or cannot make one of the schema; says why where that is known."""
+
+
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is known of a loaded model; `context` is the tokens of one slot."""
+    """What is known of a loaded model; `context` is the tokens of one slot.
+
+    A model has `embedding_length` above 0 where it was made for vectors; such a one generates no text.
+    """
 
     context: int
     trained_context: int
+    vocabulary: int
     chat_template: str | None
     bos_text: str
     eos_text: str
+    embedding_length: int = 0
+    # Whether a sequence may take over what another one holds.
+    can_copy: bool = False
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What an answer must look like: a GBNF grammar whose rule `root` describes the text.
+
+    With `after`, the text is free until one of these words has come, and the grammar describes what follows it.
+    """
+
+    grammar: str
+    after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,32 +74,127 @@ class Sampling:
     min_p: float = 0.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    repeat_penalty: float = 1.0
     seed: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    constraint: Constraint | None = None
+    ignore_eos: bool = False
 
 
-class Listener(Protocol):
-    """Whoever wants the tokens; called in the engine's thread."""
+@dataclass(frozen=True)
+class Logprob:
+    """The natural logarithm of a token's probability before any sampler, and of the likeliest ones beside it.
 
-    def wanted(self) -> bool:
-        """Whether anybody still waits for the answer; asked before each part of a prompt."""
-        ...
+    The first token of a prompt follows on nothing and has none.
+    """
 
-    def token(self, piece: bytes) -> bool:
-        """Take one token's bytes; False ends the generation."""
-        ...
+    token: int
+    value: float | None
+    top: list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Order:
+    """One sequence's work: a prompt and how to go on from it.
+
+    `logprobs` is how many likeliest tokens to tell beside each token, None for none. `echo` is the prompt's text where
+    the answer is to begin with it; its probabilities are told as well then. `special` prints tokens that mark something, such as the begin of a tool's call.
+    """
+
+    prompt: list[int]
+    limit: int
+    sampling: Sampling
+    stops: Sequence[str] = ()
+    logprobs: int | None = None
+    echo: str | None = None
+    special: bool = False
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an answer ended, after its last text."""
+
+    reason: FinishReason
+    prompt_tokens: int
+    tokens: int
+    reused: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that may be shown, and the tokens that were drawn for it where their probabilities are wanted."""
+
+    text: str
+    logprobs: list[Logprob] = field(default_factory=list)
 
 
 class Engine(Protocol):
-    """One loaded model. `load` and `generate` belong to one thread; `tokenize`, after `load`, to any."""
+    """One loaded model and its context. `tokenize`, `piece`, `check` and `schema_to_grammar` belong to any thread
+    once the model is loaded, the rest to the one that loads it.
+    """
 
     def load(self, progress: Callable[[float], bool]) -> ModelInfo:
         """Load the model; `progress` gets 0 to 1 and returns False to abort. Raises CannotServe, LoadAborted."""
         ...
 
-    def tokenize(self, text: str, *, rendered: bool) -> list[int]:
-        """Tokens of `text`; `rendered` says that a chat template has written the special ones already."""
+    def tokenize(self, text: str, *, begin: bool = True, rendered: bool = False) -> list[int]:
+        """Tokens of `text`, with the model's first token where `begin` says so.
+
+        `rendered` says that a chat template has written the special ones already.
+        """
         ...
 
-    def generate(self, prompt: list[int], limit: int, sampling: Sampling, listener: Listener) -> FinishReason:
-        """Generate up to `limit` tokens, or until the model or the listener ends. Raises GenerationFailed."""
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes that a token stands for; those of a special token only where they are wanted."""
+        ...
+
+    def is_end(self, token: int) -> bool:
+        """Whether the token ends an answer."""
+        ...
+
+    def schema_to_grammar(self, schema: dict[str, Any]) -> str:
+        """A GBNF grammar for the JSON that `schema` allows. Raises WrongGrammar."""
+        ...
+
+    def check(self, constraint: Constraint) -> None:
+        """Raise WrongGrammar where llama.cpp does not take the grammar."""
+        ...
+
+    def sampler(self, sampling: Sampling) -> Sampler:
+        """What draws a request's tokens. Raises WrongGrammar."""
+        ...
+
+    def decode(self, parts: list[Part]) -> None:
+        """Compute the parts in one batch; rows of logits are counted over the batch's outputs in their order.
+
+        Raises GenerationFailed; what the parts' sequences hold is unknown then.
+        """
+        ...
+
+    def logprob(self, row: int, token: int, top: int) -> Logprob:
+        """How likely `token` was in a row of the last decode, and which `top` tokens were likeliest."""
+        ...
+
+    def keep(self, sequence: int, count: int) -> bool:
+        """Take all but the first `count` tokens out of a sequence's memory; False where only nothing could be kept."""
+        ...
+
+    def copy(self, source: int, target: int, count: int) -> bool:
+        """Let `target` hold the first `count` tokens of `source`; False where it holds nothing then."""
+        ...
+
+    def embed(self, inputs: list[list[int]]) -> list[list[float]]:
+        """One vector of length 1 for each input, all in one batch. Raises GenerationFailed."""
+        ...
+
+
+class Sampler(Protocol):
+    """Draws one request's tokens, with randomness of its own. Belongs to the engine's thread."""
+
+    def draw(self, row: int) -> int:
+        """The next token from a row of the last decode. Raises GenerationFailed where none fits the grammar."""
+        ...
+
+    def free(self) -> None:
+        """Give its memory back; it draws no more."""
         ...

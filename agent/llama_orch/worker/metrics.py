@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from llama_orch.contract.inference import WorkerHealth
 
 STATUSES = get_args(WorkerHealth.model_fields["status"].annotation)
-OUTCOMES = ("stop", "length", "cancelled", "failed", "busy", "unavailable")
+OUTCOMES = ("stop", "length", "cancelled", "failed", "busy", "unavailable", "deadline", "refused")
 
 _FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -32,6 +32,12 @@ class Metrics:
         for outcome in OUTCOMES:
             self.answers.labels(outcome)
         self.prompt_tokens = Counter(f"{prefix}prompt_tokens", "Tokens read from prompts", registry=registry)
+        self.reused_tokens = Counter(
+            f"{prefix}reused_tokens", "Tokens of prompts that a slot held already", registry=registry
+        )
+        self._held = Gauge(
+            f"{prefix}held_tokens", "Tokens in the memory of all slots, kept ones included", registry=registry
+        )
         self.generated_tokens = Counter(f"{prefix}generated_tokens", "Tokens generated", registry=registry)
         self.first_token = Histogram(
             f"{prefix}time_to_first_token_seconds",
@@ -46,12 +52,13 @@ class Metrics:
             registry=registry,
         )
 
-    def refresh(self, health: WorkerHealth, queued: int) -> None:
+    def refresh(self, health: WorkerHealth, held_tokens: int) -> None:
         """Set the gauges to what is true now."""
         for status in STATUSES:
             self._status.labels(status).set(status == health.status)
         self._slots.labels("busy").set(health.slots_busy)
         self._slots.labels("idle").set(health.slots - health.slots_busy)
-        self._queued.set(queued)
+        self._queued.set(health.queued)
+        self._held.set(held_tokens)
         self._loaded.set(health.percentage / 100)
         self._context.set(health.context_per_slot or 0)

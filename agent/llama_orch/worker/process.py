@@ -104,7 +104,7 @@ class _Process:
         self._service = Service(spec, metrics, self._make_engine)
 
         async def refresh(_: Sanic) -> None:
-            metrics.refresh(self._service.health(), self._service.slots.queued)
+            metrics.refresh(self._service.health(), self._service.held_tokens())
 
         self._app = create_app(
             "worker", "worker", routes.build(self._service), token=token, registry=registry, refresh_metrics=refresh

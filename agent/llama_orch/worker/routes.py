@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import secrets
-import time
-import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+import asyncio
+import base64
+import struct
+from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Any
 
 from pydantic import BaseModel
 from sanic import Request
 
 from llama_orch.contract import inference as wire
 from llama_orch.contract import operations as ops
+from llama_orch.contract.errors import BadRequest
 from llama_orch.web.app import Routes
 from llama_orch.web.events import EventStream
 
-from .generation import Sampling
-from .service import Ending, Service
+from . import embeddings, orders
+from .constraint import constraint_of
+from .generation import Ending, Order, Piece
+from .service import Loaded, Service
+from .shapes import ChatShape, CompletionShape, usage_of
+from .tools import plan_tools
 
 DONE = "[DONE]"
+LONGEST_TIMEOUT_SECONDS = 86_400.0
 
 
 def build(service: Service) -> Routes:
@@ -33,150 +38,161 @@ def build(service: Service) -> Routes:
 
     @routes.handle(ops.SERVED_MODELS)
     async def models(_: Request) -> wire.ServedModelList:
-        info = service.require_ready()
+        loaded = service.require_ready()
         served = wire.ServedModel(
             id=service.spec.model_name,
             created=service.started_at,
-            context_per_slot=info.context,
+            context_per_slot=loaded.info.context,
             slots=service.spec.slots,
         )
         return wire.ServedModelList(data=[served])
 
     @routes.handle(ops.COMPLETIONS)
-    async def completions(_: Request, body: wire.CompletionRequest) -> BaseModel | EventStream:
-        service.require_ready(body.model)
-        prompt = await service.tokens_of(body.prompt)
-        answer = service.answer(prompt, body.max_tokens, _sampling(body), body.stops)
-        shape = _CompletionShape(service.spec.model_name)
-        if body.stream:
-            return EventStream(_stream(answer, shape, len(prompt), _wants_usage(body)))
-        return shape.whole(*await _collect(answer), prompt_tokens=len(prompt))
+    async def completions(request: Request, body: wire.CompletionRequest) -> BaseModel | EventStream:
+        loaded = service.require_ready(body.model)
+        wanted = [one for prompt in body.prompts for one in await _completion(loaded, body, prompt)]
+        shape = CompletionShape(service.spec.model_name, loaded.engine)
+        return await _answer(service, request, body, wanted, shape, prompts=len(body.prompts))
 
     @routes.handle(ops.CHAT_COMPLETIONS)
-    async def chat(_: Request, body: wire.ChatRequest) -> BaseModel | EventStream:
-        service.require_ready(body.model)
-        prompt = await service.tokens_of(body.messages)
-        limit = body.max_completion_tokens or body.max_tokens
-        answer = service.answer(prompt, limit, _sampling(body), body.stops)
-        shape = _ChatShape(service.spec.model_name)
-        if body.stream:
-            return EventStream(_stream(answer, shape, len(prompt), _wants_usage(body)))
-        return shape.whole(*await _collect(answer), prompt_tokens=len(prompt))
+    async def chat(request: Request, body: wire.ChatRequest) -> BaseModel | EventStream:
+        loaded = service.require_ready(body.model)
+        orders.require_text_model(loaded)
+        plan = plan_tools(loaded.template, body, loaded.engine.schema_to_grammar)
+        constraint = plan.constraint or constraint_of(body, loaded.engine.schema_to_grammar)
+        await orders.check_constraint(loaded, constraint, "tools" if plan.constraint else "response_format")
+        prompt = await orders.tokens_of_chat(loaded, plan.messages, plan.tools)
+        room = orders.check_room(loaded, prompt, "messages")
+        order = Order(
+            prompt=prompt,
+            limit=min(body.limit or room, room),
+            sampling=orders.sampling_of(loaded, body, constraint),
+            stops=body.stops,
+            logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+            special=plan.render_special,
+        )
+        readers = [plan.reader() for _ in range(body.n)]
+        shape = ChatShape(service.spec.model_name, loaded.engine, readers)
+        return await _answer(service, request, body, orders.choices(order, body.n), shape, prompts=1)
+
+    @routes.handle(ops.EMBEDDINGS)
+    async def embed(_: Request, body: wire.EmbeddingRequest) -> wire.EmbeddingList:
+        loaded = service.require_ready(body.model)
+        vectors, tokens = await embeddings.embed(service, loaded, body)
+        return wire.EmbeddingList(
+            model=service.spec.model_name,
+            data=[
+                wire.Embedding(index=index, embedding=_encode(vector, body.encoding_format))
+                for index, vector in enumerate(vectors)
+            ],
+            usage=wire.Usage(prompt_tokens=tokens, completion_tokens=0, total_tokens=tokens),
+        )
+
+    @routes.handle(ops.TOKENIZE)
+    async def tokenize(_: Request, body: wire.TokenizeRequest) -> wire.Tokens:
+        loaded = service.require_ready(body.model)
+        if body.messages is not None:
+            tokens = await orders.tokens_of_chat(loaded, body.messages, None)
+        else:
+            tokens = await asyncio.to_thread(loaded.engine.tokenize, body.prompt, begin=body.add_special_tokens)
+        return wire.Tokens(tokens=tokens, count=len(tokens), context_per_slot=loaded.info.context)
 
     return routes
 
 
-def _sampling(body: wire.CompletionRequest | wire.ChatRequest) -> Sampling:
-    return Sampling(
-        temperature=body.temperature,
-        top_p=body.top_p,
-        top_k=body.top_k,
-        min_p=body.min_p,
-        presence_penalty=body.presence_penalty,
-        frequency_penalty=body.frequency_penalty,
-        seed=secrets.randbelow(2**32 - 1) if body.seed is None else body.seed,
+async def _completion(loaded: Loaded, body: wire.CompletionRequest, prompt: str | list[int]) -> list[Order]:
+    orders.require_text_model(loaded)
+    constraint = constraint_of(body, loaded.engine.schema_to_grammar)
+    await orders.check_constraint(loaded, constraint, "grammar" if body.grammar else "response_format")
+    tokens = await orders.tokens_of(loaded, prompt)
+    room = orders.check_room(loaded, tokens, "prompt", spare=0 if body.max_tokens == 0 else 1)
+    echo = None
+    if body.echo:
+        echo = prompt if isinstance(prompt, str) else orders.text_of(loaded, tokens)
+    order = Order(
+        prompt=tokens,
+        limit=room if body.max_tokens is None else min(body.max_tokens, room),
+        sampling=orders.sampling_of(loaded, body, constraint),
+        stops=body.stops,
+        logprobs=body.logprobs,
+        echo=echo,
     )
+    return orders.choices(order, body.n)
 
 
-def _wants_usage(body: wire.CompletionRequest | wire.ChatRequest) -> bool:
-    return body.stream_options is not None and body.stream_options.include_usage
-
-
-def _usage(prompt_tokens: int, ending: Ending) -> wire.Usage:
-    return wire.Usage(
-        prompt_tokens=prompt_tokens,
-        completion_tokens=ending.tokens,
-        total_tokens=prompt_tokens + ending.tokens,
-    )
-
-
-class _CompletionShape:
-    """The OpenAI shape of a completion, whole or in parts."""
-
-    def __init__(self, model: str) -> None:
-        self._common: dict[str, Any] = {
-            "id": f"cmpl-{uuid.uuid4().hex}",
-            "created": int(time.time()),
-            "model": model,
-        }
-
-    def whole(self, text: str, ending: Ending, *, prompt_tokens: int) -> wire.Completion:
-        choice = wire.CompletionChoice(text=text, finish_reason=ending.reason)
-        return wire.Completion(**self._common, choices=[choice], usage=_usage(prompt_tokens, ending))
-
-    def opening(self) -> list[BaseModel]:
-        return []
-
-    def part(self, text: str) -> wire.Completion:
-        return wire.Completion(**self._common, choices=[wire.CompletionChoice(text=text, finish_reason=None)])
-
-    def last(self, ending: Ending) -> wire.Completion:
-        choice = wire.CompletionChoice(text="", finish_reason=ending.reason)
-        return wire.Completion(**self._common, choices=[choice])
-
-    def usage(self, usage: wire.Usage) -> wire.Completion:
-        return wire.Completion(**self._common, choices=[], usage=usage)
-
-
-class _ChatShape:
-    """The OpenAI shape of a chat's answer, whole or in parts."""
-
-    def __init__(self, model: str) -> None:
-        self._common: dict[str, Any] = {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
-            "created": int(time.time()),
-            "model": model,
-        }
-
-    def whole(self, text: str, ending: Ending, *, prompt_tokens: int) -> wire.ChatCompletion:
-        choice = wire.ChatChoice(message=wire.ChatAnswer(content=text), finish_reason=ending.reason)
-        return wire.ChatCompletion(**self._common, choices=[choice], usage=_usage(prompt_tokens, ending))
-
-    def opening(self) -> list[BaseModel]:
-        return [self._chunk({"role": "assistant", "content": ""}, None)]
-
-    def part(self, text: str) -> wire.ChatChunk:
-        return self._chunk({"content": text}, None)
-
-    def last(self, ending: Ending) -> wire.ChatChunk:
-        return self._chunk({}, ending.reason)
-
-    def usage(self, usage: wire.Usage) -> wire.ChatChunk:
-        return wire.ChatChunk(**self._common, choices=[], usage=usage)
-
-    def _chunk(self, delta: dict[str, str], reason: str | None) -> wire.ChatChunk:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
-        return wire.ChatChunk(**self._common, choices=[choice])
-
-
-async def _collect(answer: AsyncGenerator[str | Ending, None]) -> tuple[str, Ending]:
-    texts: list[str] = []
-    async with aclosing(answer):
-        async for item in answer:
-            if isinstance(item, Ending):
-                return "".join(texts), item
-            texts.append(item)
-    raise AssertionError("an answer ends with an Ending or raises")
+async def _answer(
+    service: Service,
+    request: Request,
+    body: wire.CompletionRequest | wire.ChatRequest,
+    wanted: list[Order],
+    shape: CompletionShape | ChatShape,
+    *,
+    prompts: int,
+) -> BaseModel | EventStream:
+    most = service.slots.count + service.slots.queue_limit
+    if len(wanted) > most:
+        raise BadRequest(f"n: {len(wanted)} answers at once, but this worker takes {most}; ask for fewer")
+    timeout = _timeout(request)
+    if body.stream:
+        return EventStream(_stream(service, wanted, shape, prompts, timeout, wants_usage=body.wants_usage))
+    pieces: list[list[Piece]] = [[] for _ in wanted]
+    endings: dict[int, Ending] = {}
+    async with aclosing(service.answers(wanted, timeout=timeout)) as answers:
+        async for items in answers:
+            for index, item in items:
+                if isinstance(item, Piece):
+                    pieces[index].append(item)
+                elif isinstance(item, Ending):
+                    endings[index] = item
+    ended = [endings[index] for index in range(len(wanted))]
+    return shape.whole(pieces, ended, usage_of(ended, prompts=prompts))
 
 
 async def _stream(
-    answer: AsyncGenerator[str | Ending, None],
-    shape: _CompletionShape | _ChatShape,
-    prompt_tokens: int,
+    service: Service,
+    wanted: list[Order],
+    shape: CompletionShape | ChatShape,
+    prompts: int,
+    timeout: float | None,
+    *,
     wants_usage: bool,
-) -> AsyncIterator[BaseModel | str]:
+) -> AsyncIterator[list[BaseModel | str]]:
+    endings: dict[int, Ending] = {}
     begun = False
-    async with aclosing(answer):
-        async for item in answer:
-            # Not before the first item: until then a failure can still be answered with its own status.
-            if not begun:
-                begun = True
-                for event in shape.opening():
-                    yield event
-            if isinstance(item, str):
-                yield shape.part(item)
-                continue
-            yield shape.last(item)
-            if wants_usage:
-                yield shape.usage(_usage(prompt_tokens, item))
-    yield DONE
+    async with aclosing(service.answers(wanted, timeout=timeout)) as answers:
+        async for items in answers:
+            # Not before the first items: until then a failure can still be answered with its own status.
+            events = [] if begun else shape.opening(len(wanted))
+            begun = True
+            for index, item in items:
+                if isinstance(item, Piece):
+                    events += shape.part(index, item)
+                elif isinstance(item, Ending):
+                    endings[index] = item
+                    events += shape.last(index, item)
+            yield events
+    if wants_usage:
+        yield [shape.usage(usage_of([endings[index] for index in range(len(wanted))], prompts=prompts))]
+    yield [DONE]
+
+
+def _timeout(request: Request) -> float | None:
+    """Seconds that the client gives the answer. Raises BadRequest where the header says no such thing."""
+    text = request.headers.get(wire.DEADLINE_HEADER)
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= LONGEST_TIMEOUT_SECONDS:
+        raise BadRequest(f"{wire.DEADLINE_HEADER}: a number of seconds above 0, at most {LONGEST_TIMEOUT_SECONDS:g}")
+    return seconds
+
+
+def _encode(vector: list[float], form: str) -> list[float] | str:
+    if form == "float":
+        return vector
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+
+

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
-from dataclasses import dataclass
+from typing import TypeVar
 
-from llama_orch.contract.errors import ApiError, BadRequest, Busy, NotFound, NotReady
-from llama_orch.contract.inference import ChatMessage, WorkerHealth
+from llama_orch.contract.errors import ApiError, BadRequest, Busy, DeadlineExceeded, NotFound, NotReady
+from llama_orch.contract.inference import WorkerHealth
 from llama_orch.contract.process import WorkerSpec
 
+from .batcher import Batcher, Item, Run
 from .chat import ChatTemplate
-from .generation import Engine, FinishReason, GenerationFailed, ModelInfo, Sampling
+from .generation import Ending, Engine, ModelInfo, Order
 from .metrics import Metrics
-from .slots import Slots
-from .text import TextAssembler
+from .slots import Slot, Slots
 
 log = logging.getLogger(__name__)
 
@@ -27,61 +28,52 @@ QUEUE_SECONDS = 300.0
 QUEUE_PER_SLOT, QUEUE_LEAST = 4, 8
 DRAINING = "the worker is draining and takes no new requests: ask another one"
 STOPPED = "the worker was stopped before the answer was complete"
+# How far back the speed that `/health` tells is measured.
+SPEED_SECONDS = 5.0
+# The engine's thread asks for the interpreter after each step; by default the other one may keep it for 5 ms.
+SWITCH_SECONDS = 0.0005
+
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Ending:
-    """The last item of an answer; `tokens` were generated."""
+class Loaded:
+    """What there is once the model is loaded."""
 
-    reason: FinishReason
-    tokens: int
+    def __init__(self, engine: Engine, info: ModelInfo, batcher: Batcher) -> None:
+        self.engine = engine
+        self.info = info
+        self.batcher = batcher
+        self.template = ChatTemplate(info.chat_template, bos_text=info.bos_text, eos_text=info.eos_text)
 
 
-class _Run:
-    """One generation, seen from both threads: it listens in the engine's and hands over to the loop's."""
+class _Answer:
+    """Items of one request's runs on their way to its client; all in the loop's thread."""
 
-    def __init__(self, stops: list[str]) -> None:
-        self.items: asyncio.Queue[str | Ending | ApiError] = asyncio.Queue()
-        self.tokens = 0
-        self.first_token_at: float | None = None
-        self._text = TextAssembler(stops)
-        self._loop = asyncio.get_running_loop()
-        # A plain attribute: written by the loop's thread, read by the engine's before each step.
-        self._unwanted = False
+    def __init__(self) -> None:
+        self.items: list[tuple[int, Item]] = []
+        self.arrived = asyncio.Event()
 
-    def cancel(self) -> None:
-        """Nobody waits for the answer any more."""
-        self._unwanted = True
+    def put(self, index: int, item: Item) -> None:
+        self.items.append((index, item))
+        self.arrived.set()
 
-    def wanted(self) -> bool:
-        return not self._unwanted
+    async def take(self) -> list[tuple[int, Item]]:
+        """All that has come since the last time, at least one item."""
+        while not self.items:
+            self.arrived.clear()
+            await self.arrived.wait()
+        items, self.items = self.items, []
+        return items
 
-    def token(self, piece: bytes) -> bool:
-        if self._unwanted:
-            return False
-        if self.first_token_at is None:
-            self.first_token_at = time.monotonic()
-        self.tokens += 1
-        if shown := self._text.feed(piece):
-            self._hand_over(shown)
-        return not self._text.stopped
 
-    def generate(self, engine: Engine, prompt: list[int], limit: int, sampling: Sampling) -> None:
-        """Run in the engine's thread to the end; failures become the last item."""
-        try:
-            reason = engine.generate(prompt, limit, sampling, self)
-        except GenerationFailed as error:
-            self._hand_over(ApiError(f"{error}; the next request may well succeed", code="generation_failed"))
-        except Exception as error:
-            log.exception("the engine failed")
-            self._hand_over(ApiError(f"the engine failed with {type(error).__name__}", code="generation_failed"))
-        else:
-            if rest := self._text.finish():
-                self._hand_over(rest)
-            self._hand_over(Ending(reason, self.tokens))
+class _Live:
+    """A run, where its items go and the slot that it holds."""
 
-    def _hand_over(self, item: str | Ending | ApiError) -> None:
-        self._loop.call_soon_threadsafe(self.items.put_nowait, item)
+    def __init__(self, answer: _Answer, index: int, slot: Slot, asked_at: float) -> None:
+        self.answer = answer
+        self.index = index
+        self.slot = slot
+        self.asked_at = asked_at
 
 
 class Service:
@@ -91,29 +83,35 @@ class Service:
         self.spec = spec
         self.metrics = metrics
         self.started_at = int(time.time())
-        self.slots = Slots(spec.slots, parallel=1, queue_limit=max(QUEUE_LEAST, QUEUE_PER_SLOT * spec.slots))
+        self.slots = Slots(spec.slots, queue_limit=max(QUEUE_LEAST, QUEUE_PER_SLOT * spec.slots))
         self._make_engine = make_engine
-        self._engine: Engine | None = None
-        self._info: ModelInfo | None = None
-        self._template: ChatTemplate | None = None
+        self._loaded: Loaded | None = None
         # llama.cpp's context belongs to one thread.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._progress = 0.0
         self._closing = False
-        self._runs: set[_Run] = set()
+        self._live: dict[Run, _Live] = {}
+        self._speeds: deque[tuple[float, int]] = deque()
         self._open_answers = 0
         self._answered = asyncio.Event()
 
+    # --- life
+
     async def load(self) -> None:
-        """Load the model. Raises CannotServe, LoadAborted."""
+        """Load the model and begin to serve it. Raises CannotServe, LoadAborted."""
+        loop = asyncio.get_running_loop()
 
         def work() -> tuple[Engine, ModelInfo]:
             engine = self._make_engine()
             return engine, engine.load(self._on_progress)
 
-        self._engine, info = await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        self._template = ChatTemplate(info.chat_template, bos_text=info.bos_text, eos_text=info.eos_text)
-        self._info = info
+        engine, info = await loop.run_in_executor(self._thread, work)
+        batcher = Batcher(
+            engine, info, self.spec.slots, lambda items: loop.call_soon_threadsafe(self._receive, items)
+        )  # fmt: skip
+        self._loaded = Loaded(engine, info, batcher)
+        sys.setswitchinterval(SWITCH_SECONDS)
+        self._thread.submit(batcher.loop)
         if info.context > info.trained_context > 0:
             log.warning(
                 "ctx_per_slot %d is more than the %d that the model was trained with",
@@ -121,28 +119,38 @@ class Service:
                 info.trained_context,
             )
 
+    def _on_progress(self, part: float) -> bool:
+        self._progress = part
+        return not self._closing
+
     def health(self) -> WorkerHealth:
         """What the worker is doing."""
         if self._closing:
             status = "draining"
-        elif self._info is None:
+        elif self._loaded is None:
             status = "loading"
         else:
             status = "busy" if self.slots.busy else "idle"
         return WorkerHealth(
             status=status,
             worker_id=self.spec.worker_id,
-            percentage=100.0 if self._info else min(99.0, round(self._progress * 100, 1)),
+            percentage=100.0 if self._loaded else min(99.0, round(self._progress * 100, 1)),
             slots=self.spec.slots,
             slots_busy=self.slots.busy,
-            context_per_slot=self._info.context if self._info else None,
+            queued=self.slots.queued,
+            tokens_per_second=self._speed(),
+            context_per_slot=self._loaded.info.context if self._loaded else None,
         )
 
-    def require_ready(self, model: str | None = None) -> ModelInfo:
+    def held_tokens(self) -> int:
+        """Tokens that all slots hold together."""
+        return self._loaded.batcher.scheduler.held_tokens if self._loaded else 0
+
+    def require_ready(self, model: str | None = None) -> Loaded:
         """Raise NotReady while loading or draining, NotFound where `model` is not the one that is served."""
         if self._closing:
             raise NotReady(DRAINING)
-        if self._info is None:
+        if self._loaded is None:
             percentage = self.health().percentage
             raise NotReady(
                 f"the model is loading ({percentage:.0f} %): try again in a few seconds",
@@ -152,99 +160,7 @@ class Service:
         names = [self.spec.model_name, *([self.spec.model_ref] if self.spec.model_ref else [])]
         if model is not None and model not in names:
             raise NotFound(f"model: this worker serves {' alias '.join(names)}", code="model_not_found", served=names)
-        return self._info
-
-    async def tokens_of(self, prompt: str | list[ChatMessage]) -> list[int]:
-        """The tokens of a text or a conversation. Raises BadRequest where they do not fit into a slot."""
-        info = self.require_ready()
-        engine, template = self._engine, self._template
-        assert engine is not None and template is not None  # noqa: S101  true once loaded, for the type checker
-
-        def work() -> list[int]:
-            if isinstance(prompt, str):
-                return engine.tokenize(prompt, rendered=False)
-            return engine.tokenize(template.render(prompt), rendered=True)
-
-        # A long prompt takes a while, and the loop has others to serve.
-        tokens = await asyncio.to_thread(work)
-        field = "prompt" if isinstance(prompt, str) else "messages"
-        if not tokens:
-            raise BadRequest(f"{field}: nothing is left of it as tokens")
-        if len(tokens) >= info.context:
-            raise BadRequest(
-                f"{field}: {len(tokens)} tokens, but a slot holds {info.context} and needs room for an answer; "
-                "shorten it, or start the worker with a larger ctx_per_slot",
-                code="context_length_exceeded",
-                prompt_tokens=len(tokens),
-                context_per_slot=info.context,
-            )
-        return tokens
-
-    async def answer(
-        self, prompt: list[int], max_tokens: int | None, sampling: Sampling, stops: list[str]
-    ) -> AsyncGenerator[str | Ending, None]:
-        """Texts as they come, then an Ending. Closing it ends the generation within one step.
-
-        Raises Busy, NotReady, and ApiError where the engine fails.
-        """
-        self._open_answers += 1
-        outcome = "failed"
-        try:
-            async with aclosing(self._generate(prompt, max_tokens, sampling, stops)) as items:
-                async for item in items:
-                    if isinstance(item, Ending):
-                        outcome = item.reason
-                    yield item
-        except (asyncio.CancelledError, GeneratorExit):
-            # A client that leaves after the last token has still got its answer.
-            outcome = "cancelled" if outcome == "failed" else outcome
-            raise
-        except Busy:
-            outcome = "busy"
-            raise
-        except NotReady:
-            outcome = "unavailable"
-            raise
-        finally:
-            self._open_answers -= 1
-            self._answered.set()
-            self.metrics.answers.labels(outcome).inc()
-
-    async def _generate(
-        self, prompt: list[int], max_tokens: int | None, sampling: Sampling, stops: list[str]
-    ) -> AsyncGenerator[str | Ending, None]:
-        engine, context = self._engine, self.require_ready().context
-        assert engine is not None  # noqa: S101  true once loaded, for the type checker
-        asked_at = time.monotonic()
-        slot = await self.slots.take(QUEUE_SECONDS)
-        run = _Run(stops)
-        room = context - len(prompt)
-        limit = room if max_tokens is None else min(max_tokens, room)
-        self._runs.add(run)
-        # The slot belongs to the engine's work and not to this generator: a client that reads slowly keeps no
-        # slot, and one that leaves gives it back when the engine has noticed.
-        work = asyncio.get_running_loop().run_in_executor(self._thread, run.generate, engine, prompt, limit, sampling)
-        work.add_done_callback(lambda _: self._finished(run, slot.release, asked_at, len(prompt)))
-        try:
-            while True:
-                item = await run.items.get()
-                if isinstance(item, ApiError):
-                    raise item
-                yield item
-                if isinstance(item, Ending):
-                    return
-        finally:
-            run.cancel()
-
-    def _finished(self, run: _Run, release: Callable[[], None], asked_at: float, prompt_tokens: int) -> None:
-        release()
-        self._runs.discard(run)
-        self.metrics.prompt_tokens.inc(prompt_tokens)
-        self.metrics.generated_tokens.inc(run.tokens)
-        if run.first_token_at is not None:
-            self.metrics.first_token.observe(run.first_token_at - asked_at)
-            if run.tokens > 1:
-                self.metrics.per_token.observe((time.monotonic() - run.first_token_at) / (run.tokens - 1))
+        return self._loaded
 
     async def drain(self) -> None:
         """Take no new requests, send away who waits, and return when the running answers are complete."""
@@ -258,10 +174,139 @@ class Service:
         """End everything now: running answers get an error, a load is given up at its next step."""
         self._closing = True
         self.slots.close(STOPPED)
-        for run in self._runs:
-            run.cancel()
-            run.items.put_nowait(NotReady(STOPPED, code="stopped"))
+        for run, live in self._live.items():
+            run.unwanted = True
+            live.answer.put(live.index, NotReady(STOPPED, code="stopped"))
+        if self._loaded is not None:
+            self._loaded.batcher.close()
 
-    def _on_progress(self, part: float) -> bool:
-        self._progress = part
-        return not self._closing
+    # --- answers
+
+    async def answers(
+        self, orders: list[Order], *, timeout: float | None = None
+    ) -> AsyncGenerator[list[tuple[int, Item]], None]:
+        """What comes for the orders, each item with its order's place; an Ending is the last item of each.
+
+        Closing the generator ends its runs within one step. With `timeout`, in seconds, they end then with an error.
+        Raises Busy, NotReady, DeadlineExceeded, and ApiError where the engine fails.
+        """
+        self._open_answers += 1
+        outcome = "failed"
+        answer = _Answer()
+        runs = [Run(order) for order in orders]
+        tasks: list[asyncio.Task[None]] = []
+        expiry = _expire_after(timeout, answer)
+        try:
+            tasks += self._admit_all(runs, answer)
+            left = len(orders)
+            while left:
+                items = await answer.take()
+                for _, item in items:
+                    if isinstance(item, ApiError):
+                        raise item
+                    if isinstance(item, Ending):
+                        left -= 1
+                        outcome = item.reason
+                yield items
+        except (asyncio.CancelledError, GeneratorExit):
+            # A client that leaves after the last token has still got its answer.
+            outcome = "cancelled" if outcome == "failed" else outcome
+            raise
+        except ApiError as error:
+            outcome = _outcome(error)
+            raise
+        finally:
+            if expiry is not None:
+                expiry.cancel()
+            for run in runs:
+                run.unwanted = True
+            for task in tasks:
+                task.cancel()
+            self._open_answers -= 1
+            self._answered.set()
+            self.metrics.answers.labels(outcome).inc()
+
+    def _admit_all(self, runs: list[Run], answer: _Answer) -> list[asyncio.Task[None]]:
+        """Let the runs wait for their turns, in tasks that are returned. Raises Busy where there is no room for all."""
+        batcher = self.require_ready().batcher
+        self.slots.require_room(len(runs))
+        asked_at = time.monotonic()
+
+        async def admit(index: int, run: Run) -> None:
+            try:
+                slot = await self.slots.take(QUEUE_SECONDS)
+            except ApiError as error:
+                answer.put(index, error)
+                return
+            self._live[run] = _Live(answer, index, slot, asked_at)
+            batcher.submit(run)
+
+        return [asyncio.create_task(admit(index, run)) for index, run in enumerate(runs)]
+
+    def _receive(self, items: list[tuple[Run, Item]]) -> None:
+        for run, item in items:
+            live = self._live[run]
+            live.answer.put(live.index, item)
+            if isinstance(item, Ending | ApiError):
+                self._finished(run, item)
+        self._note_speed()
+
+    def _finished(self, run: Run, last: Ending | ApiError) -> None:
+        # The slot belongs to the engine's work and not to the client: one that reads slowly keeps none.
+        live = self._live.pop(run)
+        live.slot.release()
+        self.metrics.generated_tokens.inc(run.tokens)
+        if isinstance(last, Ending):
+            self.metrics.prompt_tokens.inc(last.prompt_tokens)
+            self.metrics.reused_tokens.inc(last.reused)
+        if run.first_token_at is not None:
+            self.metrics.first_token.observe(run.first_token_at - live.asked_at)
+            if run.tokens > 1:
+                self.metrics.per_token.observe((time.monotonic() - run.first_token_at) / (run.tokens - 1))
+
+    def _note_speed(self) -> None:
+        now, generated = time.monotonic(), self._loaded.batcher.generated if self._loaded else 0
+        self._speeds.append((now, generated))
+        while self._speeds[0][0] < now - SPEED_SECONDS:
+            self._speeds.popleft()
+
+    def _speed(self) -> float:
+        self._note_speed()
+        return round((self._speeds[-1][1] - self._speeds[0][1]) / SPEED_SECONDS, 1)
+
+    async def between_steps(self, work: Callable[[], T]) -> T:
+        """Run a function in the engine's thread, between two steps, and return what it returns."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+
+        def finish(result: T | None, error: BaseException | None) -> None:
+            if not done.done():
+                done.set_exception(error) if error else done.set_result(result)  # pyright: ignore[reportArgumentType]
+
+        def run() -> None:
+            try:
+                result = work()
+            except Exception as error:
+                loop.call_soon_threadsafe(finish, None, error)
+            else:
+                loop.call_soon_threadsafe(finish, result, None)
+
+        self.require_ready().batcher.submit(run)
+        return await done
+
+
+def _expire_after(timeout: float | None, answer: _Answer) -> asyncio.TimerHandle | None:
+    if timeout is None:
+        return None
+    error = DeadlineExceeded(f"the answer was not complete within {timeout:g} seconds, as the request asked")
+    return asyncio.get_running_loop().call_later(timeout, answer.put, 0, error)
+
+
+def _outcome(error: ApiError) -> str:
+    if isinstance(error, Busy):
+        return "busy"
+    if isinstance(error, DeadlineExceeded):
+        return "deadline"
+    if isinstance(error, NotReady):
+        return "unavailable"
+    return "refused" if isinstance(error, BadRequest) else "failed"

@@ -28,15 +28,14 @@ class Slot:
 
 
 class Slots:
-    """`count` requests are admitted, of which `parallel` generate at a time; `queue_limit` more may wait.
+    """`count` requests generate at a time; `queue_limit` more may wait.
 
     All methods belong to the event loop's thread.
     """
 
-    def __init__(self, count: int, *, parallel: int, queue_limit: int) -> None:
+    def __init__(self, count: int, *, queue_limit: int) -> None:
         self.count = count
-        self._parallel = parallel
-        self._limit = count + queue_limit
+        self.queue_limit = queue_limit
         self._running = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._closed: str | None = None
@@ -45,12 +44,17 @@ class Slots:
     @property
     def busy(self) -> int:
         """Slots that are taken."""
-        return min(self.count, self._running + len(self._waiting))
+        return self._running
 
     @property
     def queued(self) -> int:
         """Requests that wait for a slot."""
-        return max(0, self._running + len(self._waiting) - self.count)
+        return len(self._waiting)
+
+    def require_room(self, wanted: int) -> None:
+        """Raise Busy where not all of `wanted` requests could be admitted or wait now."""
+        if self._running + len(self._waiting) + wanted > self.count + self.queue_limit:
+            raise self._busy("all slots are taken and the queue is full")
 
     async def take(self, timeout: float) -> Slot:
         """Wait for the right to generate. Raises Busy where the queue is full or `timeout` seconds have passed,
@@ -58,11 +62,10 @@ class Slots:
         """
         if self._closed is not None:
             raise NotReady(self._closed)
-        if self._running < self._parallel and not self._waiting:
+        if self._running < self.count and not self._waiting:
             self._running += 1
             return Slot(self)
-        if self._running + len(self._waiting) >= self._limit:
-            raise self._busy("all slots are taken and the queue is full")
+        self.require_room(1)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
@@ -105,7 +108,7 @@ class Slots:
 
     def _busy(self, reason: str) -> Busy:
         ahead = self._running + len(self._waiting)
-        seconds = math.ceil(self._mean_seconds * ahead / self._parallel)
+        seconds = math.ceil(self._mean_seconds * ahead / self.count)
         seconds = max(1, min(MAX_RETRY_AFTER_SECONDS, seconds))
         return Busy(
             f"{reason}: try again in {seconds} s",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Sequence
 
 
 class TextAssembler:
     """Collects the bytes of tokens and gives out the text that is safe to show."""
 
-    def __init__(self, stops: list[str]) -> None:
+    def __init__(self, stops: Sequence[str]) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stops = [stop for stop in stops if stop]
+        self._beginnings = {stop[:size] for stop in self._stops for size in range(1, len(stop))}
+        self._longest = max(map(len, self._beginnings), default=0)
         self._held = ""
         self.stopped = False
 
@@ -40,10 +43,7 @@ class TextAssembler:
 
     def _unfinished_stop(self) -> int:
         """How many characters at the end might be the beginning of a stop string."""
-        longest = 0
-        for stop in self._stops:
-            for size in range(min(len(stop) - 1, len(self._held)), longest, -1):
-                if self._held.endswith(stop[:size]):
-                    longest = size
-                    break
-        return longest
+        for size in range(min(self._longest, len(self._held)), 0, -1):
+            if self._held[-size:] in self._beginnings:
+                return size
+        return 0

@@ -16,7 +16,7 @@ async def settle() -> None:
 
 
 async def test_a_free_slot_is_taken_at_once_and_given_back_once():
-    slots = Slots(2, parallel=2, queue_limit=0)
+    slots = Slots(2, queue_limit=0)
     first, second = await slots.take(LONG), await slots.take(LONG)
     assert (slots.busy, slots.queued) == (2, 0)
     first.release()
@@ -27,7 +27,7 @@ async def test_a_free_slot_is_taken_at_once_and_given_back_once():
 
 
 async def test_who_came_first_is_served_first():
-    slots = Slots(1, parallel=1, queue_limit=10)
+    slots = Slots(1, queue_limit=10)
     order: list[int] = []
 
     async def ask(number: int) -> None:
@@ -47,7 +47,7 @@ async def test_who_came_first_is_served_first():
 
 
 async def test_a_newcomer_does_not_overtake_who_waits():
-    slots = Slots(1, parallel=1, queue_limit=10)
+    slots = Slots(1, queue_limit=10)
     held = await slots.take(LONG)
     waiting = asyncio.create_task(slots.take(LONG))
     await settle()
@@ -59,25 +59,18 @@ async def test_a_newcomer_does_not_overtake_who_waits():
     (await late).release()
 
 
-async def test_slots_beyond_the_parallel_ones_are_busy_but_take_turns():
-    slots = Slots(3, parallel=1, queue_limit=0)
+async def test_room_for_all_or_none():
+    slots = Slots(2, queue_limit=1)
     held = await slots.take(LONG)
-    others = [asyncio.create_task(slots.take(LONG)) for _ in range(2)]
-    await settle()
-    assert (slots.busy, slots.queued) == (3, 0)
-    assert not any(task.done() for task in others)
+    slots.require_room(2)
     with pytest.raises(Busy):
-        await slots.take(LONG)
+        slots.require_room(3)
+    assert (slots.busy, slots.queued) == (1, 0)
     held.release()
-    await settle()
-    assert [task.done() for task in others] == [True, False]
-    others[0].result().release()
-    (await others[1]).release()
-    assert slots.busy == 0
 
 
 async def test_a_full_queue_sends_away_with_a_time_to_come_back():
-    slots = Slots(1, parallel=1, queue_limit=1)
+    slots = Slots(1, queue_limit=1)
     held = await slots.take(LONG)
     waiting = asyncio.create_task(slots.take(LONG))
     await settle()
@@ -90,7 +83,7 @@ async def test_a_full_queue_sends_away_with_a_time_to_come_back():
 
 
 async def test_waiting_ends_after_its_time():
-    slots = Slots(1, parallel=1, queue_limit=1)
+    slots = Slots(1, queue_limit=1)
     held = await slots.take(LONG)
     with pytest.raises(Busy):
         await slots.take(0.01)
@@ -100,7 +93,7 @@ async def test_waiting_ends_after_its_time():
 
 
 async def test_who_leaves_the_queue_takes_no_turn():
-    slots = Slots(1, parallel=1, queue_limit=2)
+    slots = Slots(1, queue_limit=2)
     held = await slots.take(LONG)
     leaver, stayer = asyncio.create_task(slots.take(LONG)), asyncio.create_task(slots.take(LONG))
     await settle()
@@ -113,7 +106,7 @@ async def test_who_leaves_the_queue_takes_no_turn():
 
 
 async def test_a_turn_that_comes_with_the_cancellation_is_passed_on():
-    slots = Slots(1, parallel=1, queue_limit=2)
+    slots = Slots(1, queue_limit=2)
     held = await slots.take(LONG)
     leaver, stayer = asyncio.create_task(slots.take(LONG)), asyncio.create_task(slots.take(LONG))
     await settle()
@@ -126,7 +119,7 @@ async def test_a_turn_that_comes_with_the_cancellation_is_passed_on():
 
 
 async def test_closed_slots_send_away_who_waits_and_let_who_runs_finish():
-    slots = Slots(1, parallel=1, queue_limit=2)
+    slots = Slots(1, queue_limit=2)
     held = await slots.take(LONG)
     waiting = asyncio.create_task(slots.take(LONG))
     await settle()
@@ -141,7 +134,7 @@ async def test_closed_slots_send_away_who_waits_and_let_who_runs_finish():
 
 
 async def test_no_slot_is_lost_in_a_crowd_that_comes_and_goes():
-    slots = Slots(3, parallel=2, queue_limit=5)
+    slots = Slots(2, queue_limit=1)
     outcomes: list[str] = []
 
     async def ask(number: int) -> None:

@@ -1,0 +1,210 @@
+"""OpenAI's shapes: what the engine hands out as completions and chats, whole or as the events of a stream."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from typing import Any
+
+from pydantic import BaseModel
+
+from llama_orch.contract import inference as wire
+
+from .generation import Ending, Engine, Logprob, Piece
+from .tools import AnswerReader, Call, Content, Delta
+
+
+def usage_of(endings: list[Ending], *, prompts: int) -> wire.Usage:
+    """Tokens of all choices; each of the first `prompts` endings stands for a prompt of its own.
+
+    What OpenAI calls cached are tokens that a slot held already.
+    """
+    choices = len(endings) // prompts
+    first = endings[::choices]
+    read, written = sum(one.prompt_tokens for one in first), sum(one.tokens for one in endings)
+    return wire.Usage(
+        prompt_tokens=read,
+        completion_tokens=written,
+        total_tokens=read + written,
+        prompt_tokens_details=wire.PromptTokensDetails(cached_tokens=sum(one.reused for one in first)),
+    )
+
+
+class CompletionShape:
+    """A completion's events and its whole."""
+
+    def __init__(self, model: str, engine: Engine) -> None:
+        self._engine = engine
+        self._common: dict[str, Any] = {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+        self._offsets: dict[int, int] = {}
+        # Most events are a piece of text and nothing else: what stands around it is made once.
+        self._before = f'{json.dumps(self._common | {"object": "text_completion"})[:-1]}, "choices": [{{"index": '
+        self._after = ', "finish_reason": null, "logprobs": null}], "usage": null}'
+
+    def opening(self, count: int) -> list[BaseModel | str]:
+        """What comes before the first piece."""
+        return []
+
+    def part(self, index: int, piece: Piece) -> list[BaseModel | str]:
+        """The events of one piece."""
+        if not piece.logprobs:
+            return [f'{self._before}{index}, "text": {json.dumps(piece.text)}{self._after}']
+        choice = wire.CompletionChoice(
+            index=index, text=piece.text, finish_reason=None, logprobs=self._logprobs(index, piece.logprobs)
+        )
+        return [wire.Completion(**self._common, choices=[choice])]
+
+    def last(self, index: int, ending: Ending) -> list[BaseModel | str]:
+        """The events at the end of a choice."""
+        choice = wire.CompletionChoice(index=index, text="", finish_reason=ending.reason)
+        return [wire.Completion(**self._common, choices=[choice])]
+
+    def usage(self, usage: wire.Usage) -> BaseModel:
+        """The event after all choices."""
+        return wire.Completion(**self._common, choices=[], usage=usage)
+
+    def whole(self, pieces: list[list[Piece]], endings: list[Ending], usage: wire.Usage) -> wire.Completion:
+        """All choices in one."""
+        made: list[wire.CompletionChoice] = []
+        for index, (parts, ending) in enumerate(zip(pieces, endings, strict=True)):
+            logprobs = [one for part in parts for one in part.logprobs]
+            made.append(
+                wire.CompletionChoice(
+                    index=index,
+                    text="".join(part.text for part in parts),
+                    finish_reason=ending.reason,
+                    logprobs=self._logprobs(index, logprobs) if logprobs else None,
+                )
+            )
+        return wire.Completion(**self._common, choices=made, usage=usage)
+
+    def _logprobs(self, index: int, found: list[Logprob]) -> wire.CompletionLogprobs:
+        tokens = [_text(self._engine, one.token) for one in found]
+        offsets: list[int] = []
+        for token in tokens:
+            offsets.append(self._offsets.get(index, 0))
+            self._offsets[index] = offsets[-1] + len(token)
+        return wire.CompletionLogprobs(
+            tokens=tokens,
+            token_logprobs=[one.value for one in found],
+            top_logprobs=[{_text(self._engine, token): value for token, value in one.top} or None for one in found],
+            text_offset=offsets,
+        )
+
+
+class ChatShape:
+    """A chat's events and its whole. `readers` tell content and tool calls apart, one for each choice."""
+
+    def __init__(self, model: str, engine: Engine, readers: list[AnswerReader | None]) -> None:
+        self._engine = engine
+        self._readers = readers
+        self._called = [False] * len(readers)
+        self._common: dict[str, Any] = {
+            "id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model,
+        }  # fmt: skip
+        self._before = f'{json.dumps(self._common | {"object": "chat.completion.chunk"})[:-1]}, "choices": [{{"index": '
+        self._after = '}, "logprobs": null, "finish_reason": null}], "usage": null}'
+
+    def opening(self, count: int) -> list[BaseModel | str]:
+        """What comes before the first piece."""
+        return [self._chunk(index, {"role": "assistant", "content": ""}) for index in range(count)]
+
+    def part(self, index: int, piece: Piece) -> list[BaseModel | str]:
+        """The events of one piece."""
+        reader = self._readers[index]
+        if reader is None and not piece.logprobs:
+            return [f'{self._before}{index}, "delta": {{"content": {json.dumps(piece.text)}{self._after}']
+        deltas: list[Delta] = reader.feed(piece.text) if reader else [Content(piece.text)]
+        return [
+            self._chunk(index, self._delta(index, delta), logprobs=piece.logprobs if number == 0 else [])
+            for number, delta in enumerate(deltas or ([Content("")] if piece.logprobs else []))
+        ]
+
+    def last(self, index: int, ending: Ending) -> list[BaseModel | str]:
+        """The events at the end of a choice."""
+        reader = self._readers[index]
+        rest = [self._chunk(index, self._delta(index, delta)) for delta in (reader.finish() if reader else [])]
+        return [*rest, self._chunk(index, {}, reason=self._reason(index, ending))]
+
+    def usage(self, usage: wire.Usage) -> BaseModel:
+        """The event after all choices."""
+        return wire.ChatChunk(**self._common, choices=[], usage=usage)
+
+    def whole(self, pieces: list[list[Piece]], endings: list[Ending], usage: wire.Usage) -> wire.ChatCompletion:
+        """All choices in one."""
+        made: list[wire.ChatChoice] = []
+        for index, (parts, ending) in enumerate(zip(pieces, endings, strict=True)):
+            logprobs = [one for part in parts for one in part.logprobs]
+            made.append(
+                wire.ChatChoice(
+                    index=index,
+                    message=self._message(index, "".join(part.text for part in parts)),
+                    finish_reason=self._reason(index, ending),
+                    logprobs=self._logprobs(logprobs) if logprobs else None,
+                )
+            )
+        return wire.ChatCompletion(**self._common, choices=made, usage=usage)
+
+    def _message(self, index: int, text: str) -> wire.ChatAnswer:
+        reader = self._readers[index]
+        if reader is None:
+            return wire.ChatAnswer(content=text)
+        content, calls = "", {}
+        for delta in [*reader.feed(text), *reader.finish()]:
+            if isinstance(delta, Content):
+                content += delta.text
+                continue
+            self._called[index] = True
+            known = calls.get(delta.index)
+            name, arguments = (known[1], known[2]) if known else (delta.name or "", "")
+            calls[delta.index] = (known[0] if known else delta.id or "", name, arguments + delta.arguments)
+        called = [
+            wire.ToolCalled(id=id_, function=wire.FunctionCalled(name=name, arguments=arguments))
+            for id_, name, arguments in calls.values()
+        ]
+        return wire.ChatAnswer(content=content or (None if called else ""), tool_calls=called or None)
+
+    def _reason(self, index: int, ending: Ending) -> wire.FinishReason:
+        return "tool_calls" if self._called[index] and ending.reason == "stop" else ending.reason
+
+    def _delta(self, index: int, delta: Delta) -> dict[str, Any]:
+        if isinstance(delta, Content):
+            return {"content": delta.text}
+        self._called[index] = True
+        return {"tool_calls": [_call_delta(delta)]}
+
+    def _chunk(
+        self, index: int, delta: dict[str, Any], *, reason: str | None = None, logprobs: list[Logprob] | None = None
+    ) -> wire.ChatChunk:
+        told = self._logprobs(logprobs).model_dump() if logprobs else None
+        choice = {"index": index, "delta": delta, "logprobs": told, "finish_reason": reason}
+        return wire.ChatChunk(**self._common, choices=[choice])
+
+    def _logprobs(self, found: list[Logprob]) -> wire.ChatLogprobs:
+        def told(token: int, value: float) -> dict[str, Any]:
+            return {"token": _text(self._engine, token), "logprob": value, "bytes": list(_bytes(self._engine, token))}
+
+        return wire.ChatLogprobs(
+            content=[
+                wire.TokenLogprob(
+                    **told(one.token, one.value), top_logprobs=[wire.TopLogprob(**told(*top)) for top in one.top]
+                )
+                for one in found
+            ]
+        )
+
+
+def _call_delta(call: Call) -> dict[str, Any]:
+    if call.name is None:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"index": call.index, "id": call.id, "type": "function", "function": function}
+
+
+def _bytes(engine: Engine, token: int) -> bytes:
+    return engine.piece(token, special=True)
+
+
+def _text(engine: Engine, token: int) -> str:
+    return _bytes(engine, token).decode(errors="replace")

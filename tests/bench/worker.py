@@ -1,0 +1,126 @@
+"""`make bench-worker`: our worker beside llama.cpp's own server and llama-cpp-python's, on this machine.
+
+The last line printed is one JSON object with the ratios; docs/performance.md says what they mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from llama_orch.wheelhouse.errors import WheelhouseError
+from llama_orch.wheelhouse.pip import say
+
+from . import report
+from .bench_model import bench_model
+from .llama_cpp_build import bench_cache, llama_cpp_programs
+from .measure import SCENARIOS, SHORT, Scenario, measure
+from .servers import SERVERS, Setup, llama_cpp_python, serving
+
+SLOT_CONTEXT = 1024
+STREAMS = (1, 2, 4, 8)
+REFERENCE_SECONDS = 120.0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.worker", description=__doc__)
+    parser.add_argument("--rounds", type=int, help="how often each is measured (default: 3)")
+    parser.add_argument("--streams", type=int, nargs="+", help="clients at a time (default: 1 2 4 8)")
+    parser.add_argument("--only", nargs="+", choices=SERVERS, default=SERVERS, help="servers to measure (default: all)")
+    parser.add_argument("--quick", action="store_true", help="4 and 8 streams, short prompts, 2 rounds")
+    found = parser.parse_args()
+    found.rounds = found.rounds or (2 if found.quick else 3)
+    found.streams = sorted(found.streams or ((4, 8) if found.quick else STREAMS))
+    return found
+
+
+def _run(setup: Setup, arguments: argparse.Namespace, scenarios: tuple[Scenario, ...]) -> report.Results:
+    results = report.Results()
+    servers = list(arguments.only)
+    for number in range(arguments.rounds):
+        for streams in arguments.streams:
+            for server in servers:
+                began = time.monotonic()
+                with serving(server, streams, setup) as running:
+                    for scenario in scenarios:
+                        results.add(scenario, streams, server, measure(running, scenario, streams, number))
+                first = results.rounds[scenarios[0].name, streams, server][-1]
+                where = f"round {number + 1}, {streams} streams, {server}"
+                say(f"{where}: {first.tokens_per_s:.0f} tokens/s; took {time.monotonic() - began:.0f} s")
+            # Who comes first finds the machine as the one before has left it.
+            servers.append(servers.pop(0))
+    return results
+
+
+def _reference(setup: Setup, streams: list[int]) -> str:
+    """What llama.cpp itself makes of the same lengths, without HTTP and without requests that come and go."""
+    command = [str(setup.programs / "llama-batched-bench"), "--model", str(setup.model)]
+    options = {
+        "--ctx-size": max(streams) * (SHORT.prompt_tokens + SHORT.answer_tokens),
+        "--threads": setup.threads,
+        "-npp": SHORT.prompt_tokens,
+        "-ntg": SHORT.answer_tokens,
+        "-npl": ",".join(map(str, streams)),
+        "--output-format": "jsonl",
+    }
+    done = subprocess.run(
+        [*command, *(str(part) for pair in options.items() for part in pair)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=REFERENCE_SECONDS,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"llama-batched-bench failed: {done.stdout[-2000:]}")
+    rows = [["llama-batched-bench, sequences", "decoding, tokens/s", "with prompts, tokens/s", "prompts, tokens/s"]]
+    for line in done.stdout.splitlines():
+        if line.startswith("{"):
+            one = json.loads(line)
+            whole = one["pl"] * one["tg"] / one["t"]
+            rows.append([str(one["pl"]), f"{one['speed_tg']:.0f}", f"{whole:.0f}", f"{one['speed_pp']:.0f}"])
+    return report.aligned(rows)
+
+
+def main() -> int:
+    arguments = _arguments()
+    cache = bench_cache()
+    try:
+        programs, python = llama_cpp_programs(cache), llama_cpp_python(cache)
+    except (WheelhouseError, OSError, subprocess.SubprocessError) as error:
+        say(f"bench: {error}")
+        return 1
+    model = bench_model(cache)
+    threads = len(os.sched_getaffinity(0))
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="llama-orch-bench-") as folder:
+        setup = Setup(model, SLOT_CONTEXT, threads, programs, python, Path(folder))
+        reference = _reference(setup, arguments.streams)
+        results = _run(setup, arguments, (SHORT,) if arguments.quick else SCENARIOS)
+    disturbed, measurements = results.disturbed()
+    errors = results.errors()
+    lines = [
+        "",
+        f"{threads} threads, {arguments.rounds} rounds, medians; took {time.monotonic() - began:.0f} s",
+        "",
+        report.table(results),
+        "",
+        reference,
+        "",
+        f"{disturbed} of {measurements} measurements had more than {report.BUSY_CORES} cores used by others",
+        *(f"failed: {error}" for error in errors[:20]),
+        json.dumps(report.ratios(results)),
+    ]
+    sys.stdout.writelines(f"{line}\n" for line in lines)
+    return 1 if errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
