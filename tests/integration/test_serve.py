@@ -11,7 +11,7 @@ import urllib.request
 import pytest
 
 PROGRAM = """
-import asyncio, sys
+import asyncio, os, sys, threading, time
 from prometheus_client import CollectorRegistry
 from llama_orch.contract import operations as ops
 from llama_orch.contract.common import QueenHealth
@@ -24,6 +24,9 @@ routes = Routes((ops.QUEEN_HEALTH,))
 async def health(request):
     print("answering", flush=True)
     await asyncio.sleep(float(sys.argv[2]))
+    if "spawn" in sys.argv:
+        child = await asyncio.create_subprocess_exec("true")
+        assert await child.wait() == 0
     return QueenHealth(version="0.1.0")
 
 app = create_app("served", "queen", routes, token=None, registry=CollectorRegistry())
@@ -37,14 +40,21 @@ async def begin(app):
 async def end(app):
     print("stopped", flush=True)
 
+if "spawn" in sys.argv:
+    # As the hub's client does: it closes its connections in a child, under a lock that another thread may hold.
+    lock = threading.RLock()
+    held = threading.Thread(target=lambda: (lock.acquire(), time.sleep(60)), daemon=True)
+    held.start()
+    os.register_at_fork(after_in_child=lambda: lock.acquire(timeout=20))
+
 listener = serve.bind("127.0.0.1", 0)
 serve.run(app, listener)
 """
 
 
-def start(starting: float, answering: float) -> tuple[subprocess.Popen[str], str]:
+def start(starting: float, answering: float, *more: str) -> tuple[subprocess.Popen[str], str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(starting), str(answering)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", PROGRAM, str(starting), str(answering), *more], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     return process, f"http://127.0.0.1:{process.stdout.readline().strip()}/health"
@@ -93,6 +103,14 @@ def test_a_running_answer_is_finished_and_a_second_signal_changes_nothing():
 
 def test_no_request_is_answered_before_the_start_is_done():
     process, url = start(0.5, 0)
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        assert answer.status == 200
+    process.terminate()
+    assert rest(process)[0] == 0
+
+
+def test_a_child_is_started_whatever_locks_other_threads_hold():
+    process, url = start(0, 0, "spawn")
     with urllib.request.urlopen(url, timeout=10) as answer:
         assert answer.status == 200
     process.terminate()

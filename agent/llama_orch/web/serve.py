@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import uvloop
 from sanic import Sanic
 
 from . import auth, settings
@@ -49,13 +48,23 @@ class Server:
     Sanic's own `run` lets the loop rest between its start and its serving, and a signal that comes meanwhile is lost;
     here the loop runs from the first step to the last. One process: Sanic's manager neither notices nor replaces a
     killed worker (sanic#3062), systemd does both.
+
+    A service that starts no processes may take `uvloop.new_event_loop`. Those of uvloop are forked with libuv, which
+    runs what libraries want done in a child, and one that waits for a lock there which another thread had (the hub's
+    client does) keeps child and service waiting for ever; asyncio's own loop goes through `subprocess`, which does not.
     """
 
     def __init__(
-        self, app: Sanic, listener: socket.socket, on_signal: Mapping[signal.Signals, Callable[[], None]] | None = None
+        self,
+        app: Sanic,
+        listener: socket.socket,
+        on_signal: Mapping[signal.Signals, Callable[[], None]] | None = None,
+        *,
+        new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
     ) -> None:
         self._app = app
         self._listener = listener
+        self._new_loop = new_loop
         self._stopping = asyncio.Event()
         self._on_signal = on_signal or {signal.SIGTERM: self.stop, signal.SIGINT: self.stop}
 
@@ -65,7 +74,7 @@ class Server:
 
     def run(self) -> None:
         """Serve until `stop`. Signals that are handled stay so until the process ends."""
-        loop = uvloop.new_event_loop()
+        loop = self._new_loop()
         asyncio.set_event_loop(loop)
         loop.run_until_complete(self._serve(loop))
 

@@ -11,6 +11,7 @@ import socket
 import sys
 from pathlib import Path
 
+import uvloop
 from prometheus_client import CollectorRegistry
 from sanic import Sanic
 
@@ -114,6 +115,7 @@ class _Process:
             self._app,
             listener,
             {signal.SIGUSR1: self._begin_draining, signal.SIGTERM: self._stop, signal.SIGINT: self._stop},
+            new_loop=uvloop.new_event_loop,
         )
 
     def run(self) -> int:
