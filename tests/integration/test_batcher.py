@@ -52,7 +52,9 @@ class Worker:
 
     def _work(self) -> None:
         info = self.engine.load(lambda _: True)
-        self.batcher = Batcher(self.engine, info, SLOTS, lambda items: [self.items.put(item) for item in items] and None)
+        self.batcher = Batcher(
+            self.engine, info, SLOTS, lambda items: [self.items.put(item) for item in items] and None
+        )
         self.loaded.put(info)
         self.batcher.loop()
 
@@ -154,7 +156,7 @@ def test_the_same_seed_draws_the_same_alone_and_in_company(worker: Worker):
 
 @pytest.mark.parametrize(
     ("grammar", "expected"),
-    [('root ::= "Z"{5}', "ZZZZZ"), ('root ::= ("no" | "never") "!"', "n"), ('root ::= [0-9]{3}', "")],
+    [('root ::= "Z"{5}', "ZZZZZ"), ('root ::= ("no" | "never") "!"', "n"), ("root ::= [0-9]{3}", "")],
 )
 def test_a_grammar_is_kept_to(worker: Worker, grammar: str, expected: str):
     for temperature in (0.0, 1.5):
@@ -169,7 +171,9 @@ def test_a_grammar_waits_for_its_word(worker: Worker):
     assert worker.answers(worker.order("A", 30, sampling))[0].text == "BCDE!!"
 
 
-@pytest.mark.parametrize("grammar", ["root ::= nothing", 'root ::= root "a"', "no grammar at all", 'start ::= "a"', "{"])
+@pytest.mark.parametrize(
+    "grammar", ["root ::= nothing", 'root ::= root "a"', "no grammar at all", 'start ::= "a"', "{"]
+)
 def test_a_wrong_grammar_is_refused_before_it_does_harm(worker: Worker, grammar: str):
     with pytest.raises(WrongGrammar):
         worker.engine.check(Constraint(grammar))

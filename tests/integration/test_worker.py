@@ -187,14 +187,20 @@ async def test_a_completion_is_exact_and_counted(http: aiohttp.ClientSession):
     status, answer = await post(http, "/v1/completions", prompt="A", max_tokens=12, temperature=0)
     assert status == 200
     assert answer["choices"] == [{"index": 0, "text": "BCDEFGHIJKLM", "finish_reason": "length", "logprobs": None}]
-    assert answer["usage"] == {"prompt_tokens": 2, "completion_tokens": 12, "total_tokens": 14}
+    assert answer["usage"] == {
+        "prompt_tokens": 2,
+        "completion_tokens": 12,
+        "total_tokens": 14,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     assert (answer["object"], answer["model"]) == ("text_completion", "demo")
 
 
 async def test_a_chat_is_exact_and_ends_by_itself(http: aiohttp.ClientSession):
     status, answer = await post(http, "/v1/chat/completions", messages=CHAT)
     assert status == 200
-    assert answer["choices"][0]["message"] == {"role": "assistant", "content": DEMO_SENTENCE}
+    message = {"role": "assistant", "content": DEMO_SENTENCE, "tool_calls": None, "refusal": None}
+    assert answer["choices"][0]["message"] == message
     assert answer["choices"][0]["finish_reason"] == "stop"
     words = len(DEMO_SENTENCE.split())
     assert answer["usage"]["completion_tokens"] == words
@@ -299,14 +305,20 @@ async def test_without_the_token_nothing_but_health_and_metrics(http: aiohttp.Cl
         ({"seed": 2**32}, "seed"),
         ({"presence_penalty": 3}, "presence_penalty"),
         ({"frequency_penalty": -3}, "frequency_penalty"),
-        ({"stop": [str(number) for number in range(17)]}, "stop"),
+        ({"stop": [str(number) for number in range(65)]}, "stop"),
         ({"stop": "x" * 257}, "stop"),
         ({"stop": [""]}, "stop"),
         ({"stop": 5}, "stop"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"colour": 1}}, "stream_options"),
-        ({"n": 2}, "n"),
-        ({"logit_bias": {}}, "logit_bias"),
+        ({"n": 0}, "n"),
+        ({"n": 65}, "n"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"repeat_penalty": 0}, "repeat_penalty"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"grammar": 'root ::= "a"', "response_format": {"type": "json_object"}}, "grammar"),
         ({"colour": 1}, "colour"),
     ],
 )
@@ -322,7 +334,16 @@ async def test_bad_parameters_are_named(http: aiohttp.ClientSession, changes: di
     [
         ("/v1/completions", {}, "prompt"),
         ("/v1/completions", {"prompt": ""}, "prompt"),
-        ("/v1/completions", {"prompt": ["A"]}, "prompt"),
+        ("/v1/completions", {"prompt": []}, "prompt"),
+        ("/v1/completions", {"prompt": [-1]}, "prompt"),
+        ("/v1/completions", {"prompt": [100_000]}, "prompt"),
+        ("/v1/completions", {"prompt": "A", "logit_bias": {"100000": 1}}, "logit_bias"),
+        ("/v1/completions", {"prompt": "A", "grammar": "root ::= nothing"}, "grammar"),
+        ("/v1/completions", {"prompt": ["A"] * 64, "n": 64}, "n"),
+        ("/v1/chat/completions", {"messages": CHAT, "tool_choice": "required"}, "tool_choice"),
+        ("/v1/chat/completions", {"messages": CHAT, "top_logprobs": 2}, "top_logprobs"),
+        ("/v1/embeddings", {"input": "A"}, "model"),
+        ("/v1/tokenize", {}, "prompt"),
         ("/v1/chat/completions", {}, "messages"),
         ("/v1/chat/completions", {"messages": []}, "messages"),
         ("/v1/chat/completions", {"messages": [{"role": "robot", "content": "x"}]}, "role"),

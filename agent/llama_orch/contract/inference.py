@@ -57,7 +57,7 @@ class ResponseFormat(Request):
     @model_validator(mode="after")
     def _whole(self) -> ResponseFormat:
         if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError("json_schema is given with type json_schema, and with it alone")
+            raise ValueError("json_schema: it goes with type json_schema, and with that alone")
         return self
 
 
@@ -95,7 +95,7 @@ class _Sampling(Request):
     @model_validator(mode="after")
     def _one_shape(self) -> _Sampling:
         if self.grammar is not None and self.response_format is not None and self.response_format.type != "text":
-            raise ValueError("grammar and response_format exclude each other")
+            raise ValueError("grammar: it and response_format exclude each other")
         return self
 
     @property
@@ -177,9 +177,9 @@ class ChatMessage(Request):
     @model_validator(mode="after")
     def _says_something(self) -> ChatMessage:
         if self.content is None and not (self.role == "assistant" and self.tool_calls):
-            raise ValueError("content is missing; only an assistant's message with tool_calls may have none")
+            raise ValueError("content: missing; only an assistant's message with tool_calls may have none")
         if self.tool_calls and self.role != "assistant":
-            raise ValueError("tool_calls belong to the assistant's messages")
+            raise ValueError("tool_calls: they belong to the assistant's messages")
         return self
 
     @property
@@ -233,17 +233,17 @@ class ChatRequest(_Sampling):
     @model_validator(mode="after")
     def _fits_together(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs: true")
+            raise ValueError("top_logprobs: needs logprobs: true")
         names = [tool.function.name for tool in self.tools or []]
         if len(set(names)) != len(names):
             raise ValueError("tools: two functions have the same name")
         if not names and self.tool_choice not in (None, "none"):
-            raise ValueError("tool_choice needs tools")
+            raise ValueError("tool_choice: needs tools")
         if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
-            raise ValueError("tool_choice names a function that is not among tools")
+            raise ValueError("tool_choice: it names a function that is not among tools")
         constrained = self.grammar or (self.response_format and self.response_format.type != "text")
         if constrained and names and self.tool_choice != "none":
-            raise ValueError("tools exclude grammar and response_format")
+            raise ValueError("tools: they exclude grammar and response_format")
         return self
 
     @property
@@ -282,7 +282,7 @@ class TokenizeRequest(Request):
     @model_validator(mode="after")
     def _one_of_both(self) -> TokenizeRequest:
         if (self.prompt is None) == (self.messages is None):
-            raise ValueError("give prompt or messages, and only one of them")
+            raise ValueError("prompt: give it or messages, and only one of them")
         return self
 
 

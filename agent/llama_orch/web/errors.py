@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 from pydantic import ValidationError
 from sanic import HTTPResponse, Request, Sanic
@@ -13,6 +14,7 @@ from llama_orch.contract.errors import BY_STATUS, ApiError, BadRequest, ErrorDet
 from . import correlation
 
 log = logging.getLogger(__name__)
+_FIELD_FIRST = re.compile(r"([a-z_]+): (.+)")
 
 
 def install(app: Sanic) -> None:
@@ -57,6 +59,9 @@ def from_validation(error: ValidationError, what: str = "body") -> BadRequest:
             problem = "required, but missing"
         else:
             problem = item["msg"].removeprefix("Value error, ")
+            # What concerns several fields together names the one to change first.
+            if not path and (found := _FIELD_FIRST.match(problem)):
+                path, problem = found.groups()
         fields.append({"field": path or what, "problem": problem})
     summary = "; ".join(f"{entry['field']}: {entry['problem']}" for entry in fields[:10])
     return BadRequest(summary, fields=fields[:100])

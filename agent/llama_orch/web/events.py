@@ -69,9 +69,7 @@ async def send(request: Request, stream: EventStream) -> None:
 
 def _framed(item: Event | list[Event]) -> str:
     events = item if isinstance(item, list) else [item]
-    return "".join(
-        f"data: {event if isinstance(event, str) else event.model_dump_json()}\n\n" for event in events
-    )
+    return "".join(f"data: {event if isinstance(event, str) else event.model_dump_json()}\n\n" for event in events)
 
 
 class _Wire:

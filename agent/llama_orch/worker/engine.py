@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import llama_cpp as binding
 import numpy as np
-from llama_cpp.llama_grammar import json_schema_to_gbnf
 
 from llama_orch.contract.process import DEFAULT_CONTEXT, WorkerSpec
 
@@ -134,14 +132,6 @@ class LlamaEngine:
         """All tokens that end an answer."""
         return self._ends
 
-    def schema_to_grammar(self, schema: dict[str, Any]) -> str:
-        """A GBNF grammar for the JSON that `schema` allows; see `generation.Engine.schema_to_grammar`."""
-        try:
-            return json_schema_to_gbnf(json.dumps(schema))
-        except Exception as error:
-            # The converter fails in any way that Python can: it was written for schemas that are right.
-            raise WrongGrammar(f"{type(error).__name__}: {error}"[:300]) from None
-
     def check(self, constraint: Constraint) -> None:
         """Raise WrongGrammar where llama.cpp does not take the grammar."""
         llama_cpp.llama_sampler_free(self.grammar(constraint.grammar))
@@ -178,7 +168,11 @@ class LlamaEngine:
 
     def keep(self, sequence: int, count: int) -> bool:
         """Keep the first `count` tokens of a sequence; see `generation.Engine.keep`."""
-        if count and llama_cpp.llama_memory_seq_rm(self._memory, sequence, count, -1) and self._reaches(sequence, count):
+        if (
+            count
+            and llama_cpp.llama_memory_seq_rm(self._memory, sequence, count, -1)
+            and self._reaches(sequence, count)
+        ):
             return True
         # Recurrent models hold no single tokens: all or nothing.
         llama_cpp.llama_memory_seq_rm(self._memory, sequence, -1, -1)
@@ -453,7 +447,11 @@ def _parts(engine: LlamaEngine, sampling: Sampling) -> Iterator[Any]:
         yield llama_cpp.llama_sampler_init_logit_bias(engine.vocabulary, len(biases), array)
     if sampling.presence_penalty or sampling.frequency_penalty or sampling.repeat_penalty != 1:
         yield llama_cpp.llama_sampler_init_penalties(
-            engine.vocabulary, PENALIZED_TOKENS, sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty
+            engine.vocabulary,
+            PENALIZED_TOKENS,
+            sampling.repeat_penalty,
+            sampling.frequency_penalty,
+            sampling.presence_penalty,
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from llama_orch.contract.process import FailureCode
 
@@ -129,9 +129,7 @@ class Piece:
 
 
 class Engine(Protocol):
-    """One loaded model and its context. `tokenize`, `piece`, `check` and `schema_to_grammar` belong to any thread
-    once the model is loaded, the rest to the one that loads it.
-    """
+    """One loaded model and its context. `tokenize`, `piece` and `check` belong to any thread once the model is loaded, the rest to the one that loads it."""
 
     def load(self, progress: Callable[[float], bool]) -> ModelInfo:
         """Load the model; `progress` gets 0 to 1 and returns False to abort. Raises CannotServe, LoadAborted."""
@@ -150,10 +148,6 @@ class Engine(Protocol):
 
     def is_end(self, token: int) -> bool:
         """Whether the token ends an answer."""
-        ...
-
-    def schema_to_grammar(self, schema: dict[str, Any]) -> str:
-        """A GBNF grammar for the JSON that `schema` allows. Raises WrongGrammar."""
         ...
 
     def check(self, constraint: Constraint) -> None:

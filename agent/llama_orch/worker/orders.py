@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 from dataclasses import replace
-from typing import Any
 
 from llama_orch.contract import inference as wire
 from llama_orch.contract.errors import BadRequest
@@ -64,7 +63,9 @@ async def check_constraint(loaded: Loaded, constraint: Constraint | None, field:
         raise BadRequest(f"{field}: {error}", code="wrong_grammar") from None
 
 
-def sampling_of(loaded: Loaded, body: wire.CompletionRequest | wire.ChatRequest, constraint: Constraint | None) -> Sampling:
+def sampling_of(
+    loaded: Loaded, body: wire.CompletionRequest | wire.ChatRequest, constraint: Constraint | None
+) -> Sampling:
     """How the request wants its tokens drawn. Raises BadRequest where it names a token that the model has not."""
     biases = tuple((int(token), bias) for token, bias in (body.logit_bias or {}).items())
     if biases:
@@ -92,9 +93,7 @@ def choices(order: Order, count: int) -> list[Order]:
     ]
 
 
-async def tokens_of_chat(
-    loaded: Loaded, messages: list[wire.ChatMessage], tools: list[dict[str, Any]] | None
-) -> list[int]:
+async def tokens_of_chat(loaded: Loaded, messages: list[wire.ChatMessage], tools: list[wire.Tool] | None) -> list[int]:
     """The tokens of a conversation as the model's template writes it. Raises BadRequest."""
 
     def work() -> list[int]:

@@ -19,7 +19,7 @@ from llama_orch.web.events import EventStream
 
 from . import embeddings, orders
 from .constraint import constraint_of
-from .generation import Ending, Order, Piece
+from .generation import Constraint, Ending, Order, Piece
 from .service import Loaded, Service
 from .shapes import ChatShape, CompletionShape, usage_of
 from .tools import plan_tools
@@ -50,7 +50,10 @@ def build(service: Service) -> Routes:
     @routes.handle(ops.COMPLETIONS)
     async def completions(request: Request, body: wire.CompletionRequest) -> BaseModel | EventStream:
         loaded = service.require_ready(body.model)
-        wanted = [one for prompt in body.prompts for one in await _completion(loaded, body, prompt)]
+        orders.require_text_model(loaded)
+        constraint = await asyncio.to_thread(constraint_of, body.response_format, body.grammar)
+        await orders.check_constraint(loaded, constraint, "grammar" if body.grammar else "response_format")
+        wanted = [one for prompt in body.prompts for one in await _completion(loaded, body, prompt, constraint)]
         shape = CompletionShape(service.spec.model_name, loaded.engine)
         return await _answer(service, request, body, wanted, shape, prompts=len(body.prompts))
 
@@ -58,8 +61,8 @@ def build(service: Service) -> Routes:
     async def chat(request: Request, body: wire.ChatRequest) -> BaseModel | EventStream:
         loaded = service.require_ready(body.model)
         orders.require_text_model(loaded)
-        plan = plan_tools(loaded.template, body, loaded.engine.schema_to_grammar)
-        constraint = plan.constraint or constraint_of(body, loaded.engine.schema_to_grammar)
+        plan = await asyncio.to_thread(plan_tools, loaded.template, body)
+        constraint = plan.constraint or await asyncio.to_thread(constraint_of, body.response_format, body.grammar)
         await orders.check_constraint(loaded, constraint, "tools" if plan.constraint else "response_format")
         prompt = await orders.tokens_of_chat(loaded, plan.messages, plan.tools)
         room = orders.check_room(loaded, prompt, "messages")
@@ -91,19 +94,18 @@ def build(service: Service) -> Routes:
     @routes.handle(ops.TOKENIZE)
     async def tokenize(_: Request, body: wire.TokenizeRequest) -> wire.Tokens:
         loaded = service.require_ready(body.model)
-        if body.messages is not None:
-            tokens = await orders.tokens_of_chat(loaded, body.messages, None)
-        else:
+        if body.prompt is not None:
             tokens = await asyncio.to_thread(loaded.engine.tokenize, body.prompt, begin=body.add_special_tokens)
+        else:
+            tokens = await orders.tokens_of_chat(loaded, body.messages or [], None)
         return wire.Tokens(tokens=tokens, count=len(tokens), context_per_slot=loaded.info.context)
 
     return routes
 
 
-async def _completion(loaded: Loaded, body: wire.CompletionRequest, prompt: str | list[int]) -> list[Order]:
-    orders.require_text_model(loaded)
-    constraint = constraint_of(body, loaded.engine.schema_to_grammar)
-    await orders.check_constraint(loaded, constraint, "grammar" if body.grammar else "response_format")
+async def _completion(
+    loaded: Loaded, body: wire.CompletionRequest, prompt: str | list[int], constraint: Constraint | None
+) -> list[Order]:
     tokens = await orders.tokens_of(loaded, prompt)
     room = orders.check_room(loaded, tokens, "prompt", spare=0 if body.max_tokens == 0 else 1)
     echo = None
@@ -194,5 +196,3 @@ def _encode(vector: list[float], form: str) -> list[float] | str:
     if form == "float":
         return vector
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
-
-

@@ -106,9 +106,11 @@ class Service:
             return engine, engine.load(self._on_progress)
 
         engine, info = await loop.run_in_executor(self._thread, work)
-        batcher = Batcher(
-            engine, info, self.spec.slots, lambda items: loop.call_soon_threadsafe(self._receive, items)
-        )  # fmt: skip
+
+        def deliver(items: list[tuple[Run, Item]]) -> None:
+            loop.call_soon_threadsafe(self._receive, items)
+
+        batcher = Batcher(engine, info, self.spec.slots, deliver)
         self._loaded = Loaded(engine, info, batcher)
         sys.setswitchinterval(SWITCH_SECONDS)
         self._thread.submit(batcher.loop)

@@ -182,7 +182,7 @@ class ChatShape:
         return wire.ChatChunk(**self._common, choices=[choice])
 
     def _logprobs(self, found: list[Logprob]) -> wire.ChatLogprobs:
-        def told(token: int, value: float) -> dict[str, Any]:
+        def told(token: int, value: float | None) -> dict[str, Any]:
             return {"token": _text(self._engine, token), "logprob": value, "bytes": list(_bytes(self._engine, token))}
 
         return wire.ChatLogprobs(
