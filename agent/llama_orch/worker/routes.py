@@ -51,7 +51,7 @@ def build(service: Service) -> Routes:
     async def completions(request: Request, body: wire.CompletionRequest) -> BaseModel | EventStream:
         loaded = service.require_ready(body.model)
         orders.require_text_model(loaded)
-        constraint = await asyncio.to_thread(constraint_of, body.response_format, body.grammar)
+        constraint = await asyncio.to_thread(constraint_of, body)
         await orders.check_constraint(loaded, constraint, "grammar" if body.grammar else "response_format")
         wanted = [one for prompt in body.prompts for one in await _completion(loaded, body, prompt, constraint)]
         shape = CompletionShape(service.spec.model_name, loaded.engine)
@@ -62,7 +62,7 @@ def build(service: Service) -> Routes:
         loaded = service.require_ready(body.model)
         orders.require_text_model(loaded)
         plan = await asyncio.to_thread(plan_tools, loaded.template, body)
-        constraint = plan.constraint or await asyncio.to_thread(constraint_of, body.response_format, body.grammar)
+        constraint = plan.constraint or await asyncio.to_thread(constraint_of, body)
         await orders.check_constraint(loaded, constraint, "tools" if plan.constraint else "response_format")
         prompt = await orders.tokens_of_chat(loaded, plan.messages, plan.tools)
         room = orders.check_room(loaded, prompt, "messages")

@@ -1,0 +1,50 @@
+"""What a request asks of its answer's shape, as a grammar that the engine can be trusted with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llama_orch.contract.errors import BadRequest
+from llama_orch.contract.inference import ChatRequest, CompletionRequest
+
+from . import gbnf, json_schema
+from .generation import Constraint, WrongGrammar
+
+SchemaToGrammar = Callable[[dict[str, Any]], str]
+
+
+def constraint_of(
+    body: CompletionRequest | ChatRequest, schema_to_grammar: SchemaToGrammar = json_schema.grammar
+) -> Constraint | None:
+    """What holds an answer to `response_format` or to `grammar`, None for neither. Raises BadRequest."""
+    response_format = body.response_format
+    if body.grammar is not None:
+        try:
+            gbnf.check(body.grammar)
+        except WrongGrammar as error:
+            raise BadRequest(f"grammar: {error}", code="wrong_grammar") from None
+        return Constraint(body.grammar)
+    if response_format is None or response_format.type == "text":
+        return None
+    if response_format.json_schema is None:
+        return Constraint(json_schema.ANY_OBJECT)
+    schema = response_format.json_schema.json_schema
+    return Constraint(grammar_of(schema, "response_format.json_schema.schema", schema_to_grammar))
+
+
+def grammar_of(schema: dict[str, Any], field: str, schema_to_grammar: SchemaToGrammar = json_schema.grammar) -> str:
+    """A checked grammar for the JSON that `schema` allows. Raises BadRequest, which names `field`."""
+    try:
+        grammar = schema_to_grammar(schema)
+        gbnf.check(grammar)
+    except WrongGrammar as error:
+        reason = str(error)
+    except RecursionError:
+        reason = "it is nested too deep"
+    # A schema is any JSON at all: what it breaks in a converter is the schema's fault.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"[:300]
+    else:
+        return grammar
+    raise BadRequest(f"{field}: it cannot be held to: {reason}", code="schema_unsupported")
