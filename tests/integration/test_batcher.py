@@ -189,6 +189,23 @@ def test_a_grammar_that_leads_nowhere_fails_its_request_alone(worker: Worker, te
     assert answers[0].text == "a"
 
 
+def test_what_comes_with_the_word_belongs_to_the_grammar(worker: Worker):
+    # The word ends in the middle of what has come: the rest of it must be taken by the grammar.
+    sampler = worker.engine.sampler(replace(GREEDY, constraint=Constraint('root ::= "\\n{" "!"', after=("<call>",))))
+    for piece in ("<ca", "ll>\n{"):
+        sampler.follow(piece)
+    assert sampler.held_to
+
+
+def test_a_grammar_that_takes_ever_longer_ends_its_request_alone(worker: Worker):
+    ambiguous = Constraint('root ::= s\ns ::= "a" s "b" | "a" s "c" | "d"')
+    letter = worker.engine.tokenize("a", begin=False)[-1]
+    sampling = replace(GREEDY, constraint=ambiguous, logit_bias=((letter, 100.0),))
+    answers = worker.answers(worker.order("A", 200, sampling), worker.order("A", 5))
+    assert answers[1].text == "BCDEF"
+    assert isinstance(answers[0].last, ApiError) and "ambiguous" in answers[0].last.message
+
+
 def test_stops_logprobs_and_echo(worker: Worker):
     (answer,) = worker.answers(worker.order("A", 30, stops=["FG"], logprobs=2, echo="A"))
     assert answer.text == "ABCDE"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ BATCH_TOKENS = 512
 _POOLED, _RANKED = {1, 2, 3}, 4
 # As far back as penalties look.
 PENALIZED_TOKENS = 1024
+# CPU time that a grammar may take for one token: some take many times more for each that follows.
+GRAMMAR_SECONDS = 0.5
 NOTHING_FITS = "no token of the model fits what the grammar allows next"
 
 
@@ -49,6 +52,7 @@ class LlamaEngine:
         self._rows: list[int] = []
         self._pieces: dict[tuple[int, bool], bytes] = {}
         self._ends: frozenset[int] = frozenset()
+        self._bytes: dict[int, int] | None = None
         self._window = 0
         self._embedding_length = 0
 
@@ -127,6 +131,13 @@ class LlamaEngine:
     def is_end(self, token: int) -> bool:
         """Whether the token ends an answer."""
         return token in self._ends
+
+    def byte_token(self, byte: int) -> int | None:
+        """The token that stands for this one byte; None where the model has none."""
+        if self._bytes is None:
+            pieces = ((self.piece(token), token) for token in range(self.vocabulary))
+            self._bytes = {piece[0]: token for piece, token in pieces if len(piece) == 1}
+        return self._bytes.get(byte)
 
     def ends(self) -> frozenset[int]:
         """All tokens that end an answer."""
@@ -377,14 +388,17 @@ class _Sampler:
         if self._grammar is None or self._waits_for:
             token = self._engine.sample(self._chain, row) if self._chain else int(self._engine.logits(row).argmax())
             if self._waits_for:
-                self._look_for_the_word(token)
+                self.follow(self._engine.piece(token, special=True).decode(errors="replace"))
             return token
+        began = time.thread_time()
         token = self._choose(row, by_grammar=False)
         if not self._fits(token):
             token = self._choose(row, by_grammar=True)
         if self._chain:
             llama_cpp.llama_sampler_accept(self._chain, token)
         llama_cpp.llama_sampler_accept(self._grammar, token)
+        if time.thread_time() - began > GRAMMAR_SECONDS:
+            raise GenerationFailed("the grammar is too ambiguous: it takes ever longer to tell what may follow")
         return token
 
     def _choose(self, row: int, *, by_grammar: bool) -> int:
@@ -412,18 +426,25 @@ class _Sampler:
         llama_cpp.llama_sampler_apply(self._grammar, ctypes.byref(array))
         return one[0].logit != -np.inf
 
-    def _look_for_the_word(self, token: int) -> None:
-        """Begin with the grammar where the text now has the word it waits for."""
+    @property
+    def held_to(self) -> bool:
+        """Whether a grammar holds the next token."""
+        return self._grammar is not None and not self._waits_for
+
+    def follow(self, text: str) -> None:
+        """More of the answer has come: begin with the grammar where it now has the word that this waits for."""
         longest = max(map(len, self._waits_for))
-        self._text += self._engine.piece(token, special=True).decode(errors="replace")
+        self._text += text
         found = [(place, len(word)) for word in self._waits_for if (place := self._text.find(word)) >= 0]
         if not found:
             self._text = self._text[-longest:]
             return
         place, length = min(found)
         self._waits_for = ()
-        for follows in self._engine.tokenize(self._text[place + length :], begin=False):
-            if not self._fits(follows):
+        for byte in self._text[place + length :].encode():
+            # Byte by byte: to tokenize a text that goes on would put a space in front of it in some vocabularies.
+            follows = self._engine.byte_token(byte)
+            if follows is None or not self._fits(follows):
                 # The model has begun something else; it goes on freely, and is read for what it is.
                 llama_cpp.llama_sampler_free(self._grammar)
                 self._grammar = None

@@ -4,6 +4,7 @@ import pytest
 
 from llama_orch.contract.errors import BadRequest
 from llama_orch.contract.inference import ChatMessage
+from llama_orch.worker import chat
 from llama_orch.worker.chat import ChatTemplate
 
 HELLO = [ChatMessage(role="system", content="Be brief."), ChatMessage(role="user", content="Hello")]
@@ -56,5 +57,121 @@ def test_a_models_file_without_a_template_says_what_to_use():
     ],
 )
 def test_a_template_that_fails_or_misbehaves_is_a_400(source: str, reason: str):
+    with pytest.raises(BadRequest, match=reason):
+        template(source).render(HELLO)
+
+
+CALLS = [
+    ChatMessage.model_validate(message)
+    for message in (
+        {"role": "user", "content": [{"type": "text", "text": "What "}, {"type": "text", "text": "time?"}]},
+        {"role": "assistant", "tool_calls": [{"id": "c1", "function": {"name": "clock", "arguments": '{"tz": "é"}'}}]},
+        {"role": "tool", "tool_call_id": "c1", "content": "12:00"},
+    )
+]
+CALL = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.WANTED }}{% endfor %}{% endfor %}"
+
+
+def calling(arguments: str) -> list[ChatMessage]:
+    call = {"id": "c1", "function": {"name": "clock", "arguments": arguments}}
+    return [ChatMessage.model_validate({"role": "assistant", "content": None, "tool_calls": [call]})]
+
+
+def test_tools_and_calls_reach_the_template():
+    source = (
+        "{% for t in tools %}{{ t.function.name }} {% endfor %}"
+        "{% for m in messages %}"
+        "{{ m.role }}={{ m.content }}{% if 'tool_calls' in m %}{{ m.tool_calls | tojson }}{% endif %}"
+        "{{ m.tool_call_id | default('') }};"
+        "{% endfor %}"
+    )
+    tools = [{"type": "function", "function": {"name": "clock"}}]
+    assert template(source).render(CALLS, tools) == (
+        "clock user=What time?;"
+        'assistant=[{"id": "c1", "type": "function", "function": {"name": "clock", "arguments": {"tz": "é"}}}];'
+        "tool=12:00c1;"
+    )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "arguments", "expected"),
+    [
+        ("arguments | tojson", '{"tz": "é"}', '{"tz": "é"}'),
+        ("arguments", '{"tz": "é"}', '{"tz": "é"}'),
+        ("arguments.tz", '{"tz": "é"}', "é"),
+        ("arguments is mapping", '{"tz": "é"}', "True"),
+        ("name + ':' + c.function.arguments + '.'", '{"tz": 1}', 'clock:{"tz": 1}.'),
+        ("name ~ c.function.arguments", '{"tz": 1}', 'clock{"tz": 1}'),
+        ("arguments | tojson", "", "{}"),
+        ("arguments | tojson", "[1]", "[1]"),
+        ("arguments", "not JSON", "not JSON"),
+    ],
+)
+def test_arguments_are_an_object_that_prints_as_json(wanted: str, arguments: str, expected: str):
+    assert template(CALL.replace("WANTED", wanted)).render(calling(arguments)) == expected
+
+
+def test_no_content_is_an_empty_text():
+    source = "{% for m in messages %}{{ m.content | trim }}{{ m.content + '!' }}{% endfor %}"
+    assert template(source).render(calling("{}")) == "!"
+
+
+def test_a_template_that_wants_parts_gets_parts():
+    source = (
+        "{% for m in messages %}{% for part in m.content %}"
+        "{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %};{% endfor %}"
+    )
+    assert template(source).render(HELLO) == "Be brief.;Hello;"
+    either = "{% for m in messages %}{{ m.content if m.content is string else 'parts' }};{% endfor %}"
+    assert template(either).render(HELLO) == "Be brief.;Hello;"
+
+
+def test_the_source_stays_available():
+    assert template("{{ bos_token }}").source == "{{ bos_token }}"
+    assert template(None).source is None
+
+
+def test_loops_and_joined_texts_work_as_ever():
+    source = (
+        "{% for m in messages %}"
+        "{{ loop.index }}/{{ loop.length }}{{ loop.first }}{{ loop.last }}{{ loop.previtem is defined }}"
+        "{{ m.role ~ loop.revindex ~ none }} "
+        "{% else %}empty{% endfor %}"
+        "{% for k, v in {'a': 1, 'b': 2}.items() if v > 1 %}{{ k }}{% endfor %}"
+        "{% for x in nothing %}{% else %}empty{% endfor %}"
+        "{% for x in [1, [2, [3]]] recursive %}{{ loop(x) if x is iterable else x }}{% endfor %}"
+        "{% set ns = namespace(n=0) %}{% for x in range(3) %}{% set ns.n = ns.n + x * 2 %}{% endfor %}{{ ns.n }}"
+        "{{ '-' * 3 }}{{ [1] + [2] }}{{ 'a' + 'b' }}"
+    )
+    assert template(source).render(HELLO) == (
+        "1/2TrueFalseFalsesystem2None 2/2FalseTrueTrueuser1None bempty1236---[1, 2]ab"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "TimeoutError"),
+        ("{% for a in range(99999) %}{{ range(99999) | list | length }}{% endfor %}", "TimeoutError"),
+        ("{% macro f(n) %}{{ f(n + 1) if n < 40 }}{{ f(n + 1) if n < 40 }}{% endmacro %}{{ f(0) }}", "TimeoutError"),
+        ("{% for a in [0] recursive %}{{ loop(range(99999)) }}{% endfor %}", "TimeoutError|RecursionError"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+        ("{% for a in range(10 ** 9) %}{% endfor %}", "OverflowError"),
+        ("{% for a in range(999999) %}{% endfor %}", "OverflowError"),
+        ("{{ 'x' * 10000000000 }}", "OverflowError"),
+        ("{{ 9 ** 9 ** 9 }}", "OverflowError"),
+        ("{% set n = namespace(x=9) %}{% for a in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}", "OverflowError"),
+        (
+            "{% set n = namespace(x='xx') %}{% for a in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
+            "OverflowError",
+        ),
+        (
+            "{% set n = namespace(x='xx') %}{% for a in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+            "OverflowError",
+        ),
+    ],
+)
+def test_a_template_that_would_not_end_is_a_400(source: str, reason: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(chat, "CPU_SECONDS", 0.05)
     with pytest.raises(BadRequest, match=reason):
         template(source).render(HELLO)
