@@ -52,9 +52,12 @@ class Worker:
 
     def _work(self) -> None:
         info = self.engine.load(lambda _: True)
-        self.batcher = Batcher(
-            self.engine, info, SLOTS, lambda items: [self.items.put(item) for item in items] and None
-        )
+
+        def deliver(items: list[tuple[Run, Item]]) -> None:
+            for item in items:
+                self.items.put(item)
+
+        self.batcher = Batcher(self.engine, info, SLOTS, deliver)
         self.loaded.put(info)
         self.batcher.loop()
 

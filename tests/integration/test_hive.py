@@ -346,6 +346,7 @@ async def test_metrics_have_every_state_with_zeros(shared_hive: HiveProcess):
         assert f'llama_orch_hive_workers{{status="{status}"}} 0.0' in text
     for status in ("queued", "downloading", "verifying", "ready", "failed", "cancelled"):
         assert f'llama_orch_hive_downloads{{status="{status}"}} 0.0' in text
+    assert "llama_orch_hive_generated_tokens_per_second 0.0" in text
     assert "llama_orch_hive_memory_available_bytes " in text
     assert "llama_orch_hive_http_requests_total{operation=" in text
 

@@ -97,6 +97,8 @@ async def test_answers_whole_and_streamed(fleet: Fleet):
         assert "".join(c.choices[0]["delta"]["content"] for c in chunks if c.choices) == text
         prompt = CompletionRequest(prompt="Hi")
         assert (await worker.complete(prompt)).choices[0].text == text
+        assert (await worker.tokenize(inference.TokenizeRequest(prompt="AB"))).tokens == [65, 66]
+        assert len((await worker.embed(inference.EmbeddingRequest(input=["a", "b"]))).data) == 2
         assert "".join([c.choices[0].text async for c in worker.complete_streamed(prompt)]) == text
 
 

@@ -37,7 +37,7 @@ def list_workers(
         print_json(workers)
         return
     print_table(
-        ("ID", "NAME", "MODEL", "ON", "STATUS", "SLOTS", "URL", "MEMORY", "STARTED", "RESTARTS"),
+        ("ID", "NAME", "MODEL", "ON", "STATUS", "SLOTS", "TOKENS/S", "URL", "MEMORY", "STARTED", "RESTARTS"),
         (_row(worker) for worker in workers),
         nothing="No workers yet. Start one: llama-orch workers start MODEL",
     )
@@ -54,6 +54,7 @@ def _row(worker: Worker) -> tuple[str | None, ...]:
         worker.backend if worker.backend == "cpu" else f"{worker.backend} {worker.device}",
         worker.status.value,
         f"{worker.slots_busy}/{worker.slots}",
+        f"{worker.tokens_per_second:.1f}",
         worker.url,
         size(worker.memory_estimated_bytes),
         ago(worker.started_at),

@@ -37,6 +37,14 @@ class Worker(Service):
         body = request.model_copy(update={"stream": False})
         return await self._ask(ops.CHAT_COMPLETIONS, inference.ChatCompletion, body=body, timeout=INFERENCE_SECONDS)
 
+    async def embed(self, request: inference.EmbeddingRequest) -> inference.EmbeddingList:
+        """Make vectors of texts."""
+        return await self._ask(ops.EMBEDDINGS, inference.EmbeddingList, body=request, timeout=INFERENCE_SECONDS)
+
+    async def tokenize(self, request: inference.TokenizeRequest) -> inference.Tokens:
+        """The tokens of a text or a conversation."""
+        return await self._ask(ops.TOKENIZE, inference.Tokens, body=request)
+
     async def complete_streamed(
         self, request: inference.CompletionRequest
     ) -> AsyncGenerator[inference.Completion, None]:

@@ -16,8 +16,8 @@ class ErrorDetail(BaseModel):
 
     code: str
     message: str
-    type: str
-    param: str | None
+    type: str = "server_error"
+    param: str | None = None
     details: dict[str, Any] = Field(default_factory=dict)
     correlation_id: str
 

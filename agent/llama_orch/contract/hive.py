@@ -125,7 +125,11 @@ class DownloadList(Response):
 
 
 class Worker(Response):
-    """A worker as the hive knows it."""
+    """A worker as the hive knows it.
+
+    `tokens_per_second` is what all of its slots together generate, 0 where it does not answer.
+    `memory_estimated_bytes` is of the device that it runs on.
+    """
 
     id: str
     name: str | None
@@ -135,6 +139,7 @@ class Worker(Response):
     device: int
     slots: int
     slots_busy: int
+    tokens_per_second: float = 0.0
     ctx_per_slot: int | None
     status: WorkerStatus
     url: str | None

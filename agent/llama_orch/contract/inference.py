@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from .common import Request, Response
 
@@ -41,6 +41,8 @@ class StreamOptions(Request):
 
 class JsonSchemaFormat(Request):
     """The schema of `response_format: json_schema`."""
+
+    model_config = ConfigDict(**Request.model_config, serialize_by_alias=True)
 
     name: ToolName = "answer"
     description: str | None = Field(default=None, max_length=4096)

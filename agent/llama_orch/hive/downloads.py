@@ -18,7 +18,7 @@ from llama_orch.contract.hive import Download, DownloadStatus, Origin
 from llama_orch.contract.model_ref import FileRef, HubRef, ModelRef
 from llama_orch.web.auth import Token
 
-from . import devices, download_run, gguf_header, hub, model_cache, model_files, quantisation
+from . import devices, download_run, hub, model_cache, model_facts, model_files, quantisation
 from .download_job import Job
 from .download_records import KEEP_ENDED, DownloadRecord, DownloadRecords, now
 from .problems import Failed, as_answer
@@ -145,7 +145,7 @@ class Downloads:
     async def _file(self, ref: FileRef, origin: Origin) -> Job:
         path = Path(ref.path)
         try:
-            facts = await asyncio.to_thread(gguf_header.read, path)
+            facts = await asyncio.to_thread(model_facts.read, path)
         except Failed as failed:
             problem = failed.problem
             kind = NotFound if problem.code == "model_not_found" else BadRequest
@@ -156,7 +156,7 @@ class Downloads:
                 model_ref=ref.base,
                 asked_filename=None,
                 file_path=ref.path,
-                size_bytes=facts.weights_bytes,
+                size_bytes=facts.file_bytes,
                 status=DownloadStatus.READY,
                 origin=origin,
                 started_at=now(),

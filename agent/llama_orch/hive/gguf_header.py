@@ -1,14 +1,15 @@
-"""What the header of a GGUF file tells: is it whole, and how much memory will the model need.
+"""Reads the header of a GGUF file: its values, its tensors, and whether the file is whole.
 
 The format: github.com/ggml-org/ggml, docs/gguf.md. Read here rather than with gguf's own reader, which maps the whole
-file and takes seconds over the vocabulary of a large model.
+file and takes seconds over the vocabulary of a large model. What the values mean is `model_facts.py`.
 """
 
 from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,35 +25,43 @@ _STRING, _ARRAY = 8, 9
 _MOST_ENTRIES = 1_000_000
 _LONGEST_STRING = 64 * 1024 * 1024
 _DEFAULT_ALIGNMENT = 32
-_BYTES_PER_KV_VALUE = 2
-_SCRATCH_BASE = 64 * 1024 * 1024
-_BATCH_TOKENS = 512
-_ACTIVATIONS_PER_WIDTH = 16
-_PART = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf\Z")
+_PART_NAME = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf\Z")
 
 
 @dataclass(frozen=True)
-class ModelFacts:
-    """What one model is: `weights_bytes` counts all of its parts; lengths are in tokens."""
+class Tensor:
+    """A tensor as the header names it. `shape` is in ggml's order: a matrix gives `shape[1]` values per token."""
 
-    architecture: str
-    weights_bytes: int
-    context_length: int
-    layers: int
-    embedding: int
-    vocabulary: int
-    kv_bytes_per_token: int
-    paths: tuple[Path, ...] = field(default=())
+    name: str
+    shape: tuple[int, ...]
+    size_bytes: int
 
-    def memory_bytes(self, slots: int, ctx_per_slot: int) -> int:
-        """An estimate of what serving it needs: weights, KV cache for each slot's context, scratch."""
-        scratch = _SCRATCH_BASE + _BATCH_TOKENS * 4 * (self.vocabulary + _ACTIVATIONS_PER_WIDTH * self.embedding)
-        return self.weights_bytes + self.kv_bytes_per_token * slots * ctx_per_slot + scratch
+
+@dataclass(frozen=True)
+class Header:
+    """What the headers of all parts of one model say; long lists are counted in `values`, not kept.
+
+    `file_bytes` are whole files, `data_bytes` what of them are tensors.
+    """
+
+    values: dict[str, Any]
+    tensors: tuple[Tensor, ...]
+    file_bytes: int
+    data_bytes: int
+
+
+@dataclass(frozen=True)
+class _Part:
+    values: dict[str, Any]
+    tensors: list[Tensor]
+    data_start: int
+    least_bytes: int
+    file_bytes: int = 0
 
 
 def split_name(name: str) -> tuple[str, int, int] | None:
     """(stem, number, count) of a file that is one part of a model; None for a whole one."""
-    match = _PART.match(name)
+    match = _PART_NAME.match(name)
     return (match["stem"], int(match["number"]), int(match["count"])) if match else None
 
 
@@ -65,39 +74,23 @@ def part_names(name: str) -> list[str]:
     return [f"{stem}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
 
 
-def read(path: Path) -> ModelFacts:
-    """Check a model's files and read its facts. Raises Failed where they are missing, cut off or no GGUF."""
+def read(path: Path) -> Header:
+    """Check a model's files and read their headers. Raises Failed where they are missing, cut off or no GGUF."""
     paths = [path.parent / name for name in part_names(path.name)]
-    headers = [_checked(part) for part in paths]
-    values = headers[0]
-    architecture = str(values.get("general.architecture", "unknown"))
-
-    def number(key: str, default: int = 0) -> int:
-        value = values.get(f"{architecture}.{key}", default)
-        # Some models give each layer its own count.
-        return max(value, default=default) if isinstance(value, list) else int(value)
-
-    layers, embedding, heads = number("block_count"), number("embedding_length"), number("attention.head_count", 1)
-    head_size = embedding // max(heads, 1)
-    kv_heads = number("attention.head_count_kv", heads)
-    key, value = number("attention.key_length", head_size), number("attention.value_length", head_size)
-    return ModelFacts(
-        architecture=architecture,
-        weights_bytes=sum(part.stat().st_size for part in paths),
-        context_length=number("context_length"),
-        layers=layers,
-        embedding=embedding,
-        vocabulary=int(values.get("tokenizer.ggml.tokens", 0)),
-        kv_bytes_per_token=layers * kv_heads * (key + value) * _BYTES_PER_KV_VALUE,
-        paths=tuple(paths),
+    parts = [_checked(part) for part in paths]
+    return Header(
+        values=parts[0].values,
+        tensors=tuple(tensor for part in parts for tensor in part.tensors),
+        file_bytes=sum(part.file_bytes for part in parts),
+        data_bytes=sum(part.file_bytes - part.data_start for part in parts),
     )
 
 
-def _checked(path: Path) -> dict[str, Any]:
+def _checked(path: Path) -> _Part:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            values, needed = _Header(file, path.name).read()
+            part = _Reader(file, path.name).read()
     except FileNotFoundError:
         raise Failed(
             "model_not_found", f"{path.name} is not there", "download the model, or correct its path"
@@ -106,24 +99,24 @@ def _checked(path: Path) -> dict[str, Any]:
         raise Failed(
             "model_unreadable", f"{path.name} cannot be read: {error.strerror}", "let the hive's user read the file"
         ) from None
-    if size < needed:
+    if size < part.least_bytes:
         raise Failed(
             "model_truncated",
-            f"{path.name} is cut off: its header promises {needed} bytes and the file has {size}",
+            f"{path.name} is cut off: its header promises {part.least_bytes} bytes and the file has {size}",
             "copy or download the file again",
         )
-    return values
+    return replace(part, file_bytes=size)
 
 
-class _Header:
+class _Reader:
     """Reads one file's header from its start. Long lists (the vocabulary) are counted, not kept."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         self._file = file
         self._name = name
 
-    def read(self) -> tuple[dict[str, Any], int]:
-        """The values by key, and how long the file must be at least."""
+    def read(self) -> _Part:
+        """The header, and how long the file must be at least."""
         if self._file.read(4) != MAGIC:
             raise Failed(
                 "model_unreadable",
@@ -140,22 +133,27 @@ class _Header:
         for _ in range(entries):
             key = self._string()
             values[key] = self._value(self._number("<I"))
-        needed = max((self._tensor_end() for _ in range(tensors)), default=0)
+        found: list[Tensor] = []
+        longest = 0
+        for _ in range(tensors):
+            tensor, offset = self._tensor()
+            found.append(tensor)
+            longest = max(longest, offset + tensor.size_bytes)
         alignment = int(values.get("general.alignment", _DEFAULT_ALIGNMENT)) or _DEFAULT_ALIGNMENT
-        return values, -(-self._file.tell() // alignment) * alignment + needed
+        start = -(-self._file.tell() // alignment) * alignment
+        return _Part(values, found, data_start=start, least_bytes=start + longest)
 
-    def _tensor_end(self) -> int:
-        self._string()
-        dimensions = [self._number("<Q") for _ in range(self._count("<I"))]
+    def _tensor(self) -> tuple[Tensor, int]:
+        """A tensor and where its data begins, in bytes after the header."""
+        name = self._string()
+        shape = tuple(self._number("<Q") for _ in range(self._count("<I")))
         kind, offset = self._number("<I"), self._number("<Q")
-        elements = 1
-        for dimension in dimensions:
-            elements *= dimension
         try:
             block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
         except ValueError:
-            return offset
-        return offset + elements // block * block_bytes
+            # A type that is newer than the gguf package.
+            return Tensor(name, shape, 0), offset
+        return Tensor(name, shape, prod(shape) // block * block_bytes), offset
 
     def _value(self, kind: int) -> Any:
         if kind in _SCALARS:

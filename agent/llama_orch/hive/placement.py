@@ -10,7 +10,7 @@ from llama_orch.contract.errors import BadRequest, DoesNotFit, NotReady
 from llama_orch.contract.hive import Backend, Gpu, GpuStatus, SpawnRequest
 
 from . import devices
-from .gguf_header import ModelFacts
+from .model_facts import ModelFacts
 from .settings import HiveSettings
 
 DEFAULT_CONTEXT = 4096

@@ -18,7 +18,7 @@ from llama_orch.contract.model_ref import FileRef
 from llama_orch.contract.process import EXIT_KNOWN_FAILURE, WorkerEnded
 from llama_orch.web.auth import Token
 
-from . import backoff, gguf_header, placement, process, worker_ending, worker_launch
+from . import backoff, model_facts, model_memory, placement, process, worker_ending, worker_launch
 from .download_job import Job
 from .downloads import Downloads
 from .problems import Failed, as_failed
@@ -58,6 +58,7 @@ class WorkerKeeper:
         self.state = WorkerState()
         self.process: process.Process | None = None
         self.slots_busy = 0
+        self.tokens_per_second = 0.0
         self._percentage: float | None = None
         self._around = around
         self._folder = around.records.folder(record.id)
@@ -116,6 +117,7 @@ class WorkerKeeper:
             device=request.device,
             slots=request.slots,
             slots_busy=self.slots_busy,
+            tokens_per_second=self.tokens_per_second,
             ctx_per_slot=record.ctx_per_slot or request.ctx_per_slot,
             status=self.state.status,
             url=self._around.probe.url(record.port) if record.port and self.process else None,
@@ -143,10 +145,14 @@ class WorkerKeeper:
             return
         self._asked_at = now
         health = await self._around.probe.health(self.record.id, self.record.port)
-        if health is None or self.process is not asked or not asked.lives() or self.record.stopping:
+        if self.process is not asked or not asked.lives() or self.record.stopping:
+            return
+        if health is None:
+            self.tokens_per_second = 0.0
             return
         self._answered_at = time.monotonic()
         self.slots_busy, self._percentage = health.slots_busy, health.percentage
+        self.tokens_per_second = health.tokens_per_second
         if health.status in {"idle", "busy"}:
             self.state.serve(health.slots_busy)
             if self.record.ready_at is None:
@@ -199,10 +205,12 @@ class WorkerKeeper:
         path = Path(record.model_path) if record.model_path else None
         if path is None or not path.exists():
             path = await self._get_model()
-        facts = await asyncio.to_thread(gguf_header.read, path)
+        facts = await asyncio.to_thread(model_facts.read, path)
         record.model_path = str(path)
         record.ctx_per_slot = placement.context(request.ctx_per_slot, facts)
-        record.memory_estimated_bytes = facts.memory_bytes(request.slots, record.ctx_per_slot)
+        record.memory_estimated_bytes = model_memory.needed_bytes(
+            facts, request.slots, record.ctx_per_slot, request.backend, request.gpu_layers
+        )
         if record.restarts == 0:
             around.check_memory(record)
         record.threads = placement.threads(request.threads, around.threads_used(record.id))
@@ -298,7 +306,7 @@ class WorkerKeeper:
     def _gone(self) -> None:
         if self._shim is not None:
             self._shim.poll()
-        self.process, self.slots_busy, self._percentage = None, 0, None
+        self.process, self.slots_busy, self.tokens_per_second, self._percentage = None, 0, 0.0, None
 
     def _save(self) -> None:
         try:

@@ -16,7 +16,7 @@ from llama_orch.contract.model_ref import FileRef
 from llama_orch.web.auth import Token
 from llama_orch.web.tasks import OwnedTasks
 
-from . import devices, engine_build, gguf_header, placement, process, worker_ending
+from . import devices, engine_build, model_facts, model_memory, placement, process, worker_ending
 from .download_job import Job
 from .downloads import Downloads
 from .nvml import Gpus
@@ -150,10 +150,12 @@ class Workers:
             record = WorkerRecord(id=uuid.uuid4().hex[:12], request=request, created_at=datetime.now(UTC))
             if job is None or job.ready:
                 try:
-                    facts = await asyncio.to_thread(gguf_header.read, path)
+                    facts = await asyncio.to_thread(model_facts.read, path)
                     record.model_path = str(path)
                     record.ctx_per_slot = placement.context(request.ctx_per_slot, facts)
-                    record.memory_estimated_bytes = facts.memory_bytes(request.slots, record.ctx_per_slot)
+                    record.memory_estimated_bytes = model_memory.needed_bytes(
+                        facts, request.slots, record.ctx_per_slot, request.backend, request.gpu_layers
+                    )
                 except Failed as failed:
                     if failed.problem.code == "model_not_found":
                         raise NotFound(f"model_ref: {failed.problem.message}", code="model_not_found") from None

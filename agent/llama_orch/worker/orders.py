@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from dataclasses import replace
+from typing import Any
 
 from llama_orch.contract import inference as wire
 from llama_orch.contract.errors import BadRequest
@@ -93,7 +94,7 @@ def choices(order: Order, count: int) -> list[Order]:
     ]
 
 
-async def tokens_of_chat(loaded: Loaded, messages: list[wire.ChatMessage], tools: list[wire.Tool] | None) -> list[int]:
+async def tokens_of_chat(loaded: Loaded, messages: list[wire.ChatMessage], tools: list[dict[str, Any]] | None) -> list[int]:
     """The tokens of a conversation as the model's template writes it. Raises BadRequest."""
 
     def work() -> list[int]:

@@ -324,6 +324,16 @@ def worker_routes(fleet: Fleet) -> Routes:
 
         return EventStream(pieces()) if body.stream else completion("".join(WORDS))
 
+    @routes.handle(ops.EMBEDDINGS)
+    async def embed(_: Request, body: inference.EmbeddingRequest) -> inference.EmbeddingList:
+        vectors = [inference.Embedding(index=index, embedding=[0.6, 0.8]) for index in range(len(body.inputs))]
+        return inference.EmbeddingList(model="m", data=vectors, usage=usage)
+
+    @routes.handle(ops.TOKENIZE)
+    async def tokenize(_: Request, body: inference.TokenizeRequest) -> inference.Tokens:
+        tokens = list((body.prompt or "").encode())
+        return inference.Tokens(tokens=tokens, count=len(tokens), context_per_slot=512)
+
     @routes.handle(ops.CHAT_COMPLETIONS)
     async def chat(_: Request, body: inference.ChatRequest) -> BaseModel | EventStream:
         fleet.bodies.append(body)

@@ -12,28 +12,26 @@ from llama_orch.hive.problems import Failed
 from tests.models import not_a_gguf, split_model
 
 
-def test_facts_and_memory_of_the_demo_model(tmp_path: Path):
+def test_values_and_tensors_of_the_demo_model(tmp_path: Path):
     path = write_demo_model(tmp_path / "demo.gguf")
-    facts = gguf_header.read(path)
-    assert (facts.architecture, facts.layers, facts.context_length, facts.embedding) == ("llama", 1, 4096, 384)
-    assert facts.weights_bytes == path.stat().st_size
-    # One layer, one KV head of 32 values for keys and 32 for values, two bytes each.
-    assert facts.kv_bytes_per_token == 1 * 1 * (32 + 32) * 2
-    scratch = 64 * 1024 * 1024 + 512 * 4 * (facts.vocabulary + 16 * 384)
-    assert facts.memory_bytes(4, 2048) == path.stat().st_size + 128 * 4 * 2048 + scratch
-    assert facts.memory_bytes(4, 2048) - facts.memory_bytes(2, 2048) == 128 * 2 * 2048
-
-
-def test_more_layers_need_more(tmp_path: Path):
-    write_gguf(tmp_path / "three.gguf", DemoSpec(blocks=3))
-    assert gguf_header.read(tmp_path / "three.gguf").kv_bytes_per_token == 3 * 128
+    header = gguf_header.read(path)
+    assert header.values["general.architecture"] == "llama"
+    assert header.values["llama.block_count"] == 1
+    assert header.values["tokenizer.ggml.tokens"] == 379, "long lists are counted"
+    assert header.file_bytes == path.stat().st_size
+    shapes = {tensor.name: (tensor.shape, tensor.size_bytes) for tensor in header.tensors}
+    assert shapes["token_embd.weight"] == ((384, 379), 384 * 379 * 2)
+    assert shapes["output_norm.weight"] == ((384,), 384 * 4)
+    assert sum(tensor.size_bytes for tensor in header.tensors) <= header.data_bytes < header.file_bytes
 
 
 def test_parts_count_together(tmp_path: Path):
     parts = split_model(tmp_path)
-    facts = gguf_header.read(parts[0])
-    assert facts.weights_bytes == sum(part.stat().st_size for part in parts)
-    assert facts.paths == tuple(parts)
+    header = gguf_header.read(parts[0])
+    assert header.file_bytes == sum(part.stat().st_size for part in parts)
+    write_gguf(tmp_path / "whole.gguf", DemoSpec())
+    whole = gguf_header.read(tmp_path / "whole.gguf")
+    assert {tensor.name for tensor in header.tensors} == {tensor.name for tensor in whole.tensors}
     parts[1].unlink()
     with pytest.raises(Failed, match="00002-of-00002"):
         gguf_header.read(parts[0])

@@ -7,7 +7,7 @@ import pytest
 from llama_orch.contract.errors import BadRequest, DoesNotFit, NotReady
 from llama_orch.contract.hive import Gpu, GpuStatus, SpawnRequest
 from llama_orch.hive import placement
-from llama_orch.hive.gguf_header import ModelFacts
+from llama_orch.hive.model_facts import ModelFacts
 from llama_orch.hive.settings import HiveSettings
 
 HERE, GONE = GpuStatus(available=True), GpuStatus(available=False, reason="no library")
@@ -67,12 +67,12 @@ def test_gpu_memory_leaves_the_reserve_and_what_others_were_promised():
 
 
 def test_context_is_bounded_by_the_model():
-    facts = ModelFacts("llama", 1, 8192, 1, 1, 1, 1)
+    facts = ModelFacts("llama", 1, 1, 8192, 1, 1, 1)
     assert placement.context(None, facts) == 4096
     assert placement.context(8192, facts) == 8192
     with pytest.raises(BadRequest, match="8192"):
         placement.context(8193, facts)
-    assert placement.context(None, ModelFacts("llama", 1, 2048, 1, 1, 1, 1)) == 2048
+    assert placement.context(None, ModelFacts("llama", 1, 1, 2048, 1, 1, 1)) == 2048
 
 
 def test_ports_skip_the_agent_the_taken_and_those_in_use():

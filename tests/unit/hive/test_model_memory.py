@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from llama_orch.hive import model_memory
+from llama_orch.hive.model_facts import ModelFacts
+from llama_orch.hive.model_memory import CUDA_CONTEXT_BYTES, PROCESS_BYTES, needed_bytes
+
+FACTS = ModelFacts(
+    architecture="llama",
+    file_bytes=1_010_000,
+    weights_bytes=1_000_000,
+    context_length=8192,
+    blocks=9,
+    embedding=64,
+    vocabulary=1000,
+    merges=500,
+    widest=256,
+    input_bytes=100_000,
+    cache_bytes_per_token=128,
+)
+
+
+def test_a_worker_on_the_cpu_needs_the_sum_of_its_parts():
+    cache = 2 * 4096 * 128
+    # A block's work and the mask of attention are more than 128 tokens' logits.
+    compute = 512 * (4096 * 2 + (4 * 64 + 3 * 256) * 4)
+    outputs = 2 * 64 * 1000 * 4
+    words = 1000 * (240 + 2 * 12) + 500 * 90
+    assert needed_bytes(FACTS, 2, 4096) == 1_000_000 + cache + compute + outputs + words + PROCESS_BYTES
+
+
+def test_context_is_rounded_up_as_llama_cpp_does():
+    assert model_memory.cache_bytes(FACTS, 1, 256) == 256 * 128
+    assert model_memory.cache_bytes(FACTS, 1, 257) == 512 * 128
+    assert model_memory.cache_bytes(FACTS, 3, 64) == 3 * 256 * 128
+
+
+def test_states_count_for_slots_and_not_for_tokens():
+    facts = replace(FACTS, cache_bytes_per_token=0, state_bytes_per_slot=1000)
+    assert model_memory.cache_bytes(facts, 4, 256) == model_memory.cache_bytes(facts, 4, 8192) == 4000
+
+
+def test_a_window_keeps_less_where_it_is_not_kept_whole(monkeypatch: pytest.MonkeyPatch):
+    facts = replace(FACTS, window_bytes_per_token=640, window=512)
+    assert model_memory.cache_bytes(facts, 2, 4096) == 2 * 4096 * (128 + 640)
+    monkeypatch.setattr(model_memory, "KEEPS_WHOLE_WINDOWS", False)
+    assert model_memory.cache_bytes(facts, 2, 4096) == 2 * (4096 * 128 + 1024 * 640)
+    assert model_memory.cache_bytes(facts, 2, 700) == 2 * 768 * (128 + 640), "no more than the context"
+
+
+def test_a_large_vocabulary_outweighs_the_blocks_work():
+    facts = replace(FACTS, vocabulary=100_000)
+    assert model_memory.compute_bytes(facts, 1, 4096, 64) == (64 * 100_000 + 3 * 512 * 64) * 4
+    assert model_memory.output_bytes(facts, 64) == 64 * 100_000 * 4
+    # All slots may want logits at once, but no more than a step has tokens.
+    more = needed_bytes(facts, 9, 4096) - needed_bytes(facts, 8, 4096)
+    assert more == 4096 * 128 + 100_000 * 12
+
+
+def test_vectors_take_the_whole_text_at_once():
+    facts = replace(FACTS, makes_vectors=True, has_cache=False, cache_bytes_per_token=0)
+    compute = 4096 * (4096 * 2 + (4 * 64 + 3 * 256) * 4)
+    outputs = 4096 * (1000 + 64) * 4
+    words = 1000 * (240 + 12) + 500 * 90
+    assert needed_bytes(facts, 1, 4096) == 1_000_000 + compute + outputs + words + PROCESS_BYTES
+
+
+@pytest.mark.parametrize(("layers", "offloaded"), [(None, 10), (-1, 10), (10, 10), (99, 10), (5, 5), (0, 0)])
+def test_a_gpu_holds_what_is_offloaded_and_its_own_context(layers: int | None, offloaded: int):
+    compute = model_memory.compute_bytes(FACTS, 1, 4096, 512)
+    # The table of embeddings stays in memory.
+    held = (900_000 + 4096 * 128) * offloaded // 10
+    assert needed_bytes(FACTS, 1, 4096, "cuda", layers) == held + compute + CUDA_CONTEXT_BYTES
+
+
+def test_an_output_that_is_the_table_of_embeddings_is_on_the_gpu():
+    shared = replace(FACTS, shares_input=True)
+    assert needed_bytes(shared, 1, 4096, "cuda") - needed_bytes(FACTS, 1, 4096, "cuda") == 100_000
