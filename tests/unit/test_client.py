@@ -13,7 +13,13 @@ from pydantic import SecretStr
 from llama_orch.client import Hive, NoAnswer, Queen, Service, Worker
 from llama_orch.contract import errors, operations
 from llama_orch.contract.hive import DownloadRequest, SpawnRequest, WorkerStatus
-from llama_orch.contract.inference import ChatMessage, ChatRequest, CompletionRequest
+from llama_orch.contract.inference import (
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    TokenizeRequest,
+)
 from llama_orch.contract.queen import JobStatus, NodeCreate, ProvisionRequest
 from tests.unit.cli.services import INFERENCE_TOKEN, TOKEN, WORDS, Fleet, serve_fleet
 
@@ -97,8 +103,8 @@ async def test_answers_whole_and_streamed(fleet: Fleet):
         assert "".join(c.choices[0]["delta"]["content"] for c in chunks if c.choices) == text
         prompt = CompletionRequest(prompt="Hi")
         assert (await worker.complete(prompt)).choices[0].text == text
-        assert (await worker.tokenize(inference.TokenizeRequest(prompt="AB"))).tokens == [65, 66]
-        assert len((await worker.embed(inference.EmbeddingRequest(input=["a", "b"]))).data) == 2
+        assert (await worker.tokenize(TokenizeRequest(prompt="AB"))).tokens == [65, 66]
+        assert len((await worker.embed(EmbeddingRequest(input=["a", "b"]))).data) == 2
         assert "".join([c.choices[0].text async for c in worker.complete_streamed(prompt)]) == text
 
 

@@ -42,7 +42,7 @@ class StreamOptions(Request):
 class JsonSchemaFormat(Request):
     """The schema of `response_format: json_schema`."""
 
-    model_config = ConfigDict(**Request.model_config, serialize_by_alias=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, serialize_by_alias=True)
 
     name: ToolName = "answer"
     description: str | None = Field(default=None, max_length=4096)

@@ -76,7 +76,8 @@ class _Wire:
     """The open answer. A timer keeps a silent line alive, and cuts one whose client takes nothing any more."""
 
     def __init__(self, request: Request, response: Any) -> None:
-        self._request = request
+        # Its annotation says less than it can.
+        self._transport: Any = request.transport
         self._response = response
         self._sending = False
         self._since = time.monotonic()
@@ -104,8 +105,8 @@ class _Wire:
         await self._response.eof()
 
     def cut(self) -> None:
-        if self._request.transport is not None:
-            self._request.transport.close()
+        if self._transport is not None:
+            self._transport.close()
 
     def close(self) -> None:
         self._timer.cancel()
@@ -114,8 +115,8 @@ class _Wire:
 
     def _look(self) -> None:
         quiet = time.monotonic() - self._since
-        if self._sending and quiet > STALLED_SECONDS and self._request.transport is not None:
-            self._request.transport.abort()
+        if self._sending and quiet > STALLED_SECONDS and self._transport is not None:
+            self._transport.abort()
             return
         if not self._sending and quiet > KEEP_ALIVE_SECONDS / 2 and self._comment is None:
             self._comment = self._loop.create_task(self._say_still_here())

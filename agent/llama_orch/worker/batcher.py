@@ -10,7 +10,16 @@ from collections.abc import Callable
 from llama_orch.contract.errors import ApiError, BadRequest
 
 from .generation import (
-    Ending, Engine, FinishReason, GenerationFailed, Logprob, ModelInfo, Order, Piece, Sampler, WrongGrammar,
+    Ending,
+    Engine,
+    FinishReason,
+    GenerationFailed,
+    Logprob,
+    ModelInfo,
+    Order,
+    Piece,
+    Sampler,
+    WrongGrammar,
 )  # fmt: skip
 from .scheduler import Scheduler, Step
 from .text import TextAssembler

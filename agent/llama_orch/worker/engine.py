@@ -15,7 +15,14 @@ from llama_orch.contract.process import DEFAULT_CONTEXT, WorkerSpec
 
 from . import backends, model_file
 from .generation import (
-    CannotServe, Constraint, GenerationFailed, LoadAborted, Logprob, ModelInfo, Sampling, WrongGrammar,
+    CannotServe,
+    Constraint,
+    GenerationFailed,
+    LoadAborted,
+    Logprob,
+    ModelInfo,
+    Sampling,
+    WrongGrammar,
 )  # fmt: skip
 from .llama_log import LlamaLog, no_memory
 from .scheduler import Part

@@ -98,7 +98,8 @@ class Order:
     """One sequence's work: a prompt and how to go on from it.
 
     `logprobs` is how many likeliest tokens to tell beside each token, None for none. `echo` is the prompt's text where
-    the answer is to begin with it; its probabilities are told as well then. `special` prints tokens that mark something, such as the begin of a tool's call.
+    the answer is to begin with it; its probabilities are told as well then. `special` prints tokens that mark
+    something, such as the begin of a tool's call.
     """
 
     prompt: list[int]
@@ -129,7 +130,10 @@ class Piece:
 
 
 class Engine(Protocol):
-    """One loaded model and its context. `tokenize`, `piece` and `check` belong to any thread once the model is loaded, the rest to the one that loads it."""
+    """One loaded model and its context.
+
+    `tokenize`, `piece` and `check` belong to any thread once the model is loaded, the rest to the one that loads it.
+    """
 
     def load(self, progress: Callable[[float], bool]) -> ModelInfo:
         """Load the model; `progress` gets 0 to 1 and returns False to abort. Raises CannotServe, LoadAborted."""

@@ -94,7 +94,9 @@ def choices(order: Order, count: int) -> list[Order]:
     ]
 
 
-async def tokens_of_chat(loaded: Loaded, messages: list[wire.ChatMessage], tools: list[dict[str, Any]] | None) -> list[int]:
+async def tokens_of_chat(
+    loaded: Loaded, messages: list[wire.ChatMessage], tools: list[dict[str, Any]] | None
+) -> list[int]:
     """The tokens of a conversation as the model's template writes it. Raises BadRequest."""
 
     def work() -> list[int]:
