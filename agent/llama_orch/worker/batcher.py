@@ -92,7 +92,7 @@ class Batcher:
                 # Nobody knows what the context holds now: begin anew rather than answer wrongly.
                 log.exception("a step failed")
                 for run in list(self._runs.values()):
-                    self._fail(run, ApiError("the worker failed; its log has the reason", code="generation_failed"))
+                    self._fail(run, _broken())
             if self._items:
                 items, self._items = self._items, []
                 self._deliver(items)
@@ -105,7 +105,14 @@ class Batcher:
             except queue.Empty:
                 return
             if isinstance(work, Run):
-                self._begin(work)
+                try:
+                    self._begin(work)
+                except Exception:
+                    log.exception("an order could not be begun")
+                    if self._runs.get(work.sequence) is work:
+                        self._fail(work, _broken())
+                    else:
+                        self._items.append((work, _broken()))
             elif work is not None:
                 work()
 
@@ -118,9 +125,9 @@ class Batcher:
             return
         wants_all = order.echo is not None and order.logprobs is not None
         run.sequence, kept = self.scheduler.start(order.prompt, wants_all=wants_all)
+        self._runs[run.sequence] = run
         if not self._engine.keep(run.sequence, kept):
             self.scheduler.forget(run.sequence)
-        self._runs[run.sequence] = run
 
     def _drop_unwanted(self) -> None:
         for run in [run for run in self._runs.values() if run.unwanted]:
@@ -146,7 +153,7 @@ class Batcher:
         self._draw(step)
 
     def _room_for_prompts(self) -> int:
-        if not self.scheduler.generating or not self._reading_speed:
+        if not self.scheduler.generating:
             return STEP_TOKENS
         return max(LEAST_PROMPT, min(STEP_TOKENS, int(self._reading_speed * PROMPT_SECONDS)))
 
@@ -233,6 +240,10 @@ class Batcher:
         if run.sampler is not None:
             run.sampler.free()
             run.sampler = None
+
+
+def _broken() -> ApiError:
+    return ApiError("the worker failed; its log has the reason", code="generation_failed")
 
 
 def _failed(error: GenerationFailed) -> ApiError:

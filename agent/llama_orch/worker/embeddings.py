@@ -13,8 +13,13 @@ from .generation import GenerationFailed
 from .service import Loaded, Service
 
 
-async def embed(service: Service, loaded: Loaded, body: wire.EmbeddingRequest) -> tuple[list[list[float]], int]:
-    """One vector of length 1 for each input, and the tokens read. Raises BadRequest, and ApiError on failure."""
+async def embed(
+    service: Service, loaded: Loaded, body: wire.EmbeddingRequest, timeout: float | None
+) -> tuple[list[list[float]], int]:
+    """One vector of length 1 for each input, and the tokens read. Raises BadRequest, and ApiError on failure.
+
+    `timeout` is in seconds; after it DeadlineExceeded is raised.
+    """
     length = loaded.info.embedding_length
     if not length:
         raise BadRequest(
@@ -27,11 +32,12 @@ async def embed(service: Service, loaded: Loaded, body: wire.EmbeddingRequest) -
     for tokens in inputs:
         orders.check_room(loaded, tokens, "input", spare=0)
     vectors: list[list[float]] = []
-    for batch in _batches(inputs, sequences=service.spec.slots, tokens=loaded.info.context):
-        try:
-            vectors += await service.between_steps(lambda batch=batch: loaded.engine.embed(batch))
-        except GenerationFailed as error:
-            raise ApiError(str(error), code="generation_failed") from None
+    async with service.admitted(timeout):
+        for batch in _batches(inputs, sequences=service.spec.slots, tokens=loaded.info.context):
+            try:
+                vectors += await service.between_steps(lambda batch=batch: loaded.engine.embed(batch))
+            except GenerationFailed as error:
+                raise ApiError(str(error), code="generation_failed") from None
     return [_shorten(vector, body.dimensions or length) for vector in vectors], sum(map(len, inputs))
 
 

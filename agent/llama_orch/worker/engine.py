@@ -296,8 +296,9 @@ class LlamaEngine:
         parameters.n_ctx = tokens * self._spec.slots
         parameters.n_batch = parameters.n_ubatch = batch
         parameters.n_seq_max = self._spec.slots
-        # Each slot has memory of its own: what one holds costs the others no time.
-        parameters.kv_unified = False
+        # Each slot has memory of its own: what one holds costs the others no time. Texts of different lengths whose
+        # vectors are made together need one for all, or llama.cpp cuts the batch up and pools what is left of each.
+        parameters.kv_unified = bool(self._embedding_length)
         parameters.n_threads = parameters.n_threads_batch = self._threads
         parameters.embeddings = bool(self._embedding_length)
         parameters.offload_kqv = parameters.op_offload = self._spec.backend == "cuda"

@@ -79,9 +79,9 @@ def build(service: Service) -> Routes:
         return await _answer(service, request, body, orders.choices(order, body.n), shape, prompts=1)
 
     @routes.handle(ops.EMBEDDINGS)
-    async def embed(_: Request, body: wire.EmbeddingRequest) -> wire.EmbeddingList:
+    async def embed(request: Request, body: wire.EmbeddingRequest) -> wire.EmbeddingList:
         loaded = service.require_ready(body.model)
-        vectors, tokens = await embeddings.embed(service, loaded, body)
+        vectors, tokens = await embeddings.embed(service, loaded, body, _timeout(request))
         return wire.EmbeddingList(
             model=service.spec.model_name,
             data=[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sys
 import time
@@ -276,6 +277,23 @@ class Service:
         self._note_speed()
         return round((self._speeds[-1][1] - self._speeds[0][1]) / SPEED_SECONDS, 1)
 
+    @contextlib.asynccontextmanager
+    async def admitted(self, timeout: float | None) -> AsyncGenerator[None, None]:
+        """Work that takes one slot and is no answer of the batcher's. Raises Busy, NotReady, DeadlineExceeded."""
+        self._open_answers += 1
+        try:
+            async with asyncio.timeout(timeout):
+                slot = await self.slots.take(QUEUE_SECONDS)
+                try:
+                    yield
+                finally:
+                    slot.release()
+        except TimeoutError:
+            raise _too_late(timeout) from None
+        finally:
+            self._open_answers -= 1
+            self._answered.set()
+
     async def between_steps(self, work: Callable[[], T]) -> T:
         """Run a function in the engine's thread, between two steps, and return what it returns."""
         loop = asyncio.get_running_loop()
@@ -300,8 +318,11 @@ class Service:
 def _expire_after(timeout: float | None, answer: _Answer) -> asyncio.TimerHandle | None:
     if timeout is None:
         return None
-    error = DeadlineExceeded(f"the answer was not complete within {timeout:g} seconds, as the request asked")
-    return asyncio.get_running_loop().call_later(timeout, answer.put, 0, error)
+    return asyncio.get_running_loop().call_later(timeout, answer.put, 0, _too_late(timeout))
+
+
+def _too_late(timeout: float | None) -> DeadlineExceeded:
+    return DeadlineExceeded(f"the answer was not complete within {timeout or 0:g} seconds, as the request asked")
 
 
 def _outcome(error: ApiError) -> str:

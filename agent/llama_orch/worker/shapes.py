@@ -82,9 +82,10 @@ class CompletionShape:
     def _logprobs(self, index: int, found: list[Logprob]) -> wire.CompletionLogprobs:
         tokens = [_text(self._engine, one.token) for one in found]
         offsets: list[int] = []
-        for token in tokens:
+        for one in found:
             offsets.append(self._offsets.get(index, 0))
-            self._offsets[index] = offsets[-1] + len(token)
+            shown = self._engine.piece(one.token).decode(errors="ignore")
+            self._offsets[index] = offsets[-1] + len(shown)
         return wire.CompletionLogprobs(
             tokens=tokens,
             token_logprobs=[one.value for one in found],
@@ -207,4 +208,9 @@ def _bytes(engine: Engine, token: int) -> bytes:
 
 
 def _text(engine: Engine, token: int) -> str:
-    return _bytes(engine, token).decode(errors="replace")
+    raw = _bytes(engine, token)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        # As OpenAI writes a part of a character, so that no two of them look the same.
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
