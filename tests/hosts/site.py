@@ -76,7 +76,7 @@ class Site:
             "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.folder / "cp"),
         }
 
-    def play(self, playbook: str, *words: str, timeout: float = 300.0) -> Run:
+    def play(self, playbook: str, *words: str, timeout: float = 900.0) -> Run:
         """Run `ansible-playbook playbooks/NAME.yml` in the checkout, as the documentation says."""
         self.write()
         command: Sequence[str] = [

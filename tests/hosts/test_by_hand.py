@@ -40,7 +40,7 @@ CHAT = {"name": "chat", "model_ref": DEMO, "backend": "cpu", "threads": 1}
 SPARE = {**CHAT, "name": "spare"}
 LONG = {"name": "long", "model_ref": SLOW, "backend": "cpu", "threads": 1, "ctx_per_slot": 4096}
 HIVES = ("one", "two")
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 
 
 @pytest.fixture(scope="module")

@@ -191,9 +191,9 @@ async def test_a_long_prompt_stops_nobody_for_long(http: aiohttp.ClientSession):
     began = await long.began()
     meanwhile = [moment for moment in running.times if asked < moment < began]
     assert began - asked > 4 * usual, "the prompt was not long enough to show anything"
-    assert len(meanwhile) >= 4, "the other one went on while the prompt was read"
-    longest = max(running.gaps()[before - 1 :])
-    assert longest < max(0.5, 5 * usual) and longest < (began - asked) / 2
+    # Read in the largest steps that there are, it would take seven.
+    assert len(meanwhile) >= 11, "the other one went on while the prompt was read"
+    assert max(running.gaps()[before - 1 :]) < (began - asked) / 2
     assert await long.whole() == "BCD"
     await running.leave()
 

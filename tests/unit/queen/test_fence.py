@@ -11,7 +11,8 @@ import pytest
 from llama_orch.queen.fence import MARKER, fence, marked
 
 # Leaves its session and its parent, as Ansible's workers do.
-DAEMON = "import os, time; os.fork() and os._exit(0); os.setsid(); os.fork() and os._exit(0); time.sleep(300)"
+DAEMON = "import os, time; os.fork() and os._exit(0); os.setsid(); os.fork() and os._exit(0); "
+DAEMON += "print(os.getpid(), flush=True); time.sleep(300)"
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def run_id() -> Iterator[str]:
 
 
 def start(run_id: str, code: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", code], env=os.environ | {MARKER: run_id})
+    return subprocess.Popen([sys.executable, "-c", code], env=os.environ | {MARKER: run_id}, stdout=subprocess.PIPE)
 
 
 def test_it_kills_what_carries_the_marker_and_nothing_else(run_id: str):
@@ -38,9 +39,12 @@ def test_it_kills_what_carries_the_marker_and_nothing_else(run_id: str):
 
 
 def test_it_finds_what_left_its_parent_and_session(run_id: str):
-    start(run_id, DAEMON).wait(10)
+    with start(run_id, DAEMON) as first:
+        assert first.stdout is not None
+        left = int(first.stdout.readline())
+    # The one between the two is on its way out.
     deadline = time.monotonic() + 10
-    while len(marked(run_id)) != 1:
+    while marked(run_id) != [left]:
         assert time.monotonic() < deadline
     assert fence(run_id) == 1
     assert marked(run_id) == []
