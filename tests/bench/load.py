@@ -153,7 +153,7 @@ async def _ask(session: aiohttp.ClientSession, plan: Plan, ask: Ask, began: floa
 async def _load(plan: Plan) -> Result:
     waiting = iter(plan.asks)
     answers: list[Answer] = []
-    connector = aiohttp.TCPConnector(limit=plan.streams)
+    connector = aiohttp.TCPConnector(limit=plan.streams, force_close=True)
     timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=plan.headers) as session:
         cpu, began = _cpu(), time.perf_counter()

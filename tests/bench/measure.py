@@ -73,8 +73,19 @@ class Measured:
     others: float
 
 
-def measure(running: Running, scenario: Scenario, streams: int, seed: int) -> Measured:
-    """Send the scenario's requests. Raises RuntimeError when the load generator fails."""
+def measure(running: Running, scenario: Scenario, streams: int, seed: int, quiet: process_use.Quiet) -> Measured:
+    """Send the scenario's requests, and others once more if the machine was not ours alone.
+
+    Raises RuntimeError when the load generator fails.
+    """
+    first = _measure(running, scenario, streams, seed)
+    if first.others < quiet.busy_cores or not quiet.wait():
+        return first
+    second = _measure(running, scenario, streams, seed + 1000)
+    return min(first, second, key=lambda measured: measured.others)
+
+
+def _measure(running: Running, scenario: Scenario, streams: int, seed: int) -> Measured:
     plan = Plan(running.url, streams, scenario.asks(streams, seed), running.headers, running.extra)
     began = time.perf_counter()
     own, server, machine = _own_cpu(), process_use.cpu_seconds(running.pid), process_use.machine_busy_seconds()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from pathlib import Path
 
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -46,3 +47,22 @@ def machine_busy_seconds() -> float:
     fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
     user, nice, system, _, _, interrupt, soft, stolen = map(int, fields[:8])
     return (user + nice + system + interrupt + soft + stolen) / _TICK
+
+
+class Quiet:
+    """Waits for a machine that nobody else uses, as long as there is patience left."""
+
+    def __init__(self, busy_cores: float, patience_seconds: float) -> None:
+        self.busy_cores = busy_cores
+        self.patience = patience_seconds
+
+    def wait(self) -> bool:
+        """Return True as soon as others use less than `busy_cores`, False when the patience is at an end."""
+        while self.patience > 0:
+            busy, began = machine_busy_seconds(), time.monotonic()
+            time.sleep(0.5)
+            passed = time.monotonic() - began
+            if machine_busy_seconds() - busy < self.busy_cores * passed:
+                return True
+            self.patience -= passed
+        return False

@@ -6,11 +6,8 @@ import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from .measure import SHORT, Measured, Scenario
-from .servers import LLAMA_CPP_SERVER, LLAMA_SERVER, OURS
-
-# With more than this part of a core used by somebody else, a figure says little.
-BUSY_CORES = 0.1
+from .measure import SCENARIOS, SHORT, Measured, Scenario
+from .servers import LLAMA_CPP_SERVER, LLAMA_SERVER, OURS, SERVERS
 
 
 @dataclass
@@ -38,10 +35,10 @@ class Results:
             for error in measured.errors
         ]
 
-    def disturbed(self) -> tuple[int, int]:
-        """How many measurements had company on the machine, and of how many."""
+    def disturbed(self, cores: float) -> tuple[int, int]:
+        """How many measurements had others use more than so many cores meanwhile, and of how many."""
         all_of_them = [measured for rounds in self.rounds.values() for measured in rounds]
-        return sum(measured.others > BUSY_CORES for measured in all_of_them), len(all_of_them)
+        return sum(measured.others > cores for measured in all_of_them), len(all_of_them)
 
 
 def ratios(results: Results) -> dict[str, dict[str, float]]:
@@ -80,7 +77,10 @@ def table(results: Results) -> str:
     """One line for each scenario, number of streams and server; the spread of tokens/s over the rounds last."""
     head = ["scenario", "streams", "server", *(name for name, _, _ in _COLUMNS), "tokens/s, all rounds"]
     rows: list[list[str]] = []
-    for (scenario, streams, server), rounds in sorted(results.rounds.items(), key=lambda item: item[0][:2]):
+    order = [scenario.name for scenario in SCENARIOS]
+    for (scenario, streams, server), rounds in sorted(
+        results.rounds.items(), key=lambda item: (order.index(item[0][0]), item[0][1], SERVERS.index(item[0][2]))
+    ):
         cells = [format(statistics.median(map(value, rounds)), shape) for _, value, shape in _COLUMNS]
         spread = " ".join(f"{measured.tokens_per_s:.0f}" for measured in rounds)
         rows.append([scenario, str(streams), server, *cells, spread])

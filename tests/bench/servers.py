@@ -136,10 +136,6 @@ def _llama_cpp_server(setup: Setup, port: int) -> list[str]:
         "--n_threads_batch": setup.threads,
         # By default it breaks off an answer when the next request comes.
         "--interrupt_requests": "false",
-        # By default it computes logits for every token of a prompt, and no flash attention; the others do not,
-        # and do.
-        "--logits_all": "false",
-        "--flash_attn": "true",
         "--verbose": "false",
     }
     script = Path(__file__).with_name("serve_llama_cpp.py")

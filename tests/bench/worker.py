@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from pathlib import Path
 from llama_orch.wheelhouse.errors import WheelhouseError
 from llama_orch.wheelhouse.pip import say
 
-from . import report
+from . import process_use, report
 from .bench_model import bench_model
 from .llama_cpp_build import bench_cache, llama_cpp_programs
 from .measure import SCENARIOS, SHORT, Scenario, measure
@@ -26,12 +27,17 @@ from .servers import SERVERS, Setup, llama_cpp_python, serving
 SLOT_CONTEXT = 1024
 STREAMS = (1, 2, 4, 8)
 REFERENCE_SECONDS = 120.0
+# With more than this part of a core used by somebody else, a figure says little.
+BUSY_CORES = 0.1
+PATIENCE_SECONDS = 300.0
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.worker", description=__doc__)
     parser.add_argument("--rounds", type=int, help="how often each is measured (default: 3)")
-    parser.add_argument("--streams", type=int, nargs="+", help="clients at a time (default: 1 2 4 8)")
+    parser.add_argument(
+        "--streams", type=int, nargs="+", choices=range(1, 33), metavar="N", help="clients at a time (default: 1 2 4 8)"
+    )
     parser.add_argument("--only", nargs="+", choices=SERVERS, default=SERVERS, help="servers to measure (default: all)")
     parser.add_argument("--quick", action="store_true", help="4 and 8 streams, short prompts, 2 rounds")
     found = parser.parse_args()
@@ -40,21 +46,23 @@ def _arguments() -> argparse.Namespace:
     return found
 
 
-def _run(setup: Setup, arguments: argparse.Namespace, scenarios: tuple[Scenario, ...]) -> report.Results:
+def _run(
+    setup: Setup, arguments: argparse.Namespace, scenarios: tuple[Scenario, ...], quiet: process_use.Quiet
+) -> report.Results:
     results = report.Results()
-    servers = list(arguments.only)
     for number in range(arguments.rounds):
-        for streams in arguments.streams:
-            for server in servers:
+        for index, streams in enumerate(arguments.streams):
+            # Who comes first finds the machine as the one before has left it.
+            turn = (number + index) % len(arguments.only)
+            for server in (*arguments.only[turn:], *arguments.only[:turn]):
+                quiet.wait()
                 began = time.monotonic()
                 with serving(server, streams, setup) as running:
                     for scenario in scenarios:
-                        results.add(scenario, streams, server, measure(running, scenario, streams, number))
+                        results.add(scenario, streams, server, measure(running, scenario, streams, number, quiet))
                 first = results.rounds[scenarios[0].name, streams, server][-1]
                 where = f"round {number + 1}, {streams} streams, {server}"
                 say(f"{where}: {first.tokens_per_s:.0f} tokens/s; took {time.monotonic() - began:.0f} s")
-            # Who comes first finds the machine as the one before has left it.
-            servers.append(servers.pop(0))
     return results
 
 
@@ -89,37 +97,46 @@ def _reference(setup: Setup, streams: list[int]) -> str:
     return report.aligned(rows)
 
 
-def main() -> int:
-    arguments = _arguments()
+def _bench(arguments: argparse.Namespace) -> int:
     cache = bench_cache()
-    try:
-        programs, python = llama_cpp_programs(cache), llama_cpp_python(cache)
-    except (WheelhouseError, OSError, subprocess.SubprocessError) as error:
-        say(f"bench: {error}")
-        return 1
-    model = bench_model(cache)
+    programs, python, model = llama_cpp_programs(cache), llama_cpp_python(cache), bench_model(cache)
     threads = len(os.sched_getaffinity(0))
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="llama-orch-bench-") as folder:
         setup = Setup(model, SLOT_CONTEXT, threads, programs, python, Path(folder))
+        quiet = process_use.Quiet(BUSY_CORES, PATIENCE_SECONDS)
+        quiet.wait()
         reference = _reference(setup, arguments.streams)
-        results = _run(setup, arguments, (SHORT,) if arguments.quick else SCENARIOS)
-    disturbed, measurements = results.disturbed()
+        results = _run(setup, arguments, (SHORT,) if arguments.quick else SCENARIOS, quiet)
+    disturbed, measurements = results.disturbed(BUSY_CORES)
     errors = results.errors()
     lines = [
-        "",
         f"{threads} threads, {arguments.rounds} rounds, medians; took {time.monotonic() - began:.0f} s",
         "",
         report.table(results),
         "",
         reference,
         "",
-        f"{disturbed} of {measurements} measurements had more than {report.BUSY_CORES} cores used by others",
+        f"{disturbed} of {measurements} measurements had more than {BUSY_CORES} cores used by others",
         *(f"failed: {error}" for error in errors[:20]),
         json.dumps(report.ratios(results)),
     ]
     sys.stdout.writelines(f"{line}\n" for line in lines)
     return 1 if errors else 0
+
+
+def main() -> int:
+    arguments = _arguments()
+    # So that whatever ends the benchmark, the servers end with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return _bench(arguments)
+    except KeyboardInterrupt:
+        say("bench: stopped")
+        return 130
+    except (WheelhouseError, RuntimeError, OSError, subprocess.SubprocessError) as error:
+        say(f"bench: {error}")
+        return 1
 
 
 if __name__ == "__main__":
