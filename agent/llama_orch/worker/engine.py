@@ -39,6 +39,8 @@ PENALIZED_TOKENS = 1024
 # CPU time that a grammar may take for one token: some take many times more for each that follows.
 GRAMMAR_SECONDS = 0.5
 NOTHING_FITS = "no token of the model fits what the grammar allows next"
+# llama.cpp calls the last callback that it was given until the process ends, and ctypes keeps no reference to it.
+_log_callbacks: list[Any] = []
 
 
 class LlamaEngine:
@@ -48,8 +50,6 @@ class LlamaEngine:
         self._spec = spec
         self._threads = threads
         self._log = LlamaLog()
-        # ctypes keeps no reference to a callback: without this one it is freed while llama.cpp still calls it.
-        self._log_callback = llama_cpp.llama_log_callback(lambda level, text, _: self._log.receive(level, text))
         self._model: Any = None
         self._context: Any = None
         self._memory: Any = None
@@ -66,7 +66,7 @@ class LlamaEngine:
     def load(self, progress: Callable[[float], bool]) -> ModelInfo:
         """Load the model onto its device and warm it up; see `generation.Engine.load`."""
         model_file.check(Path(self._spec.model_path))
-        llama_cpp.llama_log_set(self._log_callback, ctypes.c_void_p(0))
+        _send_log_to(self._log)
         backends.show_only(self._spec.backend, self._spec.device)
         devices = backends.choose(backends.load(), self._spec.backend, self._spec.device)
         llama_cpp.llama_backend_init()
@@ -465,6 +465,12 @@ class _Sampler:
             if sampler:
                 llama_cpp.llama_sampler_free(sampler)
         self._chain = self._grammar = None
+
+
+def _send_log_to(log: LlamaLog) -> None:
+    callback = llama_cpp.llama_log_callback(lambda level, text, _: log.receive(level, text))
+    _log_callbacks.append(callback)
+    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
 
 
 def _parts(engine: LlamaEngine, sampling: Sampling) -> Iterator[Any]:
