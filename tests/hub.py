@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import signal
 import socket
 import sys
 import threading
@@ -305,13 +306,15 @@ def add_folder(hub: Hub, folder: Path) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Serve a folder until interrupted; the first line printed is the address."""
+    """Serve a folder until SIGINT or SIGTERM; the first line printed is the address."""
     parser = argparse.ArgumentParser(description="A hub for tests, serving ORG/NAME/FILE below a folder.")
     parser.add_argument("--bind", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one")
     parser.add_argument("--dir", type=Path, required=True, help="folder with ORG/NAME/FILE")
     parser.add_argument("--bytes-per-second", type=int, default=0, help="limit for each file; 0 is none")
     options = parser.parse_args(arguments)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     with Hub(options.bind, options.port) as hub, suppress(KeyboardInterrupt):
         names = add_folder(hub, options.dir)
         hub.faults.bytes_per_second = options.bytes_per_second

@@ -315,5 +315,5 @@ def test_served_by_hand(tmp_path: Path) -> None:
             path = hf_hub_download(REPO, NAME, endpoint=url, cache_dir=tmp_path / "cache", token=False)
             assert Path(path).read_bytes() == CONTENT
         finally:
-            process.send_signal(signal.SIGINT)
+            process.terminate()
             assert process.wait(10) == 0
