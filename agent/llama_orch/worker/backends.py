@@ -37,9 +37,8 @@ def show_only(backend: Backend, device: int) -> None:
 
 def load() -> list[Device]:
     """Load every backend that this machine can run and return their devices. Raises CannotServe without any."""
-    package = _package_folder()
-    ggml = _library(package)
-    folder = package.parent / "bin"
+    ggml = library()
+    folder = _package_folder().parent / "bin"
     if any(folder.glob("libggml-*.so")):
         ggml.ggml_backend_load_all_from_path(os.fsencode(folder))
     devices = [_describe(ggml, index) for index in range(ggml.ggml_backend_dev_count())]
@@ -77,7 +76,9 @@ def _package_folder() -> Path:
     return Path(spec.origin).parent
 
 
-def _library(package: Path) -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
+    """The ggml that llama.cpp uses. Raises CannotServe where it is not installed."""
+    package = _package_folder()
     # The wheel holds copies where links should be; only this one is what libllama.so itself uses, and backends
     # loaded into another copy end in a segmentation fault.
     for name in ("libggml.so.0", "libggml.so"):

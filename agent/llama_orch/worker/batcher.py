@@ -27,8 +27,9 @@ from .text import TextAssembler
 log = logging.getLogger(__name__)
 
 STEP_TOKENS = 512
-# How long those who generate may wait for a part of somebody's prompt, and the least that a step reads of it.
-PROMPT_SECONDS, LEAST_PROMPT = 0.2, 32
+# How long those who generate may wait for others' prompts: more where more wait for their first token. And the least
+# that a step reads of them.
+PROMPT_SECONDS, MOST_PROMPT_SECONDS, LEAST_PROMPT = 0.2, 0.5, 32
 
 Item = Piece | Ending | ApiError
 
@@ -153,9 +154,11 @@ class Batcher:
         self._draw(step)
 
     def _room_for_prompts(self) -> int:
-        if not self.scheduler.generating:
+        generating = self.scheduler.generating
+        if not generating:
             return STEP_TOKENS
-        return max(LEAST_PROMPT, min(STEP_TOKENS, int(self._reading_speed * PROMPT_SECONDS)))
+        seconds = min(MOST_PROMPT_SECONDS, PROMPT_SECONDS * max(1.0, self.scheduler.reading / generating))
+        return max(LEAST_PROMPT, min(STEP_TOKENS, int(self._reading_speed * seconds)))
 
     def _measure(self, step: Step, seconds: float) -> None:
         tokens = sum(len(part.tokens) for part in step.parts)

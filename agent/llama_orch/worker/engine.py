@@ -26,6 +26,7 @@ from .generation import (
 )  # fmt: skip
 from .llama_log import LlamaLog, no_memory
 from .scheduler import Part
+from .threadpool import keep_threads
 
 # The binding declares C types where its functions take and give Python's own.
 llama_cpp: Any = binding
@@ -307,6 +308,7 @@ class LlamaEngine:
         if not context:
             raise no_memory()
         self._batch = _Batch(batch)
+        keep_threads(backends.library(), llama_cpp.llama_cpp._lib, context, self._threads)
         return context
 
     def _warm_up(self) -> None:

@@ -87,9 +87,14 @@ class Scheduler:
         return any(sequence.wanted is not None for sequence in self._sequences)
 
     @property
-    def generating(self) -> bool:
-        """Whether any sequence's prompt is computed and its answer goes on."""
-        return any(sequence.wanted is not None and not sequence.reads for sequence in self._sequences)
+    def generating(self) -> int:
+        """How many sequences' prompts are computed and their answers go on."""
+        return sum(sequence.wanted is not None and not sequence.reads for sequence in self._sequences)
+
+    @property
+    def reading(self) -> int:
+        """How many sequences' prompts are not yet computed."""
+        return sum(sequence.reads for sequence in self._sequences)
 
     @property
     def held_tokens(self) -> int:
@@ -131,20 +136,23 @@ class Scheduler:
     def next(self, room: int, room_for_prompts: int) -> Step:
         """The next step: at most `room` tokens, and of prompts at most `room_for_prompts`."""
         copies: list[Copy] = []
-        parts: list[Part] = []
+        answers: list[Part] = []
+        prompts: list[Part] = []
         for sequence in self._sequences:
             if sequence.wanted is not None and not sequence.reads and len(sequence.held) < len(sequence.wanted):
-                parts.append(Part(sequence.id, sequence.wanted[len(sequence.held) :], len(sequence.held), "last"))
-        room = min(room - len(parts), room_for_prompts)
+                answers.append(Part(sequence.id, sequence.wanted[len(sequence.held) :], len(sequence.held), "last"))
+        room = min(room - len(answers), room_for_prompts)
         for sequence in sorted((one for one in self._sequences if one.reads), key=lambda one: one.order):
             if self._follow(sequence, copies):
                 continue
-            if room <= 0:
+            # llama.cpp computes parts of unequal length one after the other: a prompt that is cut to fill up the step
+            # costs more than one that comes whole in the next.
+            if room <= 0 or (prompts and room < sequence.prompt - len(sequence.held)):
                 break
             part = self._read(sequence, room)
-            parts.append(part)
+            prompts.append(part)
             room -= len(part.tokens)
-        return Step(copies, parts)
+        return Step(copies, answers + prompts)
 
     def _read(self, sequence: _Sequence, room: int) -> Part:
         assert sequence.wanted is not None  # noqa: S101  the caller's condition, for the type checker

@@ -39,16 +39,26 @@ def test_a_long_prompt_is_read_beside_running_answers_and_stops_none_of_them():
         assert [part.sequence for part in step.parts] == [0, 1, 2]
         assert [len(part.tokens) for part in step.parts] == [1, 1, 20]
         assert step.parts[2].outputs == ("last" if number == 4 else "none")
-    assert scheduler.generating
+    assert (scheduler.generating, scheduler.reading) == (3, 0)
 
 
 def test_prompts_are_read_in_the_order_in_which_they_came():
     scheduler = Scheduler(3)
     for number in range(3):
         scheduler.start([number] * 10)
-    assert [(part.sequence, len(part.tokens)) for part in run(scheduler, prompts=15).parts] == [(0, 10), (1, 5)]
+    assert scheduler.reading == 3
+    assert [(part.sequence, len(part.tokens)) for part in run(scheduler, prompts=20).parts] == [(0, 10), (1, 10)]
     scheduler.extend(0, 7)
-    assert [(part.sequence, len(part.tokens)) for part in run(scheduler, prompts=15).parts] == [(0, 1), (1, 5), (2, 10)]
+    assert [(part.sequence, len(part.tokens)) for part in run(scheduler, prompts=20).parts] == [(0, 1), (2, 10)]
+
+
+def test_only_the_first_prompt_of_a_step_is_cut():
+    scheduler = Scheduler(3)
+    for number in range(3):
+        scheduler.start([number] * 10)
+    sizes = [[(part.sequence, len(part.tokens)) for part in run(scheduler, prompts=8).parts] for _ in range(4)]
+    assert sizes == [[(0, 8)], [(0, 2)], [(1, 8)], [(1, 2)]]
+    assert [(part.sequence, len(part.tokens)) for part in run(scheduler, prompts=15).parts] == [(2, 10)]
 
 
 def test_a_step_has_no_more_tokens_than_there_is_room_for():
