@@ -28,7 +28,7 @@ OWNER = {
     "watchfiles": {"queen/inventory_watch.py"},
     "pynvml": {"hive/nvml.py"},
     "huggingface_hub": {"hive/hub.py"},
-    "llama_cpp": {"worker/engine.py"},
+    "llama_cpp": {"worker/binding.py"},
 }
 
 

@@ -1,19 +1,18 @@
-"""llama.cpp, through llama-cpp-python's low-level binding: the only file that imports it."""
+"""The model and its context in llama.cpp: texts and tokens, decoding, what each sequence holds."""
 
 from __future__ import annotations
 
 import ctypes
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import llama_cpp as binding
 import numpy as np
 
 from llama_orch.contract.process import DEFAULT_CONTEXT, WorkerSpec
 
 from . import backends, model_file
+from .binding import library, llama_cpp, send_log_to
 from .generation import (
     CannotServe,
     Constraint,
@@ -25,23 +24,14 @@ from .generation import (
     WrongGrammar,
 )  # fmt: skip
 from .llama_log import LlamaLog, no_memory
+from .sampler import LlamaSampler
 from .scheduler import Part
 from .threadpool import keep_threads
-
-# The binding declares C types where its functions take and give Python's own.
-llama_cpp: Any = binding
 
 # Tokens that are computed at once.
 BATCH_TOKENS = 512
 # llama_pooling_type of llama.h: vectors of a whole text; 4 is a ranking and makes no vector.
 _POOLED, _RANKED = {1, 2, 3}, 4
-# As far back as penalties look.
-PENALIZED_TOKENS = 1024
-# CPU time that a grammar may take for one token: some take many times more for each that follows.
-GRAMMAR_SECONDS = 0.5
-NOTHING_FITS = "no token of the model fits what the grammar allows next"
-# llama.cpp calls the last callback that it was given until the process ends, and ctypes keeps no reference to it.
-_log_callbacks: list[Any] = []
 
 
 class LlamaEngine:
@@ -67,7 +57,7 @@ class LlamaEngine:
     def load(self, progress: Callable[[float], bool]) -> ModelInfo:
         """Load the model onto its device and warm it up; see `generation.Engine.load`."""
         model_file.check(Path(self._spec.model_path))
-        _send_log_to(self._log)
+        send_log_to(self._log)
         backends.show_only(self._spec.backend, self._spec.device)
         devices = backends.choose(backends.load(), self._spec.backend, self._spec.device)
         llama_cpp.llama_backend_init()
@@ -228,9 +218,9 @@ class LlamaEngine:
 
     # --- drawing
 
-    def sampler(self, sampling: Sampling) -> _Sampler:
+    def sampler(self, sampling: Sampling) -> LlamaSampler:
         """What draws a request's tokens; see `generation.Engine.sampler`."""
-        return _Sampler(self, sampling)
+        return LlamaSampler(self, sampling)
 
     def grammar(self, text: str) -> Any:
         """A sampler of llama.cpp's for a GBNF grammar. Raises WrongGrammar."""
@@ -308,7 +298,7 @@ class LlamaEngine:
         if not context:
             raise no_memory()
         self._batch = _Batch(batch)
-        keep_threads(backends.library(), llama_cpp.llama_cpp._lib, context, self._threads)
+        keep_threads(backends.library(), library(), context, self._threads)
         return context
 
     def _warm_up(self) -> None:
@@ -367,140 +357,3 @@ class _Batch:
             begin = end
         self.struct.n_tokens = begin
         return rows
-
-
-class _Sampler:
-    """One request's chain of llama.cpp's samplers, and its grammar beside it.
-
-    The grammar judges the drawn token first: that is cheap, and only where it objects are all tokens judged. A token
-    that no rule allows is never accepted into the grammar, as llama.cpp would end the process.
-    """
-
-    def __init__(self, engine: LlamaEngine, sampling: Sampling) -> None:
-        self._engine = engine
-        self._chain: Any = None
-        self._grammar: Any = None
-        self._waits_for: tuple[str, ...] = ()
-        self._text = ""
-        constraint = sampling.constraint
-        if constraint is not None:
-            self._grammar = engine.grammar(constraint.grammar)
-            self._waits_for = constraint.after
-        parts = list(_parts(engine, sampling))
-        # What takes the likeliest token of untouched logits needs no sampler.
-        if parts or sampling.temperature > 0:
-            self._chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
-            for part in [*parts, *_last(sampling)]:
-                llama_cpp.llama_sampler_chain_add(self._chain, part)
-
-    def draw(self, row: int) -> int:
-        """The next token; see `generation.Sampler.draw`."""
-        if self._grammar is None or self._waits_for:
-            token = self._engine.sample(self._chain, row) if self._chain else int(self._engine.logits(row).argmax())
-            if self._waits_for:
-                self.follow(self._engine.piece(token, special=True).decode(errors="replace"))
-            return token
-        began = time.thread_time()
-        token = self._choose(row, by_grammar=False)
-        if not self._fits(token):
-            token = self._choose(row, by_grammar=True)
-        if self._chain:
-            llama_cpp.llama_sampler_accept(self._chain, token)
-        llama_cpp.llama_sampler_accept(self._grammar, token)
-        if time.thread_time() - began > GRAMMAR_SECONDS:
-            raise GenerationFailed("the grammar is too ambiguous: it takes ever longer to tell what may follow")
-        return token
-
-    def _choose(self, row: int, *, by_grammar: bool) -> int:
-        size = self._engine.vocabulary
-        data = (llama_cpp.llama_token_data * size)()
-        view = np.frombuffer(data, dtype=[("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-        view["id"] = np.arange(size)
-        view["logit"] = self._engine.logits(row)
-        array = llama_cpp.llama_token_data_array(data, size, -1, False)
-        if by_grammar:
-            llama_cpp.llama_sampler_apply(self._grammar, ctypes.byref(array))
-            if not np.isfinite(view["logit"]).any():
-                raise GenerationFailed(NOTHING_FITS)
-        if not self._chain:
-            return int(view["logit"].argmax())
-        llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
-        chosen = array.data[array.selected]
-        if chosen.logit == -np.inf:
-            raise GenerationFailed(NOTHING_FITS)
-        return chosen.id
-
-    def _fits(self, token: int) -> bool:
-        one = (llama_cpp.llama_token_data * 1)((token, 0.0, 0.0))
-        array = llama_cpp.llama_token_data_array(one, 1, -1, False)
-        llama_cpp.llama_sampler_apply(self._grammar, ctypes.byref(array))
-        return one[0].logit != -np.inf
-
-    @property
-    def held_to(self) -> bool:
-        """Whether a grammar holds the next token."""
-        return self._grammar is not None and not self._waits_for
-
-    def follow(self, text: str) -> None:
-        """More of the answer has come: begin with the grammar where it now has the word that this waits for."""
-        longest = max(map(len, self._waits_for))
-        self._text += text
-        found = [(place, len(word)) for word in self._waits_for if (place := self._text.find(word)) >= 0]
-        if not found:
-            self._text = self._text[-longest:]
-            return
-        place, length = min(found)
-        self._waits_for = ()
-        for byte in self._text[place + length :].encode():
-            # Byte by byte: to tokenize a text that goes on would put a space in front of it in some vocabularies.
-            follows = self._engine.byte_token(byte)
-            if follows is None or not self._fits(follows):
-                # The model has begun something else; it goes on freely, and is read for what it is.
-                llama_cpp.llama_sampler_free(self._grammar)
-                self._grammar = None
-                return
-            llama_cpp.llama_sampler_accept(self._grammar, follows)
-
-    def free(self) -> None:
-        """Give the memory back; see `generation.Sampler.free`."""
-        for sampler in (self._chain, self._grammar):
-            if sampler:
-                llama_cpp.llama_sampler_free(sampler)
-        self._chain = self._grammar = None
-
-
-def _send_log_to(log: LlamaLog) -> None:
-    callback = llama_cpp.llama_log_callback(lambda level, text, _: log.receive(level, text))
-    _log_callbacks.append(callback)
-    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
-
-
-def _parts(engine: LlamaEngine, sampling: Sampling) -> Iterator[Any]:
-    biases = list(sampling.logit_bias)
-    if sampling.ignore_eos:
-        biases += [(token, -np.inf) for token in engine.ends()]
-    if biases:
-        array = (llama_cpp.llama_logit_bias * len(biases))(*biases)
-        yield llama_cpp.llama_sampler_init_logit_bias(engine.vocabulary, len(biases), array)
-    if sampling.presence_penalty or sampling.frequency_penalty or sampling.repeat_penalty != 1:
-        yield llama_cpp.llama_sampler_init_penalties(
-            engine.vocabulary,
-            PENALIZED_TOKENS,
-            sampling.repeat_penalty,
-            sampling.frequency_penalty,
-            sampling.presence_penalty,
-        )
-
-
-def _last(sampling: Sampling) -> Iterator[Any]:
-    if sampling.temperature == 0:
-        yield llama_cpp.llama_sampler_init_greedy()
-        return
-    if sampling.top_k:
-        yield llama_cpp.llama_sampler_init_top_k(sampling.top_k)
-    if sampling.top_p < 1:
-        yield llama_cpp.llama_sampler_init_top_p(sampling.top_p, 1)
-    if sampling.min_p:
-        yield llama_cpp.llama_sampler_init_min_p(sampling.min_p, 1)
-    yield llama_cpp.llama_sampler_init_temp(sampling.temperature)
-    yield llama_cpp.llama_sampler_init_dist(sampling.seed)
