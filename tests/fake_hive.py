@@ -9,7 +9,8 @@ from sanic import Request, Sanic
 
 from llama_orch.contract import operations as ops
 from llama_orch.contract.common import HiveHealth, WorkerCounts
-from llama_orch.contract.hive import CpuInfo, Devices, GpuStatus, HiveInfo, MemoryInfo
+from llama_orch.contract.devices import CpuInfo, Devices, GpuStatus, MemoryInfo
+from llama_orch.contract.hive import HiveInfo
 from llama_orch.web.app import Routes, create_app
 from llama_orch.web.auth import Token
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import re
 import shutil
+import signal
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +16,23 @@ import aiohttp
 import pytest
 
 from llama_orch.demo_model import write_demo_model
-from llama_orch.hive import engine_build
-from tests.hives import HiveProcess, a_hive
-from tests.nvml import DRIVER_NOT_LOADED, NOT_SUPPORTED, VERSION_MISMATCH, FakeNvml
+from llama_orch.hive import engine_build, gpus
+from llama_orch.hive.gpus import Gpus
+from llama_orch.hive.process import start_time
+from tests.hives import HiveProcess, a_hive, until
+from tests.nvml import (
+    DRIVER_NOT_LOADED,
+    GIB,
+    GPU_IS_LOST,
+    NOT_SUPPORTED,
+    RESET_REQUIRED,
+    UNKNOWN,
+    VERSION_MISMATCH,
+    FakeNvml,
+    error,
+    gpu,
+)
 
-GIB = 2**30
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="a C compiler makes the fake NVML: install gcc")
 
 
@@ -26,13 +43,29 @@ def nvml(tmp_path_factory: pytest.TempPathFactory) -> FakeNvml:
 
 @pytest.fixture
 async def hive(tmp_path: Path, nvml: FakeNvml) -> AsyncIterator[HiveProcess]:
-    nvml.set((24 * GIB, 4 * GIB), (8 * GIB, 0))
+    nvml.set(gpu(0), gpu(1, total=8 * GIB, used=0))
     async with a_hive(tmp_path, environment=nvml.environment) as running:
         yield running
 
 
+@pytest.fixture
+async def reader(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gpus]:
+    for name, value in nvml.environment.items():
+        monkeypatch.setenv(name, value)
+    reader = Gpus()
+    yield reader
+    await reader.close()
+
+
 async def devices(hive: HiveProcess) -> Any:
+    # One reading serves all who ask within a second.
+    await asyncio.sleep(gpus.FRESH_S)
     return await hive.ok("GET", "/api/v1/devices")
+
+
+async def metrics(hive: HiveProcess) -> str:
+    async with aiohttp.ClientSession() as session, session.get(f"{hive.url}/metrics") as answer:
+        return await answer.text()
 
 
 async def spawn(hive: HiveProcess, tmp_path: Path, **fields: object) -> tuple[int, Any]:
@@ -42,56 +75,236 @@ async def spawn(hive: HiveProcess, tmp_path: Path, **fields: object) -> tuple[in
 
 async def test_each_gpu_is_shown(hive: HiveProcess):
     found = await devices(hive)
-    assert found["nvml"] == {"available": True, "reason": None, "driver_version": "580.65.06", "cuda_version": "13.0"}
+    assert found["nvml"] == {
+        "available": True,
+        "fault": None,
+        "reason": None,
+        "driver_version": "580.65.06",
+        "cuda_version": "13.0",
+    }
     first, second = found["gpus"]
     assert first == {
         "index": 0,
         "uuid": "GPU-0",
-        "name": "Test GPU",
+        "name": "Test-GPU",
         "memory_total_bytes": 24 * GIB,
         "memory_used_bytes": 4 * GIB,
         "memory_free_bytes": 20 * GIB,
         "utilization_percent": 42.0,
         "temperature_celsius": 61.0,
+        "slowdown_celsius": 95.0,
         "power_watts": 123.456,
+        "power_limit_watts": 450.0,
+        "graphics_clock_mhz": 2520,
+        "memory_clock_mhz": 10501,
+        "slowdowns": [],
+        "pci_address": "00000000:01:00.0",
+        "compute_capability": "8.9",
+        "ecc": {
+            "corrected": 0,
+            "uncorrected": 0,
+            "corrected_ever": 2,
+            "uncorrected_ever": 0,
+            "remap_pending": False,
+            "remap_failed": False,
+        },
+        "mig_enabled": None,
+        "mig_devices": [],
+        "processes": [],
+        "shares_memory": False,
+        "problem": None,
     }
     assert (second["index"], second["memory_free_bytes"]) == (1, 8 * GIB)
+    assert found["conditions"] == []
 
 
-async def test_what_a_gpu_does_not_support_is_null(hive: HiveProcess, nvml: FakeNvml):
-    nvml.set((0, 0), error=NOT_SUPPORTED)
-    (gpu,) = (await devices(hive))["gpus"]
-    assert (gpu["name"], gpu["memory_total_bytes"], gpu["temperature_celsius"], gpu["power_watts"]) == (
-        "Test GPU",
-        None,
-        None,
-        None,
-    )
+@dataclass(frozen=True)
+class State:
+    """What NVML says, and what is made of it: conditions, whether they cordon, parts of the GPU and of the status."""
+
+    nvml: dict[str, Any] = field(default_factory=dict[str, Any])
+    gpu: dict[str, Any] | None = field(default_factory=dict[str, Any])
+    conditions: list[str] = field(default_factory=list[str])
+    cordons: bool = False
+    shown: dict[str, Any] = field(default_factory=dict[str, Any])
+    status: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
-@pytest.mark.parametrize(
-    ("init", "reason"), [(DRIVER_NOT_LOADED, "not loaded"), (VERSION_MISMATCH, "reboot"), (999, "NVML answers")]
-)
-async def test_a_broken_driver_is_said_and_the_hive_lives(hive: HiveProcess, nvml: FakeNvml, init: int, reason: str):
-    nvml.set((GIB, 0), init=init)
-    found = await devices(hive)
-    assert (found["nvml"]["available"], found["gpus"]) == (False, [])
-    assert reason in found["nvml"]["reason"]
-    nvml.set((GIB, 0))
-    assert (await devices(hive))["nvml"]["available"], "it is asked anew each time"
+def code(number: int) -> str:
+    return error(number)
+
+
+STATES = {
+    "healthy": State(shown={"problem": None}),
+    "no GPU in the machine": State(gpu=None),
+    "driver not loaded": State({"init": DRIVER_NOT_LOADED}, status={"available": False, "fault": "driver_not_loaded"}),
+    "half updated": State(
+        {"init": VERSION_MISMATCH}, conditions=["driver_mismatch"], cordons=True, status={"fault": "version_mismatch"}
+    ),
+    "an error that nobody knows": State({"init": UNKNOWN}, status={"available": False, "fault": "other"}),
+    "the library crashes": State({"crash": True}, conditions=["driver_silent"], cordons=True),
+    "lost": State(gpu={"handle": code(GPU_IS_LOST)}, conditions=["gpu_lost"], cordons=True),
+    "lost while it is asked": State(
+        gpu={"temperature": code(GPU_IS_LOST)},
+        conditions=["gpu_lost"],
+        cordons=True,
+        shown={"uuid": "GPU-0", "problem": "gpu_lost"},
+    ),
+    "reset required": State(gpu={"utilization": code(RESET_REQUIRED)}, conditions=["reset_needed"], cordons=True),
+    "uncorrectable memory error": State(gpu={"uncorrected": 1}, conditions=["ecc_uncorrected"], cordons=True),
+    "corrected memory errors": State(gpu={"corrected": 7}),
+    "uncorrectable long ago": State(gpu={"uncorrected_ever": 3}),
+    "rows wait for a reset": State(gpu={"remap_pending": 1}, conditions=["row_remap_pending"]),
+    "no spare rows": State(gpu={"remap_failed": 1}, conditions=["row_remap_failed"], cordons=True),
+    "no ECC": State(
+        gpu=dict.fromkeys(("corrected", "uncorrected", "corrected_ever", "uncorrected_ever", "remap_pending")),
+        shown={"ecc": None},
+    ),
+    "over temperature": State(gpu={"temperature": 95}, conditions=["over_temperature"], cordons=True),
+    "slowed down by heat": State(
+        gpu={"reasons": 0x40}, conditions=["over_temperature"], cordons=True, shown={"slowdowns": ["hardware_thermal"]}
+    ),
+    "slowed down by its power limit": State(gpu={"reasons": 0x4}, shown={"slowdowns": ["power_cap"]}),
+    "idle clocks": State(gpu={"reasons": 0x1}, shown={"slowdowns": []}),
+    "fell off the bus": State({"xids": [(0, 79)]}, conditions=["xid"], cordons=True),
+    "a program's own fault": State({"xids": [(0, 31)]}),
+    "many corrected errors": State({"xids": [(0, 92)]}, conditions=["xid"]),
+    "shares the machine's memory": State(
+        gpu={"total": code(NOT_SUPPORTED)}, shown={"shares_memory": True, "memory_total_bytes": None}
+    ),
+    "divided up": State(
+        gpu={"mig": 1, "mig0.uuid": "MIG-0", "mig0.name": "1g.10gb", "mig0.total": 10 * GIB, "mig0.used": GIB},
+        shown={
+            "mig_enabled": True,
+            "mig_devices": [
+                {"uuid": "MIG-0", "name": "1g.10gb", "memory_total_bytes": 10 * GIB, "memory_used_bytes": GIB}
+            ],
+        },
+    ),
+    "somebody computes on it": State(
+        gpu={"process": 4711}, shown={"processes": [{"pid": 4711, "memory_bytes": GIB, "worker_id": None}]}
+    ),
+    "an old board that tells little": State(
+        gpu=dict.fromkeys(("utilization", "temperature", "slowdown", "power", "limit", "clock", "memory_clock")),
+        shown={"utilization_percent": None, "power_watts": None},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+async def test_what_is_made_of_what_nvml_says(reader: Gpus, nvml: FakeNvml, name: str):
+    state = STATES[name]
+    nvml.set(*([gpu(0, **state.gpu)] if state.gpu is not None else []), **state.nvml)
+    reading = await reader.read(now=True)
+    if "xids" in state.nvml:
+        # An event comes when it comes.
+        async with asyncio.timeout(10):
+            while not reading.xids:
+                reading = await reader.read(now=True)
+    assert [str(condition.type) for condition in reading.conditions] == state.conditions
+    assert any(condition.cordons for condition in reading.conditions) == state.cordons
+    assert all(condition.what_to_do for condition in reading.conditions)
+    status = reading.status.model_dump(mode="json")
+    assert {key: status[key] for key in state.status} == state.status
+    if state.shown:
+        (shown,) = (found.model_dump(mode="json") for found in reading.gpus)
+        assert {key: shown[key] for key in state.shown} == state.shown
+    # Whatever it was: when it is over, so is what was said of it. Only an Xid stays: somebody must look.
+    nvml.set(gpu(0))
+    again = await reader.read(now=True)
+    assert again.status.available
+    assert {str(condition.type) for condition in again.conditions} <= {"xid"}
+
+
+async def test_a_gpu_that_was_there_is_missed(reader: Gpus, nvml: FakeNvml):
+    nvml.set(gpu(0), gpu(1))
+    await reader.read(now=True)
+    nvml.set(gpu(1))
+    (condition,) = (await reader.read(now=True)).conditions
+    assert (condition.type, condition.uuid, condition.cordons) == ("gpu_missing", "GPU-0", True)
+    nvml.set(gpu(0, handle=error(GPU_IS_LOST)), gpu(1))
+    reading = await reader.read(now=True)
+    assert [found.uuid for found in reading.gpus] == ["GPU-0", "GPU-1"], "known by what it was called before"
+    assert [condition.type for condition in reading.conditions] == ["gpu_lost"]
+
+
+async def test_without_the_library_nothing_is_wrong_and_it_is_found_when_it_comes(
+    tmp_path: Path, nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    monkeypatch.setenv("FAKE_NVML", nvml.environment["FAKE_NVML"])
+    nvml.set(gpu(0))
+    reader = Gpus()
+    try:
+        reading = await reader.read(now=True)
+        assert (reading.status.fault, reading.conditions) == ("library_missing", [])
+        shutil.copy(nvml.library, tmp_path)
+        assert not (await reader.read()).status.available, "it is not looked for at every question"
+        assert (await reader.read(now=True)).status.available
+    finally:
+        await reader.close()
+
+
+async def test_the_process_that_reads_may_be_killed(reader: Gpus, nvml: FakeNvml):
+    nvml.set(gpu(0))
+    await reader.read(now=True)
+    (child,) = children_of(os.getpid())
+    os.kill(child, signal.SIGKILL)
+    assert (await reader.read(now=True)).status.available
+
+
+def children_of(pid: int) -> list[int]:
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if b"nvml_child" in (entry / "cmdline").read_bytes():
+                    parent = re.search(r"^PPid:\s+(\d+)", (entry / "status").read_text(), re.MULTILINE)
+                    found += [int(entry.name)] if parent and int(parent[1]) == pid else []
+            except OSError:
+                continue
+    return found
+
+
+async def test_who_asks_and_leaves_takes_no_answer_from_the_next(reader: Gpus, nvml: FakeNvml):
+    nvml.set(gpu(0, temperature=40))
+    await reader.read(now=True)
+    asked = asyncio.create_task(reader.read(now=True))
+    await asyncio.sleep(0)
+    asked.cancel()
+    nvml.set(gpu(0, temperature=50))
+    assert (await reader.read(now=True)).gpus[0].temperature_celsius == 50
 
 
 async def test_a_driver_that_hangs_holds_up_nothing_else(hive: HiveProcess, nvml: FakeNvml):
-    nvml.set((GIB, 0), hang=8)
+    await devices(hive)
+    nvml.set(gpu(0), hang=20)
     found = await devices(hive)
     assert (found["nvml"]["available"], found["gpus"]) == (False, [])
     assert "did not answer" in found["nvml"]["reason"]
+    assert [condition["type"] for condition in found["conditions"]] == ["driver_silent"]
     assert (await hive.ok("GET", "/health"))["status"] == "healthy"
+    nvml.set(gpu(0))
+    assert (await devices(hive))["nvml"]["available"]
 
 
 async def test_metrics_of_gpus_come_and_go_with_them(hive: HiveProcess, nvml: FakeNvml):
-    assert 'llama_orch_hive_gpu_temperature_celsius{gpu="1"} 61.0' in await metrics(hive)
-    nvml.set((24 * GIB, 0))
+    nvml.set(gpu(0), gpu(1, uncorrected=2, reasons=0x44), xids=[(1, 48)])
+    await devices(hive)
+    await asyncio.sleep(gpus.FRESH_S + 0.2)
+    text = await metrics(hive)
+    for line in (
+        'gpu_temperature_celsius{gpu="1"} 61.0',
+        'gpu_ecc_uncorrected_errors{gpu="1"} 2.0',
+        'gpu_slowdown{gpu="1",reason="hardware_thermal"} 1.0',
+        'gpu_last_xid{gpu="1"} 48.0',
+        'gpu_info{gpu="0",name="Test-GPU",pci_address="00000000:01:00.0",uuid="GPU-0"} 1.0',
+        'gpu_conditions{type="ecc_uncorrected"} 1.0',
+        'gpu_conditions{type="gpu_lost"} 0.0',
+    ):
+        assert f"llama_orch_hive_{line}" in text
+    nvml.set(gpu(0))
+    await asyncio.sleep(gpus.FRESH_S)
     text = await metrics(hive)
     assert "llama_orch_hive_gpus 1.0" in text
     assert 'gpu="1"' not in text
@@ -111,6 +324,14 @@ async def test_a_gpu_that_the_build_cannot_use_is_refused_and_never_replaced(hiv
     assert (await devices(hive))["backends"] == ["cpu"]
 
 
-async def metrics(hive: HiveProcess) -> str:
-    async with aiohttp.ClientSession() as session, session.get(f"{hive.url}/metrics") as answer:
-        return await answer.text()
+async def test_the_process_that_reads_ends_with_the_agent(tmp_path: Path, nvml: FakeNvml):
+    nvml.set(gpu(0))
+    async with a_hive(tmp_path, environment=nvml.environment) as running:
+        await devices(running)
+        assert running.agent is not None
+        (child,) = children_of(running.agent.pid)
+
+    async def gone() -> bool:
+        return start_time(child) is None
+
+    await until(gone, "the process is gone")

@@ -26,7 +26,7 @@ OWNER = {
     "dbos": {"queen/jobs.py"},
     "sqlalchemy": {"queen/store.py", "queen/tables.py"},  # the queries, and the schema
     "watchfiles": {"queen/inventory_watch.py"},
-    "pynvml": {"hive/nvml.py"},
+    "pynvml": {"hive/nvml_child.py"},
     "huggingface_hub": {"hive/hub.py"},
     "llama_cpp": {"worker/binding.py"},
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llama_orch.contract.hive import Devices, Gpu
+from llama_orch.contract.devices import Devices, Gpu
 
 from .connection import Connection, HiveOption, JsonOption, QueenOption, TokenFileOption
 from .output import line, print_json, print_table, size
@@ -30,6 +30,8 @@ def devices(
     line(f"CPU     {cpu.model}, {cpu.cores} cores, load {cpu.load_1m:.2f}")
     line(f"Memory  {size(memory.available_bytes)} available of {size(memory.total_bytes)}")
     line(f"Disk    {size(disk.available_bytes)} available of {size(disk.total_bytes)}")
+    for condition in found.conditions:
+        line(f"{condition.type}: {condition.message}; {condition.what_to_do}", style="red")
     if not found.nvml.available:
         line(f"GPUs    none: {found.nvml.reason or 'NVML does not answer'}")
         return

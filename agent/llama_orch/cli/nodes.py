@@ -43,6 +43,9 @@ def list_nodes(queen: QueenOption = None, token_file: TokenFileOption = None, as
     for node in nodes:
         if node.last_error:
             line(problem(node.node_name, node.last_error), style="red")
+        devices = node.hive.devices if node.hive else None
+        for condition in devices.conditions if devices else ():
+            line(f"{node.node_name}: {condition.message}; {condition.what_to_do}", style="red")
 
 
 def _row(node: Node) -> tuple[str | None, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 
-from llama_orch.contract import hive
+from llama_orch.contract import devices, hive
 from llama_orch.contract import operations as ops
 from llama_orch.contract.common import HiveHealth
 
@@ -22,9 +22,9 @@ class Hive(Service):
         """Which hive this is."""
         return await self._ask(ops.HIVE_INFO, hive.HiveInfo)
 
-    async def devices(self) -> hive.Devices:
+    async def devices(self) -> devices.Devices:
         """CPU, memory, disk and GPUs, read at this moment."""
-        return await self._ask(ops.DEVICES, hive.Devices)
+        return await self._ask(ops.DEVICES, devices.Devices)
 
     async def list_models(self) -> list[hive.Model]:
         """Models on this hive."""

@@ -1,4 +1,4 @@
-"""What a hive takes and answers: models, downloads, workers, devices. Sizes are bytes, times RFC 3339 UTC."""
+"""What a hive takes and answers: models, downloads, workers. Sizes are bytes, times RFC 3339 UTC."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pydantic import AwareDatetime, Field, model_validator
 
 from . import model_ref as refs
 from .common import Problem, Request, Response
+from .devices import Backend
 from .patterns import GgufFilename, WorkerName
 
 Origin = Literal["rest", "inventory"]
-Backend = Literal["cpu", "cuda"]
 
 
 class WorkerStatus(StrEnum):
@@ -159,55 +159,6 @@ class WorkerList(Response):
     """`GET /api/v1/workers`."""
 
     workers: list[Worker]
-
-
-class MemoryInfo(Response):
-    """A memory or a disk."""
-
-    total_bytes: int
-    available_bytes: int
-
-
-class CpuInfo(Response):
-    """The processor and the load on it."""
-
-    model: str
-    cores: int
-    load_1m: float
-
-
-class Gpu(Response):
-    """A GPU as NVML tells it; what it does not support is null."""
-
-    index: int
-    uuid: str
-    name: str
-    memory_total_bytes: int | None
-    memory_used_bytes: int | None
-    memory_free_bytes: int | None
-    utilization_percent: float | None
-    temperature_celsius: float | None
-    power_watts: float | None
-
-
-class GpuStatus(Response):
-    """Whether NVML answers; where it does not, `reason` says why."""
-
-    available: bool
-    reason: str | None = None
-    driver_version: str | None = None
-    cuda_version: str | None = None
-
-
-class Devices(Response):
-    """`GET /api/v1/devices`, read at each question. `backends` are those that a worker can be started with."""
-
-    cpu: CpuInfo
-    memory: MemoryInfo
-    disk: MemoryInfo
-    nvml: GpuStatus
-    gpus: list[Gpu]
-    backends: list[Backend] = Field(default_factory=lambda: ["cpu"])
 
 
 class HiveInfo(Response):

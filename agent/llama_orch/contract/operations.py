@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel
 
-from . import hive, inference, queen
+from . import devices, hive, inference, queen
 from .common import HiveHealth, QueenHealth
 
 
@@ -136,7 +136,7 @@ GET_WORKER = Operation("get_worker", "GET", "/api/v1/workers/{worker_id}", "One 
 STOP_WORKER = Operation(
     "stop_worker", "DELETE", "/api/v1/workers/{worker_id}", "Drain, stop and forget a worker", hive.Worker
 )
-DEVICES = Operation("devices", "GET", "/api/v1/devices", "CPU, memory, disk and GPUs", hive.Devices)
+DEVICES = Operation("devices", "GET", "/api/v1/devices", "CPU, memory, disk and GPUs", devices.Devices)
 
 HIVE = (
     HIVE_HEALTH,

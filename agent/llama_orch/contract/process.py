@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, Field, StringConstraints
 
 from .common import Request, Response
-from .hive import Backend
+from .devices import Backend
 from .patterns import IDENTIFIER
 
 SPEC_FILE = "spec.json"
@@ -34,7 +34,8 @@ class WorkerSpec(Request):
     """`spec.json`, written by the hive: what the worker is to do.
 
     `model_path` is the first part of a model in parts. `model_name` and `model_ref` are the names under which
-    the model may be asked for. `ctx_per_slot` is in tokens; null leaves the choice to the worker.
+    the model may be asked for. `device_uuid` says which GPU `device` meant: numbers shift when a GPU is gone.
+    `ctx_per_slot` is in tokens; null leaves the choice to the worker.
     """
 
     worker_id: Annotated[str, StringConstraints(pattern=IDENTIFIER, max_length=64)]
@@ -45,6 +46,7 @@ class WorkerSpec(Request):
     port: int = Field(ge=1, le=65535)
     backend: Backend
     device: int = Field(default=0, ge=0, le=255)
+    device_uuid: Annotated[str, StringConstraints(pattern=r"^(GPU|MIG)-[A-Za-z0-9-]{1,80}$")] | None = None
     slots: int = Field(default=1, ge=1, le=256)
     ctx_per_slot: int | None = Field(default=None, ge=64, le=1_048_576)
     threads: int | None = Field(default=None, ge=1, le=512)

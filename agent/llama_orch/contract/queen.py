@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, AwareDatetime, Field, SecretStr
 
 from .common import Problem, Request, Response, WorkerCounts
-from .hive import Devices
+from .devices import Devices
 from .patterns import LabelKey, LabelValue, NodeName, SshHost, SshUser
 
 # Names that Ansible gives a meaning of its own.

@@ -10,15 +10,16 @@ from prometheus_client import CollectorRegistry
 
 from llama_orch import __version__
 from llama_orch.contract.common import WorkerCounts
-from llama_orch.contract.hive import Devices, HiveInfo, WorkerStatus
+from llama_orch.contract.devices import Devices
+from llama_orch.contract.hive import HiveInfo, WorkerStatus
 from llama_orch.web.auth import Token
 from llama_orch.web.tasks import OwnedTasks
 
 from . import devices, engine_build, process
 from .downloads import Downloads
+from .gpus import Gpus
 from .metrics import Metrics
 from .models import Models
-from .nvml import Gpus
 from .settings import HiveSettings
 from .workers import Workers
 
@@ -37,11 +38,14 @@ class Agent:
         self.settings = settings
         self.tasks = OwnedTasks()
         self.metrics = Metrics(registry)
-        self.gpus = Gpus()
+        self.gpus = Gpus(self._worker_of)
         self.downloads = Downloads(settings, hub_token, self.metrics.downloaded_bytes.inc)
         self.workers = Workers(settings, self.downloads, self.gpus, inference_token, self.metrics.worker_restarts.inc)
         self.models = Models(settings.models_dir, self.downloads, self.workers.using)
         self._started_at = datetime.now(UTC)
+
+    def _worker_of(self, pid: int) -> str | None:
+        return self.workers.of_process(pid)
 
     async def start(self) -> None:
         """Put right what the last run left, and go on with it."""
@@ -52,6 +56,7 @@ class Agent:
         """End everything of the agent's own; workers go on, downloads at the next start."""
         await self.workers.stop()
         await self.downloads.stop()
+        await self.gpus.close()
         await self.tasks.cancel_all(timeout=5)
 
     async def counts(self) -> WorkerCounts:
@@ -63,15 +68,17 @@ class Agent:
 
     async def devices(self) -> Devices:
         """What the machine has, right now."""
-        nvml, gpus = await self.gpus.read()
+        found = await self.gpus.read()
         disk = await asyncio.to_thread(devices.disk, self.settings.models_dir)
         return Devices(
             cpu=devices.cpu(),
             memory=devices.memory(),
             disk=disk,
-            nvml=nvml,
-            gpus=gpus,
-            backends=["cpu", "cuda"] if gpus and engine_build.has_cuda() else ["cpu"],
+            nvml=found.status,
+            gpus=found.gpus,
+            xids=found.xids,
+            conditions=found.conditions,
+            backends=["cpu", "cuda"] if found.gpus and engine_build.has_cuda() else ["cpu"],
         )
 
     async def refresh_metrics(self) -> None:

@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from llama_orch.contract.hive import CpuInfo, MemoryInfo
+from llama_orch.contract.devices import CpuInfo, MemoryInfo
 
 
 def memory() -> MemoryInfo:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from llama_orch.contract.hive import Devices, DownloadStatus, MemoryInfo, Model, ModelStatus, WorkerStatus
+from llama_orch.contract.devices import ConditionType, Devices, Gpu, GpuEcc, MemoryInfo
+from llama_orch.contract.hive import DownloadStatus, Model, ModelStatus, WorkerStatus
 
 from .download_job import Job
 from .worker_keeper import WorkerKeeper
 
 _GPU_LABELS = ["gpu"]
+_Counted = WorkerStatus | ModelStatus | DownloadStatus | ConditionType
 
 
 class Metrics:
@@ -47,8 +49,20 @@ class Metrics:
             "memory_free_bytes": gauge("gpu_memory_free_bytes", "Free memory of a GPU", _GPU_LABELS),
             "utilization_percent": gauge("gpu_utilization_percent", "Use of a GPU, 0 to 100", _GPU_LABELS),
             "temperature_celsius": gauge("gpu_temperature_celsius", "Temperature of a GPU", _GPU_LABELS),
+            "slowdown_celsius": gauge("gpu_slowdown_celsius", "Temperature at which a GPU slows down", _GPU_LABELS),
             "power_watts": gauge("gpu_power_watts", "Power that a GPU draws", _GPU_LABELS),
+            "power_limit_watts": gauge("gpu_power_limit_watts", "Power that a GPU may draw", _GPU_LABELS),
+            "graphics_clock_mhz": gauge("gpu_graphics_clock_mhz", "Clock of a GPU's processors", _GPU_LABELS),
+            "memory_clock_mhz": gauge("gpu_memory_clock_mhz", "Clock of a GPU's memory", _GPU_LABELS),
         }
+        self._gpu_ecc = {
+            "corrected": gauge("gpu_ecc_corrected_errors", "Corrected since the driver was loaded", _GPU_LABELS),
+            "uncorrected": gauge("gpu_ecc_uncorrected_errors", "Uncorrected since the driver was loaded", _GPU_LABELS),
+        }
+        self._gpu_info = gauge("gpu_info", "1 for each GPU", [*_GPU_LABELS, "uuid", "name", "pci_address"])
+        self._gpu_slowdown = gauge("gpu_slowdown", "1 where a GPU's clocks are held down", [*_GPU_LABELS, "reason"])
+        self._gpu_last_xid = gauge("gpu_last_xid", "Last error that the driver reported of a GPU", _GPU_LABELS)
+        self._gpu_conditions = gauge("gpu_conditions", "What is wrong with GPUs", ["type"])
 
     def refresh(self, keepers: list[WorkerKeeper], models: list[Model], downloads: list[Job], devices: Devices) -> None:
         """Set every gauge to what is the case now, with zeros for every state."""
@@ -67,15 +81,35 @@ class Metrics:
         self._cores.set(devices.cpu.cores)
         self._gpus.set(len(devices.gpus))
         self._nvml_up.set(int(devices.nvml.available))
-        for name, gauge in self._gpu_gauges.items():
-            # A GPU that is gone must not go on with its last values.
+        self._refresh_gpus(devices)
+
+    def _refresh_gpus(self, devices: Devices) -> None:
+        # A GPU that is gone must not go on with its last values.
+        for gauge in (
+            *self._gpu_gauges.values(), *self._gpu_ecc.values(), self._gpu_info, self._gpu_slowdown, self._gpu_last_xid
+        ):  # fmt: skip
             gauge.clear()
-            for gpu in devices.gpus:
-                if (value := getattr(gpu, name)) is not None:
-                    gauge.labels(str(gpu.index)).set(value)
+        for gpu in devices.gpus:
+            number = str(gpu.index)
+            _set_known(self._gpu_gauges, gpu, number)
+            if gpu.ecc is not None:
+                _set_known(self._gpu_ecc, gpu.ecc, number)
+            self._gpu_info.labels(number, gpu.uuid, gpu.name, gpu.pci_address or "").set(1)
+            for reason in gpu.slowdowns:
+                self._gpu_slowdown.labels(number, reason).set(1)
+            for xid in devices.xids:
+                if xid.uuid == gpu.uuid:
+                    self._gpu_last_xid.labels(number).set(xid.code)
+        _count(self._gpu_conditions, ConditionType, (condition.type for condition in devices.conditions))
 
 
-def _count(gauge: Gauge, states: type[WorkerStatus | ModelStatus | DownloadStatus], found: Iterable[str]) -> None:
+def _set_known(gauges: Mapping[str, Gauge], source: Gpu | GpuEcc, gpu: str) -> None:
+    for name, gauge in gauges.items():
+        if (value := getattr(source, name)) is not None:
+            gauge.labels(gpu).set(value)
+
+
+def _count(gauge: Gauge, states: type[_Counted], found: Iterable[str]) -> None:
     numbers = dict.fromkeys(states, 0)
     for status in found:
         numbers[status] += 1  # pyright: ignore[reportArgumentType]

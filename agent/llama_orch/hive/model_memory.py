@@ -8,7 +8,7 @@ says of itself and against what a worker takes.
 
 from __future__ import annotations
 
-from llama_orch.contract.hive import Backend
+from llama_orch.contract.devices import Backend
 
 from .model_facts import ModelFacts
 

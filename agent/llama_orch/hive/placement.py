@@ -6,10 +6,11 @@ import errno
 import socket
 from collections.abc import Iterable
 
-from llama_orch.contract.errors import BadRequest, DoesNotFit, NotReady
-from llama_orch.contract.hive import Backend, Gpu, GpuStatus, SpawnRequest
+from llama_orch.contract.devices import Condition, Gpu, GpuStatus
+from llama_orch.contract.errors import BadRequest, Conflict, DoesNotFit, NotReady
+from llama_orch.contract.hive import SpawnRequest
 
-from . import devices
+from . import devices, gpu_conditions
 from .model_facts import ModelFacts
 from .settings import HiveSettings
 
@@ -49,6 +50,17 @@ def check_device(request: SpawnRequest, status: GpuStatus, gpus: list[Gpu], *, c
         )
 
 
+def check_conditions(gpu: Gpu, conditions: list[Condition]) -> None:
+    """Raises Conflict where something is wrong with the GPU that no new worker should suffer from."""
+    wrong = gpu_conditions.of_device(conditions, gpu)
+    if wrong:
+        raise Conflict(
+            f"device: GPU {gpu.index} takes no new workers: {wrong[0].message}; {wrong[0].what_to_do}",
+            code="device_cordoned",
+            conditions=[one.type.value for one in wrong],
+        )
+
+
 def context(asked: int | None, facts: ModelFacts) -> int:
     """Tokens of context per slot. Raises BadRequest where it is more than the model was made for."""
     if asked is None:
@@ -58,17 +70,16 @@ def context(asked: int | None, facts: ModelFacts) -> int:
     return asked
 
 
-def free_memory(
-    settings: HiveSettings, backend: Backend, device: int, gpus: list[Gpu], spoken_for: int
-) -> tuple[int, str]:
-    """Bytes that a new worker may use, and of what; `spoken_for` is what others will still take."""
-    if backend == "cpu":
-        return max(0, devices.memory().available_bytes - settings.reserve_ram_bytes - spoken_for), "memory"
-    gpu = next((gpu for gpu in gpus if gpu.index == device), None)
-    if gpu is None or gpu.memory_free_bytes is None:
-        # Machines whose GPU shares the main memory answer "not supported".
-        return max(0, devices.memory().available_bytes - settings.reserve_ram_bytes - spoken_for), "shared memory"
-    return max(0, gpu.memory_free_bytes - settings.reserve_gpu_bytes - spoken_for), f"memory of GPU {device}"
+def free_memory(settings: HiveSettings, gpu: Gpu | None, spoken_for: int) -> tuple[int, str]:
+    """Bytes that a new worker on the GPU, or on the CPU, may use, and of what.
+
+    `spoken_for` is what others will still take.
+    """
+    if gpu is None or gpu.shares_memory:
+        available = max(0, devices.memory().available_bytes - settings.reserve_ram_bytes - spoken_for)
+        return available, "memory that the GPU shares" if gpu else "memory"
+    free = gpu.memory_free_bytes or 0
+    return max(0, free - settings.reserve_gpu_bytes - spoken_for), f"memory of GPU {gpu.index}"
 
 
 def check_memory(needed: int, available: int, of_what: str) -> None:

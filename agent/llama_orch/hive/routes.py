@@ -6,8 +6,8 @@ from sanic import Request
 
 from llama_orch.contract import operations as ops
 from llama_orch.contract.common import HiveHealth
+from llama_orch.contract.devices import Devices
 from llama_orch.contract.hive import (
-    Devices,
     Download,
     DownloadList,
     DownloadRequest,

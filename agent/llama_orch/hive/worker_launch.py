@@ -41,6 +41,7 @@ def start(
         port=record.port or 0,
         backend=request.backend,
         device=request.device,
+        device_uuid=record.device_uuid,
         slots=request.slots,
         ctx_per_slot=record.ctx_per_slot,
         threads=record.threads,

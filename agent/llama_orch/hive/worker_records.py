@@ -22,8 +22,9 @@ RECORD_FILE = "record.json"
 class WorkerRecord(BaseModel):
     """One worker as it should be, and what must be known to take it over after a restart of the agent.
 
-    `boot_id` is the boot in which it was last started, None before its first start. `streak` counts crashes without
-    enough service between them. `stopping` and `failed` outlive the agent like everything else here.
+    `device_uuid` is the GPU that `request.device` meant when it was asked for. `boot_id` is the boot in which it was
+    last started, None before its first start. `streak` counts crashes without enough service between them. `stopping`
+    and `failed` outlive the agent like everything else here.
     """
 
     id: str
@@ -33,6 +34,7 @@ class WorkerRecord(BaseModel):
     model_path: str | None = None
     download_id: str | None = None
     port: int | None = None
+    device_uuid: str | None = None
     ctx_per_slot: int | None = None
     threads: int | None = None
     memory_estimated_bytes: int | None = None

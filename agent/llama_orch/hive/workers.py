@@ -10,8 +10,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from llama_orch.contract.devices import Gpu
 from llama_orch.contract.errors import ApiError, Conflict, DoesNotFit, NotFound
-from llama_orch.contract.hive import Backend, Gpu, SpawnRequest, Worker, WorkerStatus
+from llama_orch.contract.hive import SpawnRequest, Worker, WorkerStatus
 from llama_orch.contract.model_ref import FileRef
 from llama_orch.web.auth import Token
 from llama_orch.web.tasks import OwnedTasks
@@ -19,7 +20,7 @@ from llama_orch.web.tasks import OwnedTasks
 from . import devices, engine_build, model_facts, model_memory, placement, process, worker_ending
 from .download_job import Job
 from .downloads import Downloads
-from .nvml import Gpus
+from .gpus import Gpus
 from .problems import Failed
 from .settings import HiveSettings
 from .worker_keeper import Surroundings, WorkerKeeper
@@ -67,7 +68,7 @@ class Workers:
 
     async def start(self) -> None:
         """Adopt what lives, start what should, end what nobody knows. Raises nothing: the agent must come up."""
-        _, self._seen_gpus = await self._gpus.read()
+        self._seen_gpus = (await self._gpus.read()).gpus
         for record in self._records.load():
             self._keepers[record.id] = WorkerKeeper(record, self._around)
         for worker_id in await asyncio.to_thread(process.find, self._settings.state_dir):
@@ -111,6 +112,10 @@ class Workers:
             or (record.request.ref.base == model_ref and record.filename in {filename, None})
         ]
 
+    def of_process(self, pid: int) -> str | None:
+        """The id of the worker that this process is, None where it is none of ours."""
+        return next((key for key, one in self._keepers.items() if one.process and one.process.pid == pid), None)
+
     async def spawn(self, request: SpawnRequest) -> Worker:
         """Start a worker, or answer the one of that name. Raises ApiError where it cannot be."""
         return await self._tasks.finish(self._spawn(request), "spawn")
@@ -127,8 +132,7 @@ class Workers:
     async def _spawn(self, request: SpawnRequest) -> Worker:
         if (existing := self._named(request)) is not None:
             return existing
-        status, self._seen_gpus = await self._gpus.read()
-        placement.check_device(request, status, self._seen_gpus, cuda_build=engine_build.has_cuda())
+        await self._check_device(request)
         if isinstance(request.ref, FileRef):
             worker = await self._spawn_checked(request, Path(request.ref.path), None)
             with contextlib.suppress(ApiError):
@@ -148,6 +152,9 @@ class Workers:
                 return existing
             broken: Failed | None = None
             record = WorkerRecord(id=uuid.uuid4().hex[:12], request=request, created_at=datetime.now(UTC))
+            # Again, and last: a GPU's memory may be taken by programs that are not ours at any moment.
+            gpu = await self._check_device(request)
+            record.device_uuid = gpu.uuid if gpu else None
             if job is None or job.ready:
                 try:
                     facts = await asyncio.to_thread(model_facts.read, path)
@@ -176,6 +183,17 @@ class Workers:
             keeper.state.download()
         keeper.start()
         return keeper.view()
+
+    async def _check_device(self, request: SpawnRequest) -> Gpu | None:
+        """The GPU that is meant, None for the CPU. Raises ApiError where it cannot be used."""
+        found = await self._gpus.read(now=request.backend == "cuda")
+        self._seen_gpus = found.gpus
+        placement.check_device(request, found.status, found.gpus, cuda_build=engine_build.has_cuda())
+        if request.backend == "cpu":
+            return None
+        gpu = next(gpu for gpu in found.gpus if gpu.index == request.device)
+        placement.check_conditions(gpu, found.conditions)
+        return gpu
 
     def _save_new(self, record: WorkerRecord) -> None:
         try:
@@ -252,23 +270,25 @@ class Workers:
 
     def _check_memory(self, record: WorkerRecord) -> None:
         """Raises DoesNotFit. What other workers were promised and do not hold yet is not free."""
-        request, needed = record.request, record.memory_estimated_bytes
+        needed = record.memory_estimated_bytes
         if needed is None:
             return
-        spoken_for = self._spoken_for(record.id, request.backend, request.device)
-        available, of_what = placement.free_memory(
-            self._settings, request.backend, request.device, self._seen_gpus, spoken_for
-        )
+        gpu = next((gpu for gpu in self._seen_gpus if gpu.uuid == record.device_uuid), None)
+        if gpu is None and record.request.backend == "cuda":
+            raise DoesNotFit(
+                f"the GPU of this worker ({record.device_uuid}) is not there: see GET /api/v1/devices",
+                code="gpu_missing",
+            )
+        available, of_what = placement.free_memory(self._settings, gpu, self._spoken_for(record))
         placement.check_memory(needed, available, of_what)
 
-    def _spoken_for(self, but: str, backend: Backend, device: int) -> int:
+    def _spoken_for(self, record: WorkerRecord) -> int:
         total = 0
-        for keeper in self._wanted(but):
-            request = keeper.record.request
-            if (request.backend, request.device) != (backend, device):
+        for keeper in self._wanted(record.id):
+            if keeper.record.device_uuid != record.device_uuid:
                 continue
             promised = keeper.record.memory_estimated_bytes or 0
-            if backend == "cpu":
+            if keeper.record.device_uuid is None:
                 held = devices.held_memory(keeper.process.pid) if keeper.process else 0
             else:
                 held = promised if keeper.state.serving else 0

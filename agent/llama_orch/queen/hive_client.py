@@ -8,7 +8,8 @@ import aiohttp
 from pydantic import BaseModel, ValidationError
 
 from llama_orch.contract.common import HiveHealth, Problem
-from llama_orch.contract.hive import Devices, HiveInfo
+from llama_orch.contract.devices import Devices
+from llama_orch.contract.hive import HiveInfo
 from llama_orch.contract.operations import DEVICES, HIVE_HEALTH, HIVE_INFO
 from llama_orch.contract.queen import NodeHive
 from llama_orch.web.auth import Token, WrongTokenFile

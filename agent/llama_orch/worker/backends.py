@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from llama_orch.contract.hive import Backend
+from llama_orch.contract.devices import Backend
 
 from .generation import CannotServe
 
@@ -29,10 +29,10 @@ class Device:
     is_gpu: bool
 
 
-def show_only(backend: Backend, device: int) -> None:
-    """Let CUDA see the one device that is meant, numbered as NVML does. Must come before `load`."""
+def show_only(backend: Backend, device: str) -> None:
+    """Let CUDA see the one device that is meant, by its UUID or numbered as NVML does. Must come before `load`."""
     os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-    os.environ["CUDA_VISIBLE_DEVICES"] = str(device) if backend == "cuda" else ""
+    os.environ["CUDA_VISIBLE_DEVICES"] = device if backend == "cuda" else ""
 
 
 def load() -> list[Device]:

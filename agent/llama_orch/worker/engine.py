@@ -58,7 +58,7 @@ class LlamaEngine:
         """Load the model onto its device and warm it up; see `generation.Engine.load`."""
         model_file.check(Path(self._spec.model_path))
         send_log_to(self._log)
-        backends.show_only(self._spec.backend, self._spec.device)
+        backends.show_only(self._spec.backend, self._spec.device_uuid or str(self._spec.device))
         devices = backends.choose(backends.load(), self._spec.backend, self._spec.device)
         llama_cpp.llama_backend_init()
         self._model = self._load_model(devices, progress)

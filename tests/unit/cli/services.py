@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 from sanic import Request
 
-from llama_orch.contract import hive, inference, queen
+from llama_orch.contract import devices, hive, inference, queen
 from llama_orch.contract import operations as ops
 from llama_orch.contract.common import HiveHealth, Problem, QueenHealth, WorkerCounts
 from llama_orch.contract.errors import BadRequest, Busy, Conflict, NotFound
@@ -28,11 +28,11 @@ TOKEN = "the-api-token-of-this-test"
 INFERENCE_TOKEN = "the-inference-token-of-this-test"
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 WORDS = ("Hello", " there,", " tester.")
-DEVICES = hive.Devices(
-    cpu=hive.CpuInfo(model="A CPU", cores=2, load_1m=0.5),
-    memory=hive.MemoryInfo(total_bytes=8 << 30, available_bytes=4 << 30),
-    disk=hive.MemoryInfo(total_bytes=100 << 30, available_bytes=50 << 30),
-    nvml=hive.GpuStatus(available=False, reason="libnvidia-ml.so.1 is not there"),
+DEVICES = devices.Devices(
+    cpu=devices.CpuInfo(model="A CPU", cores=2, load_1m=0.5),
+    memory=devices.MemoryInfo(total_bytes=8 << 30, available_bytes=4 << 30),
+    disk=devices.MemoryInfo(total_bytes=100 << 30, available_bytes=50 << 30),
+    nvml=devices.GpuStatus(available=False, reason="libnvidia-ml.so.1 is not there"),
     gpus=[],
 )
 
@@ -220,7 +220,7 @@ def hive_routes(fleet: Fleet) -> Routes:
         return hive.HiveInfo(hive_id="h", version="0.1.0", pid=1, started_at=NOW, boot_id="b")
 
     @routes.handle(ops.DEVICES)
-    async def devices(_: Request) -> hive.Devices:
+    async def devices(_: Request) -> devices.Devices:
         return DEVICES
 
     @routes.handle(ops.LIST_WORKERS)

@@ -4,8 +4,9 @@ import socket
 
 import pytest
 
-from llama_orch.contract.errors import BadRequest, DoesNotFit, NotReady
-from llama_orch.contract.hive import Gpu, GpuStatus, SpawnRequest
+from llama_orch.contract.devices import Condition, ConditionType, Gpu, GpuStatus
+from llama_orch.contract.errors import BadRequest, Conflict, DoesNotFit, NotReady
+from llama_orch.contract.hive import SpawnRequest
 from llama_orch.hive import placement
 from llama_orch.hive.model_facts import ModelFacts
 from llama_orch.hive.settings import HiveSettings
@@ -58,12 +59,33 @@ def test_devices_that_are_not(fields: dict[str, object], status: GpuStatus, gpus
 
 def test_gpu_memory_leaves_the_reserve_and_what_others_were_promised():
     settings = HiveSettings(reserve_gpu_bytes=2**30)
-    available, what = placement.free_memory(settings, "cuda", 1, GPUS, 4 * 2**30)
+    available, what = placement.free_memory(settings, GPUS[1], 4 * 2**30)
     assert (available, what) == (15 * 2**30, "memory of GPU 1")
     with pytest.raises(DoesNotFit) as error:
         placement.check_memory(available + 1, available, what)
     assert error.value.details == {"needed_bytes": available + 1, "available_bytes": available}
     placement.check_memory(available, available, what)
+
+
+def test_a_gpu_that_shares_memory_is_judged_by_the_machines():
+    shared = GPUS[0].model_copy(update={"memory_free_bytes": None, "shares_memory": True})
+    available, what = placement.free_memory(HiveSettings(reserve_ram_bytes=0), shared, 0)
+    assert available > 0
+    assert what == "memory that the GPU shares"
+
+
+def test_a_gpu_with_something_wrong_takes_no_new_worker():
+    first, second = GPUS[0].model_copy(update={"uuid": "GPU-0"}), GPUS[1].model_copy(update={"uuid": "GPU-1"})
+    hot = Condition(
+        type=ConditionType.OVER_TEMPERATURE, uuid="GPU-1", index=1, message="99 °C", what_to_do="cool it", cordons=True
+    )
+    placement.check_conditions(first, [hot])
+    placement.check_conditions(second, [hot.model_copy(update={"cordons": False})])
+    with pytest.raises(Conflict, match="takes no new workers: 99 °C; cool it") as error:
+        placement.check_conditions(second, [hot])
+    assert (error.value.error_code, error.value.details) == ("device_cordoned", {"conditions": ["over_temperature"]})
+    with pytest.raises(Conflict):
+        placement.check_conditions(first, [hot.model_copy(update={"uuid": None})])
 
 
 def test_context_is_bounded_by_the_model():

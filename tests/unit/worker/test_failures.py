@@ -32,12 +32,12 @@ def test_cuda_never_falls_back(devices: list[Device]):
 def test_cuda_sees_the_device_by_its_number_in_nvml(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
-    backends.show_only("cuda", 2)
+    backends.show_only("cuda", "2")
     assert (backends.os.environ["CUDA_VISIBLE_DEVICES"], backends.os.environ["CUDA_DEVICE_ORDER"]) == (
         "2",
         "PCI_BUS_ID",
     )
-    backends.show_only("cpu", 2)
+    backends.show_only("cpu", "2")
     assert backends.os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 

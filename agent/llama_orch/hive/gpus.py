@@ -1,0 +1,166 @@
+"""The GPUs, read by a process of their own for all who ask; what is wrong with them; whose processes use them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable
+
+from pydantic import BaseModel, Field, ValidationError
+
+from llama_orch.contract.devices import Condition, Gpu, GpuFault, GpuStatus, Xid
+
+from . import gpu_conditions
+from .process import interpreter
+
+TIMEOUT_S = 5.0
+# One reading serves all who ask within this time.
+FRESH_S = 1.0
+# A machine without the driver's library hardly gets it meanwhile, and looking costs a process.
+MISSING_S = 30.0
+KILL_S = 1.0
+KEPT_XIDS = 64
+_LONGEST_LINE = 2**20
+
+
+class Reading(BaseModel):
+    """What NVML said at one moment, and what follows from it."""
+
+    status: GpuStatus
+    gpus: list[Gpu] = Field(default_factory=list)
+    xids: list[Xid] = Field(default_factory=list)
+    conditions: list[Condition] = Field(default_factory=list)
+
+
+class Gpus:
+    """Asks a child process, which may hang or crash; the agent then says so and starts another.
+
+    `worker_of` tells which worker a process belongs to.
+    """
+
+    def __init__(self, worker_of: Callable[[int], str | None] = lambda _: None) -> None:
+        self._worker_of = worker_of
+        self._child: asyncio.subprocess.Process | None = None
+        self._killed = False
+        self._reading: asyncio.Task[None] | None = None
+        self._last = _silent("not read yet")
+        self._read_at = -math.inf
+        # GPUs that were there once, by UUID: one that is not any more is a fault.
+        self._known: dict[str, Gpu] = {}
+        self._xids: dict[tuple[str, int, float], Xid] = {}
+
+    async def read(self, *, now: bool = False) -> Reading:
+        """The GPUs as they are; with `now` not as they were before this question. Raises nothing."""
+        if now and self._reading is not None:
+            await asyncio.shield(self._reading)
+        if self._reading is None and (now or self._is_old()):
+            # A task of its own: a caller that leaves must not leave an answer in the pipe for the next one.
+            self._reading = asyncio.create_task(self._read())
+        if self._reading is not None:
+            await asyncio.shield(self._reading)
+        return self._last
+
+    async def close(self) -> None:
+        """End the child."""
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.wait([self._reading])
+        await self._end_child()
+
+    def _is_old(self) -> bool:
+        kept = MISSING_S if self._last.status.fault is GpuFault.LIBRARY_MISSING else FRESH_S
+        return time.monotonic() - self._read_at > kept
+
+    async def _read(self) -> None:
+        try:
+            self._last = self._completed(await self._ask())
+            self._read_at = time.monotonic()
+        finally:
+            self._reading = None
+
+    async def _ask(self) -> Reading:
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                line = await self._line()
+                if not line and await self._ended() == -signal.SIGKILL:
+                    # Somebody ended it; that says nothing of the driver.
+                    line = await self._line()
+            reading = Reading.model_validate_json(line)
+        except TimeoutError:
+            await self._end_child()
+            return _silent(f"the NVIDIA driver did not answer within {TIMEOUT_S:.0f} s")
+        except (ValidationError, OSError):
+            return _silent(f"the process that asks the NVIDIA driver ended (status {await self._ended()})")
+        if not reading.status.available:
+            # It ends by itself; the next one begins with the library as it is then.
+            await self._ended()
+        return reading
+
+    async def _line(self) -> bytes:
+        child = await self._running_child()
+        if child is None:
+            return _silent("the NVIDIA driver has not answered an earlier question").model_dump_json().encode()
+        assert child.stdin is not None and child.stdout is not None  # noqa: S101  asked for when it was started
+        child.stdin.write(b"\n")
+        return await child.stdout.readline()
+
+    async def _running_child(self) -> asyncio.subprocess.Process | None:
+        """The child, started where there is none; None while one that was killed is still held by the kernel."""
+        if self._child is not None and self._child.returncode is None:
+            return None if self._killed else self._child
+        self._killed = False
+        self._child = await asyncio.create_subprocess_exec(
+            *(interpreter(), "-m", "llama_orch.hive.nvml_child"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=_LONGEST_LINE,
+        )
+        return self._child
+
+    async def _ended(self) -> int | None:
+        """The status of a child that is about to end by itself."""
+        with contextlib.suppress(TimeoutError):
+            if self._child is not None:
+                return await asyncio.wait_for(self._child.wait(), KILL_S)
+        return await self._end_child()
+
+    async def _end_child(self) -> int | None:
+        child = self._child
+        if child is None:
+            return None
+        self._killed = True
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        # One that hangs in the driver ends when the driver lets it go.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(child.wait(), KILL_S)
+        return child.returncode
+
+    def _completed(self, reading: Reading) -> Reading:
+        gpus = [self._named(gpu) for gpu in reading.gpus]
+        for gpu in gpus:
+            if gpu.uuid:
+                self._known[gpu.uuid] = gpu
+        # A child that was started anew knows nothing of what the one before it saw.
+        self._xids |= {(xid.uuid, xid.code, xid.at.timestamp()): xid for xid in reading.xids}
+        self._xids = dict(list(self._xids.items())[-KEPT_XIDS:])
+        xids = list(self._xids.values())
+        conditions = gpu_conditions.find(reading.status, gpus, xids, list(self._known.values()))
+        return Reading(status=reading.status, gpus=gpus, xids=xids, conditions=conditions)
+
+    def _named(self, gpu: Gpu) -> Gpu:
+        if gpu.problem is not None and not gpu.uuid:
+            # One that is lost does not even tell its name: take it from when it did.
+            before = next((known for known in self._known.values() if known.index == gpu.index), None)
+            return gpu.model_copy(update={"uuid": before.uuid, "name": before.name}) if before else gpu
+        if gpu.processes is None:
+            return gpu
+        ours = [one.model_copy(update={"worker_id": self._worker_of(one.pid)}) for one in gpu.processes]
+        return gpu.model_copy(update={"processes": ours})
+
+
+def _silent(reason: str) -> Reading:
+    return Reading(status=GpuStatus(available=False, fault=GpuFault.NO_ANSWER, reason=reason))
