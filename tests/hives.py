@@ -22,7 +22,7 @@ from .ports import free_port
 API_TOKEN = "api-token-of-the-tests"
 INFERENCE_TOKEN = "inference-token-of-the-tests"
 ROOT = Path(__file__).parents[1]
-WAIT_S = 60.0
+WAIT_S = 120.0
 
 
 class HiveProcess:

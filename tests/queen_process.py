@@ -20,7 +20,7 @@ import aiohttp
 from .ports import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 120.0
 
 
 class QueenProcess:
@@ -178,13 +178,13 @@ class Api:
                 if line.startswith(b"data: "):
                     yield json.loads(line[6:])
 
-    async def ended(self, job_id: str, timeout: float = 60.0) -> dict[str, Any]:
+    async def ended(self, job_id: str, timeout: float = 120.0) -> dict[str, Any]:
         """Wait until the job has ended."""
         return await self.until(
             lambda job: job["status"] in {"succeeded", "failed", "cancelled"}, f"/api/v1/jobs/{job_id}", timeout
         )
 
-    async def until(self, condition: Callable[[Any], bool], path: str, timeout: float = 20.0) -> Any:
+    async def until(self, condition: Callable[[Any], bool], path: str, timeout: float = 60.0) -> Any:
         """Ask until the answer fulfils `condition`."""
         deadline = time.monotonic() + timeout
         while True:

@@ -93,7 +93,7 @@ class Host:
 
     # ---- power
 
-    def boot_again(self, timeout: float = 30.0) -> None:
+    def boot_again(self, timeout: float = 90.0) -> None:
         """Switch on, with the disk as it is; returns when ssh answers (seconds until giving up)."""
         if self.running:
             raise HostsError(f"{self.name} is on already")
@@ -157,7 +157,7 @@ class Host:
             return connection.recv(4) == b"SSH-"
         return False
 
-    def wait_for_ssh(self, timeout: float = 30.0) -> None:
+    def wait_for_ssh(self, timeout: float = 90.0) -> None:
         """Wait until ssh answers; raises HostsError with the end of the console when it does not."""
         # What is sent before the host has its address is lost and sent again only after a second: look first.
         self.wait_until(

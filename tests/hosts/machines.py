@@ -150,7 +150,7 @@ class Fleet:
         python: bool | str = True,
         users: Mapping[str, User] | None = None,
         authorized_keys: Sequence[str] = (),
-        timeout: float = 30.0,
+        timeout: float = 90.0,
     ) -> Host:
         """Make a fresh host and switch it on; returns when ssh answers (seconds until giving up).
 

@@ -153,7 +153,7 @@ def long_playbook(queen: QueenProcess, marker: str, seconds: int, passed: Path) 
     )
 
 
-async def wait_for(condition: Any, timeout: float = 20.0) -> None:
+async def wait_for(condition: Any, timeout: float = 60.0) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "what the test waits for does not happen"

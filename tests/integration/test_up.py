@@ -23,7 +23,7 @@ from tests.hub import Hub
 from tests.models import truncated_model
 from tests.ports import free_port
 
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 STOP_SECONDS = 30.0
 LAST_LINE = "Ctrl-C stops everything."
 REPOSITORY = Path(__file__).resolve().parents[2]

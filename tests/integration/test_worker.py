@@ -29,7 +29,7 @@ from tests.ports import free_port
 TOKEN = "an-inference-token-of-enough-length"
 AUTH = {"Authorization": f"Bearer {TOKEN}"}
 AGENT = Path(__file__).parents[2] / "agent"
-START_SECONDS = 30.0
+START_SECONDS = 120.0
 
 
 class WorkerProcess:
@@ -86,7 +86,7 @@ class WorkerProcess:
                 await asyncio.sleep(0.02)
         raise AssertionError(f"not {statuses} within {START_SECONDS} s: {self.log.read_text()}")
 
-    async def ended(self, seconds: float = 15.0) -> int:
+    async def ended(self, seconds: float = 60.0) -> int:
         """The exit code."""
         return await asyncio.to_thread(self.process.wait, seconds)
 
@@ -173,7 +173,7 @@ async def metric(session: aiohttp.ClientSession, series: str) -> float:
     raise AssertionError(f"no series {series}")
 
 
-async def until_metric(session: aiohttp.ClientSession, series: str, value: float, seconds: float = 5.0) -> None:
+async def until_metric(session: aiohttp.ClientSession, series: str, value: float, seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while (seen := await metric(session, series)) != value:
         assert time.monotonic() < deadline, f"{series} is {seen}, not {value}"
