@@ -5,12 +5,14 @@ What an Xid means is NVIDIA's "Xid Errors" catalogue: docs.nvidia.com/deploy/xid
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from llama_orch.contract.devices import Condition, ConditionType, Gpu, GpuFault, GpuStatus, Xid
 
 _RESET = "stop the workers on it, then reset it (nvidia-smi --gpu-reset -i INDEX) or reboot the machine"
 _REPLACE = "stop using it and have it replaced"
+_REBOOT = "reboot the machine; if it comes again, check power, cooling and seating"
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ _XIDS = {
     62: _Meaning("its controller halted", _RESET),
     64: _Meaning("bad memory could not be retired", _REPLACE),
     74: _Meaning("an error of NVLink", "see that the bridge is seated; reset the GPU (nvidia-smi --gpu-reset)"),
-    79: _Meaning("it fell off the bus", "reboot the machine; if it comes again, check power, cooling and seating"),
+    79: _Meaning("it fell off the bus", _REBOOT),
     92: _Meaning("many corrected memory errors", "watch it; have it replaced if they go on", cordons=False),
     95: _Meaning("an uncontained memory error", _RESET),
     119: _Meaning("its system processor does not answer", _RESET),
@@ -76,17 +78,23 @@ def _missing(gpu: Gpu) -> Condition:
     )
 
 
-def _of_gpu(gpu: Gpu) -> list[Condition]:
-    def condition(kind: ConditionType, message: str, what: str, *, cordons: bool = True) -> Condition:
-        text = f"GPU {gpu.index} ({gpu.name}): {message}"
-        what = what.replace("INDEX", str(gpu.index))
-        return Condition(type=kind, uuid=gpu.uuid, index=gpu.index, message=text, what_to_do=what, cordons=cordons)
+def _condition(gpu: Gpu, kind: ConditionType, message: str, what: str, *, cordons: bool = True) -> Condition:
+    return Condition(
+        type=kind,
+        uuid=gpu.uuid,
+        index=gpu.index,
+        message=f"GPU {gpu.index} ({gpu.name}): {message}",
+        what_to_do=what.replace("INDEX", str(gpu.index)),
+        cordons=cordons,
+    )
 
+
+def _of_gpu(gpu: Gpu) -> list[Condition]:
+    condition = functools.partial(_condition, gpu)
     if gpu.problem == "reset_required":
         return [condition(ConditionType.RESET_NEEDED, "it must be reset before it computes again", _RESET)]
     if gpu.problem is not None:
-        what = "reboot the machine; if it comes again, check power, cooling and seating"
-        return [condition(ConditionType.GPU_LOST, "the driver cannot reach it any more", what)]
+        return [condition(ConditionType.GPU_LOST, "the driver cannot reach it any more", _REBOOT)]
     found: list[Condition] = []
     ecc = gpu.ecc
     if ecc and ecc.uncorrected:
@@ -109,12 +117,6 @@ def _of_xids(gpu: Gpu, xids: list[Xid]) -> list[Condition]:
     for xid in xids:
         meaning = _XIDS.get(xid.code)
         if xid.uuid == gpu.uuid and meaning is not None:
-            found[xid.code] = Condition(
-                type=ConditionType.XID,
-                uuid=gpu.uuid,
-                index=gpu.index,
-                message=f"GPU {gpu.index} ({gpu.name}): Xid {xid.code} at {xid.at:%Y-%m-%d %H:%M:%S}, {meaning.text}",
-                what_to_do=meaning.what_to_do.replace("INDEX", str(gpu.index)),
-                cordons=meaning.cordons,
-            )
+            message = f"Xid {xid.code} at {xid.at:%Y-%m-%d %H:%M:%S}, {meaning.text}"
+            found[xid.code] = _condition(gpu, ConditionType.XID, message, meaning.what_to_do, cordons=meaning.cordons)
     return list(found.values())

@@ -7,6 +7,7 @@ import contextlib
 import math
 import signal
 import time
+from collections import deque
 from collections.abc import Callable
 
 from pydantic import BaseModel, Field, ValidationError
@@ -50,7 +51,7 @@ class Gpus:
         self._read_at = -math.inf
         # GPUs that were there once, by UUID: one that is not any more is a fault.
         self._known: dict[str, Gpu] = {}
-        self._xids: dict[tuple[str, int, float], Xid] = {}
+        self._xids: deque[Xid] = deque(maxlen=KEPT_XIDS)
 
     async def read(self, *, now: bool = False) -> Reading:
         """The GPUs as they are; with `now` not as they were before this question. Raises nothing."""
@@ -82,6 +83,9 @@ class Gpus:
             self._reading = None
 
     async def _ask(self) -> Reading:
+        if self._killed and self._child is not None and self._child.returncode is None:
+            # The kernel still holds it; another one would only hang beside it.
+            return _silent("the NVIDIA driver has not answered an earlier question")
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 line = await self._line()
@@ -101,16 +105,14 @@ class Gpus:
 
     async def _line(self) -> bytes:
         child = await self._running_child()
-        if child is None:
-            return _silent("the NVIDIA driver has not answered an earlier question").model_dump_json().encode()
         assert child.stdin is not None and child.stdout is not None  # noqa: S101  asked for when it was started
         child.stdin.write(b"\n")
         return await child.stdout.readline()
 
-    async def _running_child(self) -> asyncio.subprocess.Process | None:
-        """The child, started where there is none; None while one that was killed is still held by the kernel."""
+    async def _running_child(self) -> asyncio.subprocess.Process:
+        """The child, started where there is none."""
         if self._child is not None and self._child.returncode is None:
-            return None if self._killed else self._child
+            return self._child
         self._killed = False
         self._child = await asyncio.create_subprocess_exec(
             *(interpreter(), "-m", "llama_orch.hive.nvml_child"),
@@ -144,10 +146,9 @@ class Gpus:
         for gpu in gpus:
             if gpu.uuid:
                 self._known[gpu.uuid] = gpu
-        # A child that was started anew knows nothing of what the one before it saw.
-        self._xids |= {(xid.uuid, xid.code, xid.at.timestamp()): xid for xid in reading.xids}
-        self._xids = dict(list(self._xids.items())[-KEPT_XIDS:])
-        xids = list(self._xids.values())
+        # Each is told once, and the child that told it may be gone.
+        self._xids.extend(reading.xids)
+        xids = list(self._xids)
         conditions = gpu_conditions.find(reading.status, gpus, xids, list(self._known.values()))
         return Reading(status=reading.status, gpus=gpus, xids=xids, conditions=conditions)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import json
 import signal
 import sys
@@ -44,8 +45,7 @@ _SLOWDOWNS = {
     pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown: "power_brake",
 }
 # Of one GPU; the others go on.
-_LOST, _RESET = pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED
-_PROBLEMS = {_LOST: "gpu_lost", _RESET: "reset_required"}
+_PROBLEMS = {pynvml.NVML_ERROR_GPU_IS_LOST: "gpu_lost", pynvml.NVML_ERROR_RESET_REQUIRED: "reset_required"}
 
 
 def main() -> None:
@@ -88,33 +88,33 @@ class _XidWatch:
                 continue
             self._seen.append({"uuid": _uuid(event.device), "code": int(event.eventData), "at": time.time()})
 
-    def seen(self) -> list[dict[str, Any]]:
-        """What was reported so far, the oldest first."""
-        return list(self._seen)
+    def new(self) -> list[dict[str, Any]]:
+        """What was reported since the last question, the oldest first."""
+        return [self._seen.popleft() for _ in range(len(self._seen))]
 
 
 _xids = _XidWatch()
-_begun = False
+
+
+@functools.cache
+def _begin() -> None:
+    pynvml.nvmlInit()
+    _xids.start(pynvml.nvmlDeviceGetCount())
 
 
 def _reading() -> dict[str, Any]:
-    global _begun  # noqa: PLW0603  NVML itself is one per process
     try:
-        if not _begun:
-            pynvml.nvmlInit()
+        _begin()
         count = pynvml.nvmlDeviceGetCount()
-        if not _begun:
-            _xids.start(count)
-            _begun = True
         status = {
             "available": True,
             "driver_version": _ask(pynvml.nvmlSystemGetDriverVersion),
             "cuda_version": _cuda_version(),
         }
-        return {"status": status, "gpus": [_gpu(index) for index in range(count)], "xids": _xids.seen()}
+        return {"status": status, "gpus": [_gpu(index) for index in range(count)], "xids": _xids.new()}
     except pynvml.NVMLError as error:
         fault, reason = _FAULTS.get(_code(error), ("other", f"NVML answers: {error}"))
-        return {"status": {"available": False, "fault": fault, "reason": reason}, "gpus": [], "xids": _xids.seen()}
+        return {"status": {"available": False, "fault": fault, "reason": reason}, "gpus": [], "xids": _xids.new()}
 
 
 def _code(error: pynvml.NVMLError) -> int:
@@ -233,15 +233,8 @@ def _mig(handle: Any) -> dict[str, Any]:
     for number in range(_ask(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0):
         part = _ask(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, number)
         if part is not None:
-            memory = _ask(pynvml.nvmlDeviceGetMemoryInfo, part)
-            parts.append(
-                {
-                    "uuid": _ask(pynvml.nvmlDeviceGetUUID, part) or "",
-                    "name": _ask(pynvml.nvmlDeviceGetName, part) or "unknown",
-                    "memory_total_bytes": int(memory.total) if memory else None,
-                    "memory_used_bytes": int(memory.used) if memory else None,
-                }
-            )
+            name = _ask(pynvml.nvmlDeviceGetName, part) or "unknown"
+            parts.append({"uuid": _uuid(part), "name": name, **_memory(part)})
     return {"mig_enabled": True, "mig_devices": parts}
 
 

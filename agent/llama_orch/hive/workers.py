@@ -153,7 +153,7 @@ class Workers:
             broken: Failed | None = None
             record = WorkerRecord(id=uuid.uuid4().hex[:12], request=request, created_at=datetime.now(UTC))
             # Again, and last: a GPU's memory may be taken by programs that are not ours at any moment.
-            gpu = await self._check_device(request)
+            gpu = await self._check_device(request, now=request.backend == "cuda")
             record.device_uuid = gpu.uuid if gpu else None
             if job is None or job.ready:
                 try:
@@ -184,9 +184,9 @@ class Workers:
         keeper.start()
         return keeper.view()
 
-    async def _check_device(self, request: SpawnRequest) -> Gpu | None:
-        """The GPU that is meant, None for the CPU. Raises ApiError where it cannot be used."""
-        found = await self._gpus.read(now=request.backend == "cuda")
+    async def _check_device(self, request: SpawnRequest, *, now: bool = False) -> Gpu | None:
+        """The GPU that is meant, None for the CPU; `now` as in `Gpus.read`. Raises ApiError where it cannot be used."""
+        found = await self._gpus.read(now=now)
         self._seen_gpus = found.gpus
         placement.check_device(request, found.status, found.gpus, cuda_build=engine_build.has_cuda())
         if request.backend == "cpu":
