@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from . import gpu
 from .disks import User
 from .images import PYTHONS, say
 from .machines import DEFAULT_USERS, Fleet, HostsError
@@ -35,6 +36,9 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("list", help="print all hosts")
     for name, about in ACTIONS.items():
         commands.add_parser(name, help=about).add_argument("name")
+    gpus = commands.add_parser("gpu", help="put NVIDIA GPUs into a running host, by PCI device id")
+    gpus.add_argument("name")
+    gpus.add_argument("device", nargs="+", help="such as 2204")
     run = commands.add_parser("run", help="run a shell command in a host, past its network")
     run.add_argument("name")
     run.add_argument("line")
@@ -100,6 +104,9 @@ def main(argv: list[str] | None = None) -> int:
                 fleet.close()
         else:
             host = fleet.host(arguments.name)
+            if arguments.command == "gpu":
+                gpu.give(host, arguments.device)
+                return 0
             if arguments.command == "run":
                 done = host.run(arguments.line, timeout=600)
                 sys.stdout.write(done.stdout)

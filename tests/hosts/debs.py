@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -29,9 +31,21 @@ PACKAGES = (
     "rsync",
     "ufw",
 )
+# NVIDIA's driver as Debian has it, compute-only, with both kinds of kernel modules.
+DRIVER_PACKAGES = (
+    "libcuda1",
+    "libnvidia-cfg1",
+    "libnvidia-ml1",
+    "nvidia-kernel-dkms",
+    "nvidia-modprobe",
+    "nvidia-open-kernel-dkms",
+    "nvidia-persistenced",
+    "nvidia-smi",
+)
 
 # Each package by itself: together they could exclude each other, and a host may install any of them.
 DOWNLOAD = """
+sed -i 's/ main$/ main contrib non-free non-free-firmware/' /etc/apt/sources.list
 apt-get update -q
 for package in {packages}; do
     apt-get install -q -y --no-install-recommends --download-only "$package"
@@ -42,7 +56,8 @@ done
 def folder(suite: str, packages: Sequence[str] = PACKAGES) -> Path:
     """An apt repository (flat: packages and their index) of ``packages`` with all dependencies, from the cache."""
     below = images.base(suite)
-    wanted = sorted({*packages, *images.PYTHONS["full"], *images.PYTHONS["minimal"]})
+    wanted = sorted({*packages, *DRIVER_PACKAGES, *images.PYTHONS["full"], *images.PYTHONS["minimal"]})
+    kernel = platform.release()
 
     def build(target: Path) -> None:
         work = target.parent / f"{target.name}.mount"
@@ -56,9 +71,31 @@ def folder(suite: str, packages: Sequence[str] = PACKAGES) -> Path:
         for package in (work / "upper" / "var/cache/apt/archives").glob("*.deb"):
             package.rename(target / package.name.replace("%3a", "-"))
         images.remove_tree(work)
+        write_headers(target, kernel)
         write_index(target)
 
-    return images.build_once(f"{suite}-packages-{images.key_of(below.name, wanted)}", build)
+    return images.build_once(f"{suite}-packages-{images.key_of(below.name, wanted, kernel)}", build)
+
+
+def write_headers(target: Path, kernel: str) -> None:
+    """Make a package named after the headers of this machine's kernel, which the hosts run and no distribution has.
+
+    There is nothing in it, so that dkms builds nothing for a kernel that could load nothing either.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        control = Path(folder, "DEBIAN", "control")
+        control.parent.mkdir()
+        name = f"linux-headers-{kernel}"
+        control.write_text(
+            f"Package: {name}\nVersion: 1\nArchitecture: all\nMaintainer: tests <tests@example.com>\n"
+            "Description: stands for the headers of a kernel of the distribution\n"
+        )
+        subprocess.run(
+            ["dpkg-deb", "--build", folder, str(target / f"{name}_1_all.deb")],
+            capture_output=True,
+            timeout=60,
+            check=True,
+        )
 
 
 def write_index(target: Path) -> None:

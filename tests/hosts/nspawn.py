@@ -33,7 +33,8 @@ done
 BOOT = """
 mount -t overlay overlay -o "$2" "$3"
 log="$4"; shift 4
-setsid --fork "$@" < /dev/null >> "$log" 2>&1
+# With this status nspawn says that the machine reboots and wants to be started again.
+setsid --fork bash -c 'while :; do "$@"; [ $? = 133 ] || break; done' bash "$@" < /dev/null >> "$log" 2>&1
 """
 DAEMON = """
 log="$2"; shift 2

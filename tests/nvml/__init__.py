@@ -47,14 +47,26 @@ def error(code: int) -> str:
 class FakeNvml:
     """The library in a folder of its own, and the file that drives it, read anew for each reading.
 
-    A process sees it with the environment of `environment`.
+    A process sees it with the environment of `environment`; without one, it reads the file `elsewhere`.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._state = folder / "gpus"
+    def __init__(self, folder: Path, elsewhere: str = "") -> None:
+        self.state = folder / "gpus"
         self._folder = folder
         subprocess.run(
-            ["cc", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", str(self.library), str(SOURCE)],
+            [
+                "cc",
+                "-shared",
+                "-fPIC",
+                "-Wall",
+                "-Wextra",
+                "-Werror",
+                "-pthread",
+                f'-DSTATE="{elsewhere}"',
+                "-o",
+                str(self.library),
+                str(SOURCE),
+            ],
             check=True,
             timeout=60,
         )
@@ -68,7 +80,7 @@ class FakeNvml:
     @property
     def environment(self) -> dict[str, str]:
         """What a process needs to see these GPUs."""
-        return {"LD_LIBRARY_PATH": str(self._folder), "FAKE_NVML": str(self._state)}
+        return {"LD_LIBRARY_PATH": str(self._folder), "FAKE_NVML": str(self.state)}
 
     def set(
         self,
@@ -87,6 +99,6 @@ class FakeNvml:
         lines += [f"xid.{number} {index}:{code}" for number, (index, code) in enumerate(xids)]
         for index, one in enumerate(gpus):
             lines += [f"{index}.{key} {value}" for key, value in one.items() if value is not None]
-        written = self._state.with_suffix(".new")
+        written = self.state.with_suffix(".new")
         written.write_text("\n".join(lines) + "\n")
-        written.replace(self._state)
+        written.replace(self.state)

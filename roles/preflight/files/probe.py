@@ -77,6 +77,19 @@ def firewalls():
     return active
 
 
+def nvidia_gpus():
+    """NVIDIA's display controllers on the PCI bus, which need no driver to be seen; ids are hexadecimal."""
+    found = []
+    for folder in sorted(glob.glob("/sys/bus/pci/devices/*")):
+        ids = {}
+        for name in ("vendor", "device", "class"):
+            with open(os.path.join(folder, name)) as file:
+                ids[name] = file.read().strip()[2:]
+        if ids["vendor"] == "10de" and ids["class"].startswith("03"):
+            found.append({"address": os.path.basename(folder), "device": ids["device"]})
+    return found
+
+
 def main():
     """Answer all questions in one go: each task costs a round trip."""
     release = os_release()
@@ -98,6 +111,7 @@ def main():
                 "free_bytes": {path: free_bytes(path) for path in sys.argv[1:]},
                 "pythons": pythons(),
                 "firewalls": firewalls(),
+                "nvidia_gpus": nvidia_gpus(),
             }
         )
     )

@@ -1,0 +1,250 @@
+"""Decides which NVIDIA driver a host gets, from what is in it, what its distribution offers and what the site wants.
+
+The facts are data: tables of generations, offers and packages in this role's vars. This file only compares them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Facts = dict[str, Any]
+# NVIDIA's own default since 560; before, open modules were meant for data center GPUs first.
+OPEN_IS_DEFAULT_SINCE = 560
+OPEN_SINCE = 515
+PROPRIETARY_UNTIL = 615
+
+
+class Refused(Exception):
+    """This host cannot have a driver that works. ``code`` names the reason; the message says what to do."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def decide(host: Facts, site: Facts, cuda: Facts, tables: Facts) -> Facts:
+    """What is to be done on a host, as ``action``: none, keep, install or refuse.
+
+    ``host``: os_id, os_version, nvidia_gpus (``[{address, device}]``, device as four hexadecimal digits) and what the
+    role's probe prints. ``site``: install, branch, flavour, source. ``cuda``: runtime, least_driver, architectures, or
+    empty. ``install`` comes with branch, flavour, source, packages and the offer; ``refuse`` with code and message.
+    """
+    if not host["nvidia_gpus"]:
+        return {"action": "none", "gpus": [], "message": "no NVIDIA GPU"}
+    gpus = [_identified(gpu, tables["generations"]) for gpu in host["nvidia_gpus"]]
+    try:
+        return {**_decide(host, site, cuda, tables, gpus), "gpus": gpus}
+    except Refused as refused:
+        return {"action": "refuse", "code": refused.code, "message": str(refused), "gpus": gpus}
+
+
+def _decide(host: Facts, site: Facts, cuda: Facts, tables: Facts, gpus: list[Facts]) -> Facts:
+    _refuse_what_no_driver_helps(site, cuda, gpus)
+    if not host["ours"] and (found := _driver_that_works(host, site, cuda, gpus)):
+        return found
+    if not site["install"]:
+        raise Refused(*_why_not_as_it_is(host, cuda, gpus))
+    if host["installer"]:
+        raise Refused(
+            "driver_of_installer",
+            f"a driver that NVIDIA's .run installer left there does not do: {_why_not_as_it_is(host, cuda, gpus)[1]} "
+            "Packages cannot replace it. Run nvidia-uninstall on the host.",
+        )
+    distribution = tables["rebuilds"].get(host["os_id"], host["os_id"])
+    offer, flavour = _first_that_drives_all(_offers(host, site, tables, distribution), site, cuda, gpus)
+    if host["secure_boot"] and not offer.get("signed") and not host["signing_key_enrolled"]:
+        raise Refused("secure_boot", _secure_boot_steps(host))
+    names = tables["packages"][f"{distribution}-{offer['source']}"][flavour]
+    packages = [_filled(name, offer["branch"], host["kernel"]) for name in names]
+    return {
+        "action": "install",
+        "branch": offer["branch"],
+        "flavour": flavour,
+        "source": offer["source"],
+        "packages": packages,
+        "offer": offer,
+        "message": f"driver branch {offer['branch']} with {flavour} kernel modules from "
+        + ("the distribution" if offer["source"] == "distribution" else "NVIDIA's repository")
+        + f" ({', '.join(packages)})"
+        + (", with a reboot where nouveau cannot be unloaded" if host["nouveau"] else ""),
+    }
+
+
+def _identified(gpu: Facts, generations: list[Facts]) -> Facts:
+    """The GPU with its generation's facts; without any where its id is in no range."""
+    device = int(gpu["device"], 16)
+    for generation in generations:
+        for ids in generation["ids"]:
+            first, last = (int(part, 16) for part in ids.split("-"))
+            if first <= device <= last:
+                facts = {key: generation[key] for key in ("name", "compute", "since", "last", "modules")}
+                return {**gpu, **facts, "label": f"{gpu['address']} (10de:{gpu['device']}, {generation['name']})"}
+    # What is newer than the table is driven by the newest branches and by open modules, if by any.
+    unknown = {"name": "unknown", "compute": "", "since": 0, "last": 0, "modules": ["open"]}
+    return {**gpu, **unknown, "label": f"{gpu['address']} (10de:{gpu['device']}, not in the table)"}
+
+
+def _refuse_what_no_driver_helps(site: Facts, cuda: Facts, gpus: list[Facts]) -> None:
+    for gpu in gpus:
+        if gpu["name"] == "unknown" and not (site["branch"] and site["flavour"] != "auto"):
+            raise Refused(
+                "gpu_unknown",
+                f"GPU {gpu['label']} is of no generation that this version knows. Set nvidia_driver_branch and "
+                "nvidia_driver_flavour to what NVIDIA names for it, or hive_cuda: false for a hive on the processor.",
+            )
+        if cuda and not _runs_on(gpu["compute"], cuda["architectures"]):
+            raise Refused(
+                "gpu_not_in_wheels",
+                f"GPU {gpu['label']} has compute capability {gpu['compute']}, and the CUDA wheels (CUDA "
+                f"{cuda['runtime']}) were built for {', '.join(map(str, cuda['architectures']))}. Build them for it as "
+                "well, or set hive_cuda: false.",
+            )
+
+
+def _runs_on(compute: str, architectures: list[Any]) -> bool:
+    """Whether code for one of the architectures ("75", "86") runs: the same major version, no newer minor one."""
+    if not compute:
+        return True
+    own = int(compute.replace(".", ""))
+    return any(int(built) // 10 == own // 10 and int(built) <= own for built in architectures)
+
+
+def _driver_that_works(host: Facts, site: Facts, cuda: Facts, gpus: list[Facts]) -> Facts | None:
+    """A driver of somebody else's that does all that is asked is left as it is."""
+    version, flavour = host["loaded"], host["loaded_flavour"]
+    if not version or _why_it_fails(version, flavour, cuda, gpus):
+        return None
+    if site["branch"] not in (0, _branch(version)) or site["flavour"] not in ("auto", flavour):
+        return None
+    return {
+        "action": "keep",
+        "branch": _branch(version),
+        "flavour": flavour,
+        "source": "",
+        "packages": [],
+        "message": f"the driver {version} that is there does; it is left as it is",
+    }
+
+
+def _why_it_fails(version: str, flavour: str, cuda: Facts, gpus: list[Facts]) -> str:
+    if cuda and _numbers(version) < _numbers(cuda["least_driver"]):
+        return f"CUDA {cuda['runtime']} of the wheels needs driver {cuda['least_driver']}, this is {version}."
+    for gpu in gpus:
+        if flavour not in _flavours(gpu, _branch(version)):
+            return f"Driver {version} with {flavour} kernel modules does not drive GPU {gpu['label']}."
+    return ""
+
+
+def _why_not_as_it_is(host: Facts, cuda: Facts, gpus: list[Facts]) -> tuple[str, str]:
+    """Why the driver that is there does not do, as code and sentence with what to do."""
+    fix = "Install one that does on the host, or set nvidia_driver_install: true."
+    if not host["loaded"]:
+        return "no_driver", f"no NVIDIA driver is loaded and nvidia_driver_install is false. {fix}"
+    why = _why_it_fails(host["loaded"], host["loaded_flavour"], cuda, gpus)
+    why = why or f"driver {host['loaded']} is there, nvidia_driver_branch or nvidia_driver_flavour asks for another."
+    return "driver_too_old" if "needs driver" in why else "driver_does_not_fit", f"{why} {fix}".strip()
+
+
+def _offers(host: Facts, site: Facts, tables: Facts, distribution: str) -> list[Facts]:
+    """What this host could install, as far as the site lets it choose."""
+    release = str(host["os_version"])
+    known = tables["offers"].get(f"{distribution}-{release}") or tables["offers"].get(
+        f"{distribution}-{release.partition('.')[0]}", []
+    )
+    offers = [offer for offer in known if site["source"] in ("auto", offer["source"])]
+    if site["branch"]:
+        offers = [_with_branch(offer, site["branch"]) for offer in offers if _has_branch(offer, site["branch"])]
+    if not offers:
+        raise Refused(
+            "no_such_driver",
+            f"{distribution} {release} has no driver branch {site['branch'] or 'at all'} from source {site['source']}; "
+            f"known are {'; '.join(_named(offer) for offer in known) or 'none'}. Change nvidia_driver_branch or "
+            "nvidia_driver_source.",
+        )
+    return offers
+
+
+def _has_branch(offer: Facts, branch: int) -> bool:
+    # A release of a distribution has one branch, NVIDIA's repositories have all since some first one.
+    return branch == offer["branch"] or (offer["source"] == "nvidia" and branch >= offer.get("since", offer["branch"]))
+
+
+def _with_branch(offer: Facts, branch: int) -> Facts:
+    return {**offer, "branch": branch}
+
+
+def _named(offer: Facts) -> str:
+    return f"{offer['branch']} ({'its own' if offer['source'] == 'distribution' else 'NVIDIA'})"
+
+
+def _first_that_drives_all(offers: list[Facts], site: Facts, cuda: Facts, gpus: list[Facts]) -> tuple[Facts, str]:
+    """The first offer, with the flavour, that drives every GPU and the CUDA runtime."""
+    reasons = []
+    for offer in offers:
+        branch = offer["branch"]
+        if cuda and branch < _branch(cuda["least_driver"]):
+            reasons.append(f"{_named(offer)}: CUDA {cuda['runtime']} needs driver {cuda['least_driver']}")
+            continue
+        undriven = [gpu["label"] for gpu in gpus if not _flavours(gpu, branch)]
+        if undriven:
+            reasons.append(f"{_named(offer)} does not drive {' and '.join(undriven)}")
+            continue
+        common = [name for name in _preferred(branch) if all(name in _flavours(gpu, branch) for gpu in gpus)]
+        wanted = [name for name in common if site["flavour"] in ("auto", name)]
+        if wanted:
+            return offer, wanted[0]
+        needs = "; ".join(f"{gpu['label']} needs {' or '.join(_flavours(gpu, branch))}" for gpu in gpus)
+        reasons.append(f"{_named(offer)}: {needs} kernel modules, and a host can have but one kind" + _asked(site))
+    code = "gpu_mix" if len({gpu["name"] for gpu in gpus}) > 1 else "no_driver_for_gpu"
+    raise Refused(
+        code,
+        f"no driver that this host can install drives all of {', '.join(gpu['label'] for gpu in gpus)}. "
+        f"Branch {'; branch '.join(reasons)}. Take a GPU out, set nvidia_driver_branch, nvidia_driver_flavour or "
+        "nvidia_driver_source otherwise, or set hive_cuda: false for a hive on the processor.",
+    )
+
+
+def _asked(site: Facts) -> str:
+    return "" if site["flavour"] == "auto" else f" (nvidia_driver_flavour is {site['flavour']})"
+
+
+def _flavours(gpu: Facts, branch: int) -> list[str]:
+    """The kernel modules of a branch that drive this GPU."""
+    if branch < gpu["since"] or (gpu["last"] and branch > gpu["last"]):
+        return []
+    exists = {"open": branch >= OPEN_SINCE, "proprietary": branch <= PROPRIETARY_UNTIL}
+    return [name for name in gpu["modules"] if exists[name]]
+
+
+def _preferred(branch: int) -> list[str]:
+    return ["open", "proprietary"] if branch >= OPEN_IS_DEFAULT_SINCE else ["proprietary", "open"]
+
+
+def _secure_boot_steps(host: Facts) -> str:
+    key = "/var/lib/shim-signed/mok/MOK.der" if host["os_id"] == "ubuntu" else "/var/lib/dkms/mok.pub"
+    return (
+        "the host boots with Secure Boot on; its kernel takes no module that is built on the host until the key that "
+        "signs it is enrolled, which needs the console. On the host: install dkms and mokutil, make the key with `dkms "
+        f"generate_mok`, import it with `mokutil --import {key}` and a password of your choice, reboot and confirm it "
+        "at the console. Or switch Secure Boot off in the firmware. Then run again."
+    )
+
+
+def _filled(name: str, branch: int, kernel: str) -> str:
+    return name.replace("{branch}", str(branch)).replace("{kernel}", kernel.rpartition("-")[2])
+
+
+def _branch(version: str) -> int:
+    return int(version.partition(".")[0])
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]
+
+
+class FilterModule:
+    """What Ansible looks for in this file."""
+
+    def filters(self) -> Facts:
+        """The filter: ``host | nvidia_driver_decision(site, cuda, tables)``."""
+        return {"nvidia_driver_decision": decide}

@@ -1,0 +1,304 @@
+"""Which driver a host gets: decided over recorded GPUs, distributions, kernels and firmware settings."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROLE = Path(__file__).parents[3] / "roles" / "nvidia_driver"
+_SPEC = importlib.util.spec_from_file_location("nvidia_driver_filter", ROLE / "filter_plugins" / "nvidia_driver.py")
+assert _SPEC is not None and _SPEC.loader is not None
+nvidia_driver: Any = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(nvidia_driver)
+
+VARS = yaml.safe_load((ROLE / "vars" / "main.yml").read_text(encoding="utf-8"))
+TABLES = {name: VARS[f"_nvidia_driver_{name}"] for name in ("generations", "offers", "rebuilds", "packages")}
+SITE = {"install": True, "branch": 0, "flavour": "auto", "source": "auto"}
+# What the CUDA wheels may have been built for.
+CUDA_13 = {
+    "runtime": "13.0",
+    "least_driver": "580.65.06",
+    "architectures": ["75", "80", "86", "89", "90", "100", "120"],
+}
+CUDA_12 = {
+    "runtime": "12.9",
+    "least_driver": "525.60.13",
+    "architectures": ["50", "61", "70", "75", "80", "86", "89", "90", "120"],
+}
+BARE = {
+    "kernel": "6.1.0-40-amd64",
+    "loaded": "",
+    "loaded_flavour": "",
+    "library": "",
+    "nouveau": False,
+    "secure_boot": False,
+    "signing_key_enrolled": False,
+    "installer": False,
+    "ours": False,
+}
+# Recorded PCI device ids, from the PCI ID Repository.
+RECORDED = {
+    "0f02": ("Fermi", "2.0"),  # GeForce GT 730
+    "06d1": ("Fermi", "2.0"),  # Tesla C2050
+    "1022": ("Kepler", "3.0"),  # Tesla K20c
+    "102d": ("Kepler", "3.0"),  # Tesla K80
+    "1180": ("Kepler", "3.0"),  # GeForce GTX 680
+    "1380": ("Maxwell", "5.0"),  # GeForce GTX 750 Ti
+    "174d": ("Maxwell", "5.0"),  # GeForce MX130
+    "13c2": ("Maxwell", "5.2"),  # GeForce GTX 970
+    "1617": ("Maxwell", "5.2"),  # GeForce GTX 980M
+    "17fd": ("Maxwell", "5.2"),  # Tesla M40
+    "15f8": ("Pascal", "6.0"),  # Tesla P100 PCIe
+    "1b06": ("Pascal", "6.1"),  # GeForce GTX 1080 Ti
+    "1b38": ("Pascal", "6.1"),  # Tesla P40
+    "1d01": ("Pascal", "6.1"),  # GeForce GT 1030
+    "1db4": ("Volta", "7.0"),  # Tesla V100 PCIe
+    "1df6": ("Volta", "7.0"),  # Tesla V100S
+    "1e07": ("Turing", "7.5"),  # GeForce RTX 2080 Ti
+    "1eb8": ("Turing", "7.5"),  # Tesla T4
+    "2184": ("Turing", "7.5"),  # GeForce GTX 1660
+    "20b5": ("Ampere", "8.0"),  # A100 PCIe 80GB
+    "20b7": ("Ampere", "8.0"),  # A30
+    "2204": ("Ampere", "8.6"),  # GeForce RTX 3090
+    "2236": ("Ampere", "8.6"),  # A10
+    "2503": ("Ampere", "8.6"),  # GeForce RTX 3060
+    "25b6": ("Ampere", "8.6"),  # A2
+    "2684": ("Ada", "8.9"),  # GeForce RTX 4090
+    "26b9": ("Ada", "8.9"),  # L40S
+    "27b8": ("Ada", "8.9"),  # L4
+    "2803": ("Ada", "8.9"),  # GeForce RTX 4060 Ti
+    "2331": ("Hopper", "9.0"),  # H100 PCIe
+    "2335": ("Hopper", "9.0"),  # H200
+    "2901": ("Blackwell", "10.0"),  # B200
+    "3182": ("Blackwell", "10.3"),  # B300
+    "2b85": ("Blackwell", "12.0"),  # GeForce RTX 5090
+    "2bb1": ("Blackwell", "12.0"),  # RTX PRO 6000
+    "2d04": ("Blackwell", "12.0"),  # GeForce RTX 5060 Ti
+    "2f04": ("Blackwell", "12.0"),  # GeForce RTX 5070
+    "2e12": ("Blackwell", "12.1"),  # GB10
+}
+
+
+def host(*devices: str, os: str = "debian-12", **more: Any) -> dict[str, Any]:
+    name, _, version = os.partition("-")
+    gpus = [{"address": f"0000:0{index + 1}:00.0", "device": device} for index, device in enumerate(devices)]
+    return {**BARE, "os_id": name, "os_version": version, "nvidia_gpus": gpus, **more}
+
+
+def decide(
+    *devices: str, cuda: dict[str, Any] | None = None, site: dict[str, Any] | None = None, **more: Any
+) -> dict[str, Any]:
+    return nvidia_driver.decide(
+        host(*devices, **more), {**SITE, **(site or {})}, CUDA_13 if cuda is None else cuda, TABLES
+    )
+
+
+def short(plan: dict[str, Any]) -> tuple[int, str, str] | str:
+    return plan["code"] if plan["action"] == "refuse" else (plan["branch"], plan["flavour"], plan["source"])
+
+
+@pytest.mark.parametrize("device", RECORDED)
+def test_a_pci_id_tells_the_generation(device: str) -> None:
+    (gpu,) = decide(device)["gpus"]
+
+    assert (gpu["name"], gpu["compute"]) == RECORDED[device]
+
+
+def test_id_ranges_do_not_overlap() -> None:
+    ranges = sorted(
+        tuple(int(part, 16) for part in ids.split("-")) for row in TABLES["generations"] for ids in row["ids"]
+    )
+
+    assert all(first[1] < second[0] for first, second in itertools.pairwise(ranges))
+    assert all(first <= last for first, last in ranges)
+
+
+def test_a_host_without_gpu_is_left_alone() -> None:
+    assert decide()["action"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("os", "device", "cuda", "expected"),
+    [
+        ("debian-12", "2204", CUDA_13, (580, "open", "nvidia")),
+        ("debian-12", "2204", CUDA_12, (535, "proprietary", "distribution")),
+        ("debian-12", "1b06", CUDA_12, (535, "proprietary", "distribution")),
+        ("debian-12", "2331", CUDA_12, (535, "proprietary", "distribution")),
+        ("debian-12", "2b85", CUDA_12, (580, "open", "nvidia")),
+        ("debian-12", "1b06", {}, (535, "proprietary", "distribution")),
+        ("debian-13", "2204", CUDA_13, (620, "open", "nvidia")),
+        ("debian-13", "2204", CUDA_12, (550, "proprietary", "distribution")),
+        ("debian-13", "2b85", CUDA_12, (620, "open", "nvidia")),
+        ("debian-13", "1db4", CUDA_12, (550, "proprietary", "distribution")),
+        ("ubuntu-24.04", "2b85", CUDA_13, (580, "open", "distribution")),
+        ("ubuntu-24.04", "1b38", CUDA_12, (580, "proprietary", "distribution")),
+        ("rhel-9.7", "2331", CUDA_13, (580, "open", "nvidia")),
+        ("rocky-10.1", "26b9", CUDA_13, (580, "open", "nvidia")),
+        ("almalinux-9.6", "1db4", CUDA_12, (580, "proprietary", "nvidia")),
+        ("debian-12", "1b06", CUDA_13, "gpu_not_in_wheels"),
+        ("debian-12", "2e12", CUDA_13, (580, "open", "nvidia")),
+        ("debian-12", "3182", CUDA_13, (580, "open", "nvidia")),
+        ("debian-12", "102d", {}, "no_driver_for_gpu"),
+        ("debian-13", "2331", {**CUDA_13, "least_driver": "999.1"}, "no_driver_for_gpu"),
+        ("debian-12", "3000", CUDA_13, "gpu_unknown"),
+    ],
+)
+def test_the_driver_follows_from_gpu_distribution_and_cuda(
+    os: str, device: str, cuda: dict[str, Any], expected: Any
+) -> None:
+    assert short(decide(device, os=os, cuda=cuda)) == expected
+
+
+def test_one_kind_of_modules_drives_gpus_of_several_generations() -> None:
+    assert short(decide("1b06", "2204", cuda=CUDA_12, site={"source": "nvidia"})) == (580, "proprietary", "nvidia")
+    assert short(decide("2204", "2684", "2331")) == (580, "open", "nvidia")
+
+
+def test_a_mix_that_no_driver_drives_is_refused_with_each_reason() -> None:
+    plan = decide("1b06", "2b85", cuda=CUDA_12)
+
+    assert plan["code"] == "gpu_mix"
+    assert "535 (its own) does not drive 0000:02:00.0 (10de:2b85, Blackwell)" in plan["message"]
+    assert (
+        "0000:01:00.0 (10de:1b06, Pascal) needs proprietary; 0000:02:00.0 (10de:2b85, Blackwell) needs open"
+        in plan["message"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("site", "expected"),
+    [
+        ({"branch": 595}, (595, "open", "nvidia")),
+        ({"branch": 580, "flavour": "proprietary"}, (580, "proprietary", "nvidia")),
+        ({"branch": 620, "flavour": "proprietary"}, "no_driver_for_gpu"),
+        ({"branch": 550}, "no_such_driver"),
+        ({"source": "distribution"}, "no_driver_for_gpu"),
+        ({"source": "nvidia"}, (580, "open", "nvidia")),
+    ],
+)
+def test_the_site_may_choose_otherwise(site: dict[str, Any], expected: Any) -> None:
+    assert short(decide("2204", site=site)) == expected
+
+
+def test_debian_13_has_nothing_of_nvidias_before_590() -> None:
+    assert short(decide("2204", os="debian-13", site={"branch": 580})) == "no_such_driver"
+    assert short(decide("2204", os="debian-13", site={"branch": 595})) == (595, "open", "nvidia")
+
+
+def test_a_gpu_newer_than_the_table_needs_a_decision_of_the_site() -> None:
+    plan = decide("3000", site={"branch": 620, "flavour": "open"})
+
+    assert short(plan) == (620, "open", "nvidia")
+
+
+@pytest.mark.parametrize(
+    ("loaded", "flavour", "expected"),
+    [
+        ("580.126.09", "open", "keep"),
+        ("595.58.03", "proprietary", "keep"),
+        ("580.65.05", "open", "install"),
+        ("535.261.03", "proprietary", "install"),
+    ],
+)
+def test_a_driver_of_others_is_left_where_it_does(loaded: str, flavour: str, expected: str) -> None:
+    assert decide("2204", loaded=loaded, loaded_flavour=flavour, library=loaded)["action"] == expected
+
+
+def test_a_driver_of_others_that_the_site_wants_otherwise_is_replaced() -> None:
+    there = {"loaded": "595.58.03", "loaded_flavour": "open", "library": "595.58.03"}
+
+    assert decide("2204", site={"branch": 580}, **there)["action"] == "install"
+    assert decide("2204", site={"flavour": "proprietary"}, **there)["action"] == "install"
+
+
+def test_our_own_driver_stays_ours() -> None:
+    plan = decide("2204", loaded="580.126.09", loaded_flavour="open", library="580.126.09", ours=True)
+
+    assert plan["action"] == "install"
+
+
+@pytest.mark.parametrize(
+    ("there", "code"),
+    [
+        ({}, "no_driver"),
+        ({"loaded": "535.261.03", "loaded_flavour": "proprietary"}, "driver_too_old"),
+        ({"loaded": "590.48.01", "loaded_flavour": "open"}, None),
+    ],
+)
+def test_a_site_that_installs_drivers_itself_is_told_what_is_missing(there: dict[str, Any], code: str | None) -> None:
+    plan = decide("2204", site={"install": False}, **there)
+
+    assert plan.get("code") == code
+    assert (plan["action"] == "keep") == (code is None)
+
+
+def test_open_modules_of_others_do_not_drive_what_is_older_than_turing() -> None:
+    there = {"loaded": "580.126.09", "loaded_flavour": "open"}
+    plan = decide("1b06", cuda=CUDA_12, site={"install": False}, **there)
+
+    assert plan["code"] == "driver_does_not_fit"
+    assert "10de:1b06, Pascal" in plan["message"]
+
+
+def test_what_the_run_installer_left_cannot_be_replaced_by_packages() -> None:
+    plan = decide("2204", installer=True, loaded="535.54.03", loaded_flavour="proprietary")
+
+    assert plan["code"] == "driver_of_installer"
+    assert "nvidia-uninstall" in plan["message"]
+
+
+@pytest.mark.parametrize(
+    ("os", "enrolled", "expected"),
+    [
+        ("debian-12", False, "secure_boot"),
+        ("debian-12", True, (580, "open", "nvidia")),
+        ("ubuntu-24.04", False, (580, "open", "distribution")),
+    ],
+)
+def test_secure_boot_wants_signed_modules(os: str, enrolled: bool, expected: Any) -> None:
+    plan = decide("2204", os=os, secure_boot=True, signing_key_enrolled=enrolled)
+
+    assert short(plan) == expected
+    if expected == "secure_boot":
+        assert "mokutil --import /var/lib/dkms/mok.pub" in plan["message"]
+
+
+def test_names_of_packages_are_filled_in() -> None:
+    plan = decide("2204", os="ubuntu-24.04", kernel="6.8.0-85-generic")
+
+    assert plan["packages"][:2] == [
+        "nvidia-headless-no-dkms-580-server-open",
+        "linux-modules-nvidia-580-server-open-generic",
+    ]
+
+
+def test_every_offer_has_packages_of_both_kinds() -> None:
+    for release, offers in TABLES["offers"].items():
+        for offer in offers:
+            packages = TABLES["packages"][f"{release.partition('-')[0]}-{offer['source']}"]
+            assert set(packages) == {"open", "proprietary"}
+
+
+def test_the_role_supports_what_preflight_supports() -> None:
+    supported = yaml.safe_load((ROLE.parent / "preflight" / "vars" / "main.yml").read_text())["_preflight_supported"]
+
+    for name, versions in supported.items():
+        for version in versions:
+            assert decide("2204", os=f"{name}-{version}")["action"] == "install", f"{name} {version}"
+
+
+def test_the_probe_answers_all_that_the_decision_asks(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROLE / "files" / "probe.py"), str(tmp_path / "ours")],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+
+    assert set(json.loads(done.stdout)) >= set(BARE)
