@@ -76,12 +76,13 @@ class Site:
             "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.folder / "cp"),
         }
 
-    def play(self, playbook: str, *words: str, timeout: float = 900.0) -> Run:
-        """Run `ansible-playbook playbooks/NAME.yml` in the checkout, as the documentation says."""
+    def play(self, playbook: str | Path, *words: str, timeout: float = 900.0) -> Run:
+        """Run `ansible-playbook playbooks/NAME.yml` in the checkout, as the documentation says, or a test's own."""
         self.write()
+        file = playbook if isinstance(playbook, Path) else f"playbooks/{playbook}.yml"
         command: Sequence[str] = [
             str(Path(sys.executable).with_name("ansible-playbook")),
-            *("-i", str(self.folder / "inventory"), f"playbooks/{playbook}.yml", *words),
+            *("-i", str(self.folder / "inventory"), str(file), *words),
         ]
         began = time.monotonic()
         done = subprocess.run(

@@ -243,6 +243,12 @@ def _failure_codes() -> dict[str, str]:
     for path in (ROOT / "roles").rglob("*.yml"):
         for code in re.findall(r"(?:^|[\s'\"])\[([a-z]+(?:_[a-z]+)+)\]\s", path.read_text(encoding="utf-8"), re.M):
             found[code] = str(path.relative_to(ROOT))
+    for path in (ROOT / "roles").glob("*/filter_plugins/*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Refused":
+                code = node.args[0]
+                either = [code.body, code.orelse] if isinstance(code, ast.IfExp) else [code]
+                found |= {str(ast.literal_eval(one)): str(path.relative_to(ROOT)) for one in either}
     return found
 
 

@@ -43,11 +43,11 @@ def _decide(host: Facts, site: Facts, cuda: Facts, tables: Facts, gpus: list[Fac
     if not host["ours"] and (found := _driver_that_works(host, site, cuda, gpus)):
         return found
     if not site["install"]:
-        raise Refused(*_why_not_as_it_is(host, cuda, gpus))
+        raise _why_not_as_it_is(host, cuda, gpus)
     if host["installer"]:
         raise Refused(
             "driver_of_installer",
-            f"a driver that NVIDIA's .run installer left there does not do: {_why_not_as_it_is(host, cuda, gpus)[1]} "
+            f"a driver that NVIDIA's .run installer left there does not do: {_why_not_as_it_is(host, cuda, gpus)} "
             "Packages cannot replace it. Run nvidia-uninstall on the host.",
         )
     distribution = tables["rebuilds"].get(host["os_id"], host["os_id"])
@@ -135,14 +135,17 @@ def _why_it_fails(version: str, flavour: str, cuda: Facts, gpus: list[Facts]) ->
     return ""
 
 
-def _why_not_as_it_is(host: Facts, cuda: Facts, gpus: list[Facts]) -> tuple[str, str]:
-    """Why the driver that is there does not do, as code and sentence with what to do."""
+def _why_not_as_it_is(host: Facts, cuda: Facts, gpus: list[Facts]) -> Refused:
+    """Why the driver that is there does not do."""
     fix = "Install one that does on the host, or set nvidia_driver_install: true."
-    if not host["loaded"]:
-        return "no_driver", f"no NVIDIA driver is loaded and nvidia_driver_install is false. {fix}"
-    why = _why_it_fails(host["loaded"], host["loaded_flavour"], cuda, gpus)
-    why = why or f"driver {host['loaded']} is there, nvidia_driver_branch or nvidia_driver_flavour asks for another."
-    return "driver_too_old" if "needs driver" in why else "driver_does_not_fit", f"{why} {fix}".strip()
+    version = host["loaded"]
+    if not version:
+        return Refused("no_driver", f"no NVIDIA driver is loaded and nvidia_driver_install is false. {fix}")
+    why = _why_it_fails(version, host["loaded_flavour"], cuda, gpus)
+    if "needs driver" in why:
+        return Refused("driver_too_old", f"{why} {fix}")
+    why = why or f"Driver {version} is there, nvidia_driver_branch or nvidia_driver_flavour asks for another."
+    return Refused("driver_does_not_fit", f"{why} {fix}")
 
 
 def _offers(host: Facts, site: Facts, tables: Facts, distribution: str) -> list[Facts]:
@@ -195,9 +198,8 @@ def _first_that_drives_all(offers: list[Facts], site: Facts, cuda: Facts, gpus: 
             return offer, wanted[0]
         needs = "; ".join(f"{gpu['label']} needs {' or '.join(_flavours(gpu, branch))}" for gpu in gpus)
         reasons.append(f"{_named(offer)}: {needs} kernel modules, and a host can have but one kind" + _asked(site))
-    code = "gpu_mix" if len({gpu["name"] for gpu in gpus}) > 1 else "no_driver_for_gpu"
     raise Refused(
-        code,
+        "gpu_mix" if len({gpu["name"] for gpu in gpus}) > 1 else "no_driver_for_gpu",
         f"no driver that this host can install drives all of {', '.join(gpu['label'] for gpu in gpus)}. "
         f"Branch {'; branch '.join(reasons)}. Take a GPU out, set nvidia_driver_branch, nvidia_driver_flavour or "
         "nvidia_driver_source otherwise, or set hive_cuda: false for a hive on the processor.",

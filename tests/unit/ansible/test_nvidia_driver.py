@@ -271,6 +271,53 @@ def test_secure_boot_wants_signed_modules(os: str, enrolled: bool, expected: Any
         assert "mokutil --import /var/lib/dkms/mok.pub" in plan["message"]
 
 
+# One GPU of each line of the table in docs/gpu.md.
+LINES = {
+    "Kepler": "102d",
+    "Maxwell, Pascal, Volta": "1b06",
+    "Turing, Ampere, Ada, Hopper": "2204",
+    "Blackwell": "2b85",
+}
+COLUMNS = {
+    "Debian 12": "debian-12",
+    "Debian 13": "debian-13",
+    "Ubuntu 24.04": "ubuntu-24.04",
+    "RHEL 9": "rhel-9",
+    "RHEL 10": "rhel-10",
+}
+# What test hosts did: P with Debian's real packages, R with a repository made like NVIDIA's.
+RUN = {
+    ("12.9", "Turing, Ampere, Ada, Hopper", "Debian 12"): "P",
+    ("12.9", "Maxwell, Pascal, Volta", "Debian 13"): "P",
+    ("13.0", "Blackwell", "Debian 12"): "R",
+    ("13.0", "Blackwell", "Debian 13"): "R",
+}
+
+
+def cell(line: str, column: str, cuda: dict[str, Any]) -> str:
+    plan = short(decide(LINES[line], os=COLUMNS[column], cuda=cuda))
+    told = f"`{plan}`" if isinstance(plan, str) else f"{plan[0]} {plan[1]}, {plan[2]}"
+    mark = RUN.get((cuda["runtime"], line, column))
+    return f"{told} ({mark})" if mark else told
+
+
+@pytest.mark.parametrize("cuda", [CUDA_13, CUDA_12], ids=["CUDA 13", "CUDA 12"])
+def test_the_documentation_has_the_table_of_decisions(cuda: dict[str, Any]) -> None:
+    rows = [["GPU", *COLUMNS], ["---"] * (len(COLUMNS) + 1)]
+    rows += [[line, *(cell(line, column, cuda) for column in COLUMNS)] for line in LINES]
+    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+    assert table in (ROLE.parents[1] / "docs" / "gpu.md").read_text(encoding="utf-8"), f"docs/gpu.md lacks:\n{table}"
+
+
+@pytest.mark.parametrize("devices", [["1380", "1b06", "1db4"], ["1e07", "20b5", "2204", "2684", "2331"]])
+def test_generations_in_one_line_of_the_table_are_decided_alike(devices: list[str]) -> None:
+    for os, cuda in itertools.product(
+        COLUMNS.values(), (CUDA_12, {**CUDA_13, "architectures": CUDA_12["architectures"]})
+    ):
+        assert len({short(decide(device, os=os, cuda=cuda)) for device in devices}) == 1
+
+
 def test_names_of_packages_are_filled_in() -> None:
     plan = decide("2204", os="ubuntu-24.04", kernel="6.8.0-85-generic")
 

@@ -1,0 +1,111 @@
+"""The driver from NVIDIA's repository, and hosts that get none: on real machines, with GPUs that are shown to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from . import gpu
+from .fixtures import KeyPair
+from .machines import Fleet, Host
+from .nvidia_repository import NvidiaRepository
+from .site import Run, Site
+
+pytestmark = pytest.mark.hosts
+# What playbooks/hive.yml does before it makes a hive, and no hive: its roles are what takes long.
+PLAYBOOK = """
+- hosts: hives
+  gather_facts: false
+  become: true
+  tasks:
+    - ansible.builtin.import_role: {name: preflight, tasks_from: bootstrap}
+    - ansible.builtin.import_role: {name: preflight, tasks_from: host}
+    - ansible.builtin.include_role: {name: nvidia_driver}
+- hosts: "{{ groups['nvidia_driver_reboot'] | default([]) }}"
+  gather_facts: false
+  become: true
+  serial: 1
+  tasks:
+    - ansible.builtin.include_role: {name: nvidia_driver, tasks_from: reboot}
+- hosts: hives
+  gather_facts: false
+  tasks:
+    - ansible.builtin.assert: {that: nvidia_driver_problem is not defined, fail_msg: "{{ nvidia_driver_problem }}"}
+"""
+BLACKWELL, KEPLER = "2b85", "102d"
+CUDA = {"runtime": "13.0", "least_driver": "580.65.06", "architectures": [86, 120]}
+KEYS = {"debian12": "3bf863cc.pub", "debian13": "8793F200.pub"}
+VERSIONS = ("580.126.09-1", "595.58.03-1", "620.10.01-1")
+
+
+@pytest.fixture(scope="module")
+def repository(fleet: Fleet) -> Iterator[NvidiaRepository]:
+    made = NvidiaRepository(fleet.state_dir / "packages" / "nvidia")
+    for distribution, key in KEYS.items():
+        made.add(distribution, key, VERSIONS)
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=["bookworm", "trixie"])
+def host(request: pytest.FixtureRequest, fleet: Fleet, login_key: KeyPair) -> Iterator[Host]:
+    name = f"gpu-{request.param}"
+    yield fleet.boot(name, suite=request.param, authorized_keys=[login_key.public])
+    fleet.remove(name)
+
+
+@pytest.fixture
+def site(tmp_path: Path, login_key: KeyPair, host: Host, fleet: Fleet) -> Iterator[Site]:
+    (tmp_path / "driver.yml").write_text(PLAYBOOK)
+    variables = {"nvidia_driver_cuda": CUDA, "nvidia_driver_repository_url": f"{fleet.packages_url}/nvidia"}
+    made = Site(tmp_path, login_key, {host.name: host}, variables=variables)
+    yield made
+    made.hang_up()
+
+
+def play(site: Site, *words: str) -> Run:
+    return site.play(site.folder / "driver.yml", *words)
+
+
+def packages_of(host: Host) -> dict[str, str]:
+    listed = host.run(["dpkg-query", "--show", "--showformat=${Package} ${Version}\n"], check=True).stdout
+    return dict(line.split() for line in listed.splitlines() if "nvidia" in line)
+
+
+def test_the_driver_comes_from_nvidias_repository_by_its_branch_and_key(
+    site: Site, host: Host, repository: NvidiaRepository
+) -> None:
+    version = {"bookworm": VERSIONS[0], "trixie": VERSIONS[2]}[host.suite]
+    gpu.give(host, [BLACKWELL])
+
+    # Signed by another key than NVIDIA's: nothing of it is installed.
+    site.variables["nvidia_driver_repository_fingerprint"] = "0" * 40
+    refused = play(site)
+    assert (refused.status, packages_of(host)) == (2, {}), refused.output
+    assert "[repository_not_trusted]" in refused.output
+
+    site.variables["nvidia_driver_repository_fingerprint"] = repository.fingerprint
+    installed = play(site)
+    assert "[reboot_needed]" in installed.output, installed.output[-1800:]
+    assert installed.counts[host.name]["failed"] == 1
+    assert set(packages_of(host).values()) == {version}
+    held = host.run(["apt-mark", "showhold"], check=True).stdout.split()
+    assert held == sorted(packages_of(host))
+
+    again = play(site)
+    assert "[reboot_needed]" in again.output
+    assert again.changed == {host.name: 0}, again.output
+
+
+def test_a_gpu_that_no_driver_drives_is_refused_before_anything_changes(site: Site, host: Host) -> None:
+    gpu.give(host, [KEPLER])
+    site.variables["nvidia_driver_cuda"] = {}
+
+    run = play(site)
+
+    assert run.status == 2
+    assert "[no_driver_for_gpu]" in run.output
+    assert run.changed == {host.name: 0}
+    assert packages_of(host) == {}
