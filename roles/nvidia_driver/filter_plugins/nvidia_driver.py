@@ -5,6 +5,7 @@ The facts are data: tables of generations, offers and packages in this role's va
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 Facts = dict[str, Any]
@@ -62,6 +63,7 @@ def _decide(host: Facts, site: Facts, cuda: Facts, tables: Facts, gpus: list[Fac
         "flavour": flavour,
         "source": offer["source"],
         "packages": packages,
+        "headers": [] if offer.get("signed") else _headers(host["kernel"]),
         "offer": offer,
         "message": f"driver branch {offer['branch']} with {flavour} kernel modules from "
         + ("the distribution" if offer["source"] == "distribution" else "NVIDIA's repository")
@@ -122,6 +124,7 @@ def _driver_that_works(host: Facts, site: Facts, cuda: Facts, gpus: list[Facts])
         "flavour": flavour,
         "source": "",
         "packages": [],
+        "headers": [],
         "message": f"the driver {version} that is there does; it is left as it is",
     }
 
@@ -233,7 +236,17 @@ def _secure_boot_steps(host: Facts) -> str:
 
 
 def _filled(name: str, branch: int, kernel: str) -> str:
-    return name.replace("{branch}", str(branch)).replace("{kernel}", kernel.rpartition("-")[2])
+    return name.replace("{branch}", str(branch)).replace("{kernel}", _kernel_flavour(kernel))
+
+
+def _headers(kernel: str) -> list[str]:
+    """Packages with what modules are built with: for the running kernel, and for those that will follow it."""
+    return [f"linux-headers-{kernel}", f"linux-headers-{_kernel_flavour(kernel)}"]
+
+
+def _kernel_flavour(kernel: str) -> str:
+    """cloud-amd64 of 6.12.48+deb13-cloud-amd64, generic of 6.8.0-85-generic."""
+    return re.sub(r"^.*[0-9]-(?=[a-z])", "", kernel)
 
 
 def _branch(version: str) -> int:

@@ -327,6 +327,23 @@ def test_names_of_packages_are_filled_in() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("kernel", "headers"),
+    [
+        ("6.1.0-40-amd64", "amd64"),
+        ("6.12.48+deb13-amd64", "amd64"),
+        ("6.12.48+deb13-cloud-amd64", "cloud-amd64"),
+        ("6.1.0-40-rt-amd64", "rt-amd64"),
+    ],
+)
+def test_headers_come_for_the_running_kernel_and_those_to_come(kernel: str, headers: str) -> None:
+    assert decide("2204", kernel=kernel)["headers"] == [f"linux-headers-{kernel}", f"linux-headers-{headers}"]
+
+
+def test_signed_modules_need_no_headers() -> None:
+    assert decide("2204", os="ubuntu-24.04", kernel="6.8.0-85-generic")["headers"] == []
+
+
 def test_every_offer_has_packages_of_both_kinds() -> None:
     for release, offers in TABLES["offers"].items():
         for offer in offers:
