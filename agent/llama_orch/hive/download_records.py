@@ -11,7 +11,7 @@ from llama_orch.contract.common import Problem
 from llama_orch.contract.hive import DownloadStatus, Origin
 
 from . import atomic
-from .hub import Resolved
+from .hub_model import Resolved
 
 OPEN = frozenset({DownloadStatus.QUEUED, DownloadStatus.DOWNLOADING, DownloadStatus.VERIFYING})
 KEEP_ENDED = 100

@@ -15,7 +15,7 @@ from typing import Any
 from llama_orch.contract.common import Problem
 
 from . import backoff
-from .hub import FetchJob
+from .hub_model import FetchJob
 from .problems import Failed
 from .process import interpreter
 

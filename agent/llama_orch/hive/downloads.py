@@ -18,9 +18,10 @@ from llama_orch.contract.hive import Download, DownloadStatus, Origin
 from llama_orch.contract.model_ref import FileRef, HubRef, ModelRef
 from llama_orch.web.auth import Token
 
-from . import devices, download_run, hub, model_cache, model_facts, model_files, quantisation
+from . import devices, download_run, model_cache, model_facts, model_files, quantisation
 from .download_job import Job
 from .download_records import KEEP_ENDED, DownloadRecord, DownloadRecords, now
+from .hub_model import FetchJob, Resolved
 from .problems import Failed, as_answer
 from .settings import HiveSettings
 
@@ -109,9 +110,7 @@ class Downloads:
             return self._ready(ref, model_files.as_resolved(ref, there[0]), origin)
         loop = asyncio.get_running_loop()
         try:
-            found = await loop.run_in_executor(
-                self._threads, hub.resolve, ref, self._settings.hub_endpoint, self._token
-            )
+            found = await loop.run_in_executor(self._threads, _ask_hub, ref, self._settings.hub_endpoint, self._token)
         except Failed as failed:
             choice = quantisation.choose(model.filename for model in cached)
             if not failed.retry or ref.filename is not None or choice is None:
@@ -164,7 +163,7 @@ class Downloads:
             )
         )
 
-    def _ready(self, ref: HubRef, model: hub.Resolved, origin: Origin) -> Job:
+    def _ready(self, ref: HubRef, model: Resolved, origin: Origin) -> Job:
         return self._add(
             DownloadRecord(
                 download_id=uuid.uuid4().hex,
@@ -191,7 +190,7 @@ class Downloads:
         self._prune()
         return job
 
-    def _check_disk(self, model: hub.Resolved) -> None:
+    def _check_disk(self, model: Resolved) -> None:
         disk = devices.disk(self._cache)
         others = sum(
             job.record.model.size_bytes - model_files.present(self._cache, job.record.model)
@@ -212,9 +211,7 @@ class Downloads:
     async def _run(self, job: Job) -> None:
         record = job.record
         assert record.model is not None  # noqa: S101  only these are ever open
-        fetch = hub.FetchJob(
-            endpoint=self._settings.hub_endpoint, token=self._token, cache=self._cache, model=record.model
-        )
+        fetch = FetchJob(endpoint=self._settings.hub_endpoint, token=self._token, cache=self._cache, model=record.model)
         try:
             async with self._at_once:
                 await download_run.until_ready(
@@ -290,3 +287,10 @@ class Downloads:
         for job in ended[:-KEEP_ENDED]:
             del self._jobs[job.record.download_id]
             self._records.remove(job.record.download_id)
+
+
+def _ask_hub(ref: HubRef, endpoint: str, token: str | None) -> Resolved:
+    # The hub's library costs as much time and memory as the rest of the agent; most starts of it never ask.
+    from . import hub  # noqa: PLC0415
+
+    return hub.resolve(ref, endpoint, token)

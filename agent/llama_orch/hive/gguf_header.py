@@ -13,8 +13,6 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
 from .problems import Failed
 
 MAGIC = b"GGUF"
@@ -148,12 +146,7 @@ class _Reader:
         name = self._string()
         shape = tuple(self._number("<Q") for _ in range(self._count("<I")))
         kind, offset = self._number("<I"), self._number("<Q")
-        try:
-            block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
-        except ValueError:
-            # A type that is newer than the gguf package.
-            return Tensor(name, shape, 0), offset
-        return Tensor(name, shape, prod(shape) // block * block_bytes), offset
+        return Tensor(name, shape, _size_bytes(shape, kind)), offset
 
     def _value(self, kind: int) -> Any:
         if kind in _SCALARS:
@@ -205,3 +198,15 @@ class _Reader:
 
     def _damaged(self, what: str) -> Failed:
         return Failed("model_unreadable", f"the header of {self._name} is damaged: {what}", "download the file again")
+
+
+def _size_bytes(shape: tuple[int, ...], kind: int) -> int:
+    # Brings numpy along, which an agent that starts no worker has no use for.
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType  # noqa: PLC0415
+
+    try:
+        block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+    except ValueError:
+        # A type that is newer than the gguf package.
+        return 0
+    return prod(shape) // block * block_bytes

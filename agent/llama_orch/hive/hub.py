@@ -26,12 +26,12 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
-from pydantic import BaseModel
 
 from llama_orch.contract.model_ref import HubRef
 
 from . import model_cache, quantisation
 from .gguf_header import part_names
+from .hub_model import FetchJob, HubFile, Resolved
 from .problems import Failed
 
 TIMEOUT_S = 10
@@ -39,44 +39,6 @@ TIMEOUT_S = 10
 _CHUNK = 64 * 1024
 Phase = Literal["downloading", "verifying"]
 Report = Callable[[Phase, int], None]
-
-
-class HubFile(BaseModel):
-    """One file of a commit. `etag` is its sha256 where the hub keeps large files apart, else its git hash."""
-
-    name: str
-    size: int
-    etag: str
-
-
-class Resolved(BaseModel):
-    """A reference as the hub understood it: one commit and the files of one model."""
-
-    repo: str
-    revision: str
-    commit: str
-    filename: str
-    files: list[HubFile]
-    chosen_because: str | None = None
-
-    @property
-    def size_bytes(self) -> int:
-        """All parts together."""
-        return sum(file.size for file in self.files)
-
-    @property
-    def sha256(self) -> str | None:
-        """The hash of a model in one file."""
-        return self.files[0].etag if len(self.files) == 1 and len(self.files[0].etag) == 64 else None
-
-
-class FetchJob(BaseModel):
-    """What a download's process is to do."""
-
-    endpoint: str
-    token: str | None
-    cache: Path
-    model: Resolved
 
 
 def resolve(ref: HubRef, endpoint: str, token: str | None) -> Resolved:

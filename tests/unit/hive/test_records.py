@@ -9,7 +9,7 @@ from llama_orch.contract.common import Problem
 from llama_orch.contract.hive import DownloadStatus, SpawnRequest
 from llama_orch.hive import atomic
 from llama_orch.hive.download_records import DownloadRecord, DownloadRecords
-from llama_orch.hive.hub import HubFile, Resolved
+from llama_orch.hive.hub_model import HubFile, Resolved
 from llama_orch.hive.worker_records import RECORD_FILE, WorkerRecord, WorkerRecords
 
 REQUEST = SpawnRequest(model_ref="hf:a/b@main", backend="cpu", slots=4, name="x", ctx_per_slot=512, origin="inventory")
