@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from pydantic import BaseModel, ValidationError
@@ -73,12 +73,11 @@ def create_app(
     errors.install(app)
     _observe(app, part, registry)
     _authenticate(app, routes.operations, token)
-    document = openapi.describe(f"llama-orch {part}", routes.operations)
     for operation in routes.operations:
         if operation == METRICS:
             _serve_metrics(app, registry, refresh_metrics)
         elif operation == OPENAPI:
-            app.add_route(_constant(document), operation.path, methods=["GET"], name=operation.name)
+            _serve_description(app, f"llama-orch {part}", routes.operations)
         elif operation in routes.handlers:
             _serve(app, operation, routes.handlers[operation])
         else:
@@ -116,11 +115,14 @@ def _parse(request: Request, operation: Operation) -> BaseModel:
         raise errors.from_validation(error) from None
 
 
-def _constant(document: dict[str, Any]) -> Callable[[Request], Coroutine[Any, Any, HTTPResponse]]:
-    async def endpoint(_request: Request) -> HTTPResponse:
-        return json_response(document)
+def _serve_description(app: Sanic, title: str, operations: tuple[Operation, ...]) -> None:
+    # Made when it is first asked for: it costs a start what few starts are asked for.
+    describe = functools.cache(functools.partial(openapi.describe, title, operations))
 
-    return endpoint
+    async def endpoint(_request: Request) -> HTTPResponse:
+        return json_response(describe())
+
+    app.add_route(endpoint, OPENAPI.path, methods=["GET"], name=OPENAPI.name)
 
 
 def _serve_metrics(app: Sanic, registry: CollectorRegistry, refresh: Callable[[Sanic], Awaitable[None]] | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import signal
 import socket
 import time
@@ -74,6 +75,8 @@ class Server:
 
     def run(self) -> None:
         """Serve until `stop`. Signals that are handled stay so until the process ends."""
+        # Code and routes stay to the end: no collection, nor the last one at the exit, need look at them again.
+        gc.freeze()
         loop = self._new_loop()
         asyncio.set_event_loop(loop)
         loop.run_until_complete(self._serve(loop))
