@@ -196,7 +196,7 @@ class Runs:
         }
 
     def _ansible(self, folder: Path, control: Path) -> dict[str, str]:
-        ssh_args = ["-C", "-o", "ControlMaster=auto", "-o", "ControlPersist=30m"]
+        ssh_args = ["-o", "ControlMaster=auto", "-o", "ControlPersist=30m"]
         ssh_args += [_quoted(argument) for argument in self._ssh.options(accept_new=False)]
         return {
             "ANSIBLE_CONFIG": str(self._project / "ansible.cfg"),
