@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import grp
+import hashlib
 import json
 import os
+import pwd
 import subprocess
 import sys
 from pathlib import Path
@@ -56,3 +59,24 @@ def test_prune_keeps_what_a_link_shows_and_what_runs(tmp_path: Path) -> None:
 
 def test_prune_says_nothing_where_nothing_was_installed(tmp_path: Path) -> None:
     assert run(ROLES / "common" / "files" / "prune_releases.py", str(tmp_path / "missing")) == ""
+
+
+def test_look_tells_what_stands_at_each_path(tmp_path: Path) -> None:
+    script = ROLES / "common" / "files" / "look.py"
+    folder, file, link, nothing = (tmp_path / name for name in ("folder", "file", "link", "nothing"))
+    folder.mkdir(0o750)
+    file.write_bytes(b"secret\n")
+    file.chmod(0o600)
+    link.symlink_to(folder)
+
+    found = json.loads(run(script, *map(str, (folder, file, link, nothing, file / "below"))))
+
+    digest = hashlib.sha256(b"secret\n").hexdigest()
+    owner = f"{pwd.getpwuid(os.getuid())[0]} {grp.getgrgid(folder.stat().st_gid)[0]}"
+    assert found == {
+        str(folder): f"directory 0750 {owner}",
+        str(file): f"file 0600 {owner} {digest}",
+        str(link): f"link {folder}",
+        str(nothing): "",
+        str(file / "below"): "",
+    }
