@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,8 @@ def _part(path: Path) -> str:
     return relative.parts[0].removesuffix(".py")
 
 
-def _imports(path: Path) -> set[str]:
+@cache
+def _imports(path: Path) -> frozenset[str]:
     """Absolute dotted names of all that `path` imports, relative imports resolved."""
     package = ("llama_orch", *path.relative_to(PACKAGE).parts[:-1])
     found: set[str] = set()
@@ -52,7 +54,7 @@ def _imports(path: Path) -> set[str]:
             base = list(package[: len(package) - node.level + 1]) if node.level else []
             base += (node.module or "").split(".") if node.module else []
             found |= {".".join([*base, alias.name]) for alias in node.names}
-    return found
+    return frozenset(found)
 
 
 @pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
