@@ -1,64 +1,13 @@
-"""`llama-orch-hive`: settings, tokens, folders, then the application."""
+"""`llama-orch-hive`, also as `python -m llama_orch.hive`."""
 
 from __future__ import annotations
 
-import fcntl
-import os
-from pathlib import Path
+import gc
 
-from llama_orch.web import auth, serve
-from llama_orch.web.correlation import configure_logging
-from llama_orch.web.settings import load_or_exit, stop
+# What is imported stays: looking for garbage in it takes a seventh of a start. The server switches that on again.
+gc.disable()
 
-from . import app
-from .settings import ENV_PREFIX, PROGRAM, HiveSettings, find_token
-
-
-def main() -> None:
-    """Serve until SIGTERM or SIGINT."""
-    settings = load_or_exit(HiveSettings, program=PROGRAM, env_prefix=ENV_PREFIX)
-    configure_logging()
-    os.umask(0o077)
-    settings = _prepare_folders(settings)
-    try:
-        api_token = find_token(settings.api_token_file, "api-token")
-        inference_token = find_token(settings.inference_token_file, "inference-token")
-        hub_token = find_token(settings.hub_token_file, "hub-token")
-    except auth.WrongTokenFile as error:
-        stop(PROGRAM, str(error))
-    if inference_token is None and not auth.is_loopback(settings.host):
-        stop(PROGRAM, f"'host' is {settings.host} but there is no inference_token_file: workers would answer anybody")
-    lock = _only_one(settings.state_dir)
-    listener = serve.listen(PROGRAM, settings.host, settings.port, api_token)
-    built = app.build(settings, api_token=api_token, inference_token=inference_token, hub_token=hub_token)
-    serve.run(built, listener)
-    os.close(lock)
-
-
-def _prepare_folders(settings: HiveSettings) -> HiveSettings:
-    """Make the folders and their paths absolute, as processes are recognised by them. Ends the process with 2."""
-    paths: dict[str, Path] = {}
-    for key in ("state_dir", "models_dir", "log_dir"):
-        path: Path = getattr(settings, key)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            stop(PROGRAM, f"cannot make the folder of '{key}', {path}: {error.strerror}; choose another")
-        paths[key] = path.resolve()
-        if not os.access(paths[key], os.W_OK | os.X_OK):
-            stop(PROGRAM, f"the folder of '{key}', {path}, cannot be written by this user: chown it")
-    return settings.model_copy(update=paths)
-
-
-def _only_one(state_dir: Path) -> int:
-    """Hold the state folder for this process: two agents would start every worker twice."""
-    descriptor = os.open(state_dir / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        stop(PROGRAM, f"another hive agent runs with state_dir {state_dir}: stop it, or choose another folder")
-    return descriptor
-
+from .main import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

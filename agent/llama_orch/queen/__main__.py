@@ -1,60 +1,13 @@
-"""`llama-orch-queen --config FILE`: checks everything that can stop the start, then serves until SIGTERM."""
+"""`llama-orch-queen`, also as `python -m llama_orch.queen`."""
 
 from __future__ import annotations
 
-import logging
-import os
-from pathlib import Path
+import gc
 
-from llama_orch.web import correlation, serve
-from llama_orch.web.auth import Token, WrongTokenFile, make_token_file, read_token
-from llama_orch.web.settings import stop
+# What is imported stays: looking for garbage in it takes a seventh of a start. The server switches that on again.
+gc.disable()
 
-from . import app, executor_lock, ssh_keys
-from .settings import PROGRAM, QueenSettings, load
-
-
-def main() -> None:
-    """Run the queen in this process."""
-    settings = load()
-    os.umask(0o077)
-    correlation.configure_logging(logging.INFO)
-    logging.getLogger("watchfiles").setLevel(logging.WARNING)
-    token = prepare(settings)
-    try:
-        lock = executor_lock.hold(settings.data)
-    except executor_lock.AnotherQueen as error:
-        stop(PROGRAM, f"{error}; stop it, or give this one another data_dir")
-    with lock:
-        listener = serve.listen(PROGRAM, settings.host, settings.port, token)
-        serve.run(app.build(settings, token), listener)
-
-
-def prepare(settings: QueenSettings) -> Token:
-    """Make folders, key and token where they are missing. Ends the process with a message where that fails."""
-    if not settings.project.is_dir():
-        stop(PROGRAM, f"'project_dir' is {settings.project}, which is no folder: give the checkout's or its copy's")
-    try:
-        for folder in (settings.data, settings.secrets):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        ssh_keys.ensure_key_pair(settings.ssh_key)
-        return _token(settings)
-    except OSError as error:
-        stop(PROGRAM, f"{error.filename}: {error.strerror}; check 'data_dir' and 'secrets_dir'")
-    except (ssh_keys.NoSshKey, WrongTokenFile) as error:
-        stop(PROGRAM, str(error))
-
-
-def _token(settings: QueenSettings) -> Token:
-    if settings.api_token_file is not None:
-        return read_token(settings.api_token_file)
-    credentials = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent"), "api-token")
-    if credentials.exists():
-        return read_token(credentials)
-    made = settings.secrets / "api-token"
-    make_token_file(made)
-    return read_token(made)
-
+from .main import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

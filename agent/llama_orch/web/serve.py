@@ -77,6 +77,7 @@ class Server:
         """Serve until `stop`. Signals that are handled stay so until the process ends."""
         # Code and routes stay to the end: no collection, nor the last one at the exit, need look at them again.
         gc.freeze()
+        gc.enable()
         loop = self._new_loop()
         asyncio.set_event_loop(loop)
         loop.run_until_complete(self._serve(loop))
