@@ -18,6 +18,7 @@ import pytest
 from llama_orch.demo_model import write_demo_model
 from llama_orch.hive import engine_build, gpus
 from llama_orch.hive.gpus import Gpus
+from llama_orch.hive.model_memory import CUDA_CONTEXT_BYTES
 from llama_orch.hive.process import start_time
 from tests.hives import HiveProcess, a_hive, until
 from tests.nvml import (
@@ -322,6 +323,44 @@ async def test_a_gpu_that_the_build_cannot_use_is_refused_and_never_replaced(hiv
     assert (status, body["error"]["code"]) == (400, "backend_unavailable")
     assert (await hive.ok("GET", "/api/v1/workers"))["workers"] == []
     assert (await devices(hive))["backends"] == ["cpu"]
+
+
+async def test_a_gpu_with_something_wrong_is_refused_alone_and_among_several(
+    hive: HiveProcess, nvml: FakeNvml, tmp_path: Path
+):
+    nvml.set(gpu(0), gpu(1, uncorrected=1))
+    await devices(hive)
+    for fields in ({"device": 1}, {"devices": [0, 1], "tensor_split": [3, 1]}):
+        status, body = await spawn(hive, tmp_path, **fields)
+        assert (status, body["error"]["code"]) == (409, "device_cordoned")
+        assert body["error"]["details"] == {"conditions": ["ecc_uncorrected"]}
+        assert "GPU 1 takes no new workers: GPU 1 (Test-GPU): 1 uncorrectable" in body["error"]["message"]
+    assert (await hive.ok("GET", "/api/v1/workers"))["workers"] == []
+
+
+async def test_a_driver_that_does_not_answer_is_what_a_refusal_says(hive: HiveProcess, nvml: FakeNvml, tmp_path: Path):
+    nvml.set(init=VERSION_MISMATCH)
+    await devices(hive)
+    status, body = await spawn(hive, tmp_path)
+    assert (status, body["error"]["code"]) == (409, "device_cordoned")
+    assert body["error"]["details"] == {"conditions": ["driver_mismatch"]}
+
+
+@pytest.mark.parametrize("fields", [{"device": 1}, {"devices": [0, 1]}, {"devices": [1, 0], "tensor_split": [1, 3]}])
+async def test_a_gpu_that_is_full_is_refused_with_the_numbers(
+    hive: HiveProcess, nvml: FakeNvml, tmp_path: Path, fields: dict[str, object]
+):
+    # Filled since the hive last looked: it looks again, at the last moment.
+    await devices(hive)
+    nvml.set(gpu(0), gpu(1, total=8 * GIB, used=8 * GIB - GIB - 1000))
+    status, body = await spawn(hive, tmp_path, **fields)
+    assert (status, body["error"]["code"]) == (507, "does_not_fit")
+    details = body["error"]["details"]
+    # The hive leaves 1 GiB free.
+    assert (details["device"], details["available_bytes"]) == (1, 1000)
+    assert details["needed_bytes"] > CUDA_CONTEXT_BYTES
+    assert "1000 bytes of memory of GPU 1 may be used" in body["error"]["message"]
+    assert (await hive.ok("GET", "/api/v1/workers"))["workers"] == []
 
 
 async def test_the_process_that_reads_ends_with_the_agent(tmp_path: Path, nvml: FakeNvml):

@@ -51,7 +51,7 @@ def _row(worker: Worker) -> tuple[str | None, ...]:
         worker.id,
         worker.name,
         worker.filename or worker.model_ref,
-        worker.backend if worker.backend == "cpu" else f"{worker.backend} {worker.device}",
+        worker.backend if worker.backend == "cpu" else f"{worker.backend} {','.join(map(str, worker.devices))}",
         worker.status.value,
         f"{worker.slots_busy}/{worker.slots}",
         f"{worker.tokens_per_second:.1f}",
@@ -68,7 +68,13 @@ def start(
     *,
     file: Annotated[str | None, typer.Option("--file", metavar="NAME.gguf")] = None,
     backend: Annotated[str | None, typer.Option(help="cpu or cuda; cuda where the hive can.")] = None,
-    device: Annotated[int, typer.Option(help="Which GPU.")] = 0,
+    device: Annotated[
+        list[int] | None, typer.Option(help="Which GPU; several times to split the model over several.")
+    ] = None,
+    split_mode: Annotated[str | None, typer.Option(help="How it is split: layer or row.")] = None,
+    tensor_split: Annotated[
+        str | None, typer.Option(metavar="N,N", help="How much each gets; by default as they have memory.")
+    ] = None,
     slots: Annotated[int, typer.Option(help="How many requests it serves at once.")] = 1,
     name: Annotated[str | None, typer.Option(help="With a name, the same call again starts nothing more.")] = None,
     ctx: Annotated[int | None, typer.Option("--ctx", help="Tokens of context for each slot.")] = None,
@@ -87,7 +93,7 @@ def start(
         model_ref=model,
         filename=file,
         backend=backend or "cpu",
-        device=device,
+        **_placed(device, split_mode, tensor_split),
         slots=slots,
         name=name,
         ctx_per_slot=ctx,
@@ -106,6 +112,19 @@ def start(
         print_json(worker)
     else:
         line(f"Worker {worker.id} is {worker.status}" + (f" at {worker.url}" if worker.url else ""))
+
+
+def _placed(device: list[int] | None, split_mode: str | None, tensor_split: str | None) -> dict[str, object]:
+    """The request's fields on devices."""
+    found: dict[str, object] = {"split_mode": split_mode}
+    if device is not None:
+        found |= {"device": device[0]} if len(device) == 1 else {"devices": device}
+    if tensor_split is not None:
+        try:
+            found["tensor_split"] = [float(number) for number in tensor_split.split(",")]
+        except ValueError:
+            raise typer.BadParameter("--tensor-split: numbers with commas between them, such as 3,1") from None
+    return found
 
 
 async def _best_backend(client: Hive) -> str:

@@ -10,6 +10,9 @@ from pydantic import AwareDatetime, Field
 from .common import Response
 
 Backend = Literal["cpu", "cuda"]
+SplitMode = Literal["layer", "row"]
+# As many devices as llama.cpp can split a model over (`llama_max_devices`).
+MOST_DEVICES = 16
 
 
 class MemoryInfo(Response):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field, model_validator
 
 from . import model_ref as refs
 from .common import Problem, Request, Response
-from .devices import Backend
+from .devices import MOST_DEVICES, Backend, SplitMode
 from .patterns import GgufFilename, WorkerName
 
 Origin = Literal["rest", "inventory"]
+DeviceIndex = Annotated[int, Field(ge=0, le=255)]
+Share = Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)]
 
 
 class WorkerStatus(StrEnum):
@@ -69,16 +71,50 @@ class DownloadRequest(_NamesModel):
 
 
 class SpawnRequest(_NamesModel):
-    """`POST /api/v1/workers`. A model that is not there is downloaded first."""
+    """`POST /api/v1/workers`. A model that is not there is downloaded first.
+
+    `device` is 0 where neither it nor `devices` is given. `tensor_split` says how much of the model each of several
+    `devices` gets, in proportion to each other; by default as much as they have free memory.
+    """
 
     backend: Backend
-    device: int = Field(default=0, ge=0, le=255)
+    device: DeviceIndex | None = None
+    devices: list[DeviceIndex] | None = Field(default=None, min_length=1, max_length=MOST_DEVICES)
+    split_mode: SplitMode | None = None
+    tensor_split: list[Share] | None = Field(default=None, min_length=2, max_length=MOST_DEVICES)
     slots: int = Field(default=1, ge=1, le=256)
     name: WorkerName | None = None
     ctx_per_slot: int | None = Field(default=None, ge=64, le=1_048_576)
     threads: int | None = Field(default=None, ge=1, le=512)
     gpu_layers: int | None = Field(default=None, ge=-1, le=10_000)
     origin: Origin = "rest"
+
+    @model_validator(mode="after")
+    def _one_way_to_say_it(self) -> SpawnRequest:
+        if self.devices is not None and self.device is not None:
+            raise ValueError("device: give it or devices, not both")
+        if self.devices is not None and len(set(self.devices)) < len(self.devices):
+            raise ValueError("devices: names a GPU twice")
+        count = len(self.all_devices)
+        if count == 1 and self.tensor_split is not None:
+            raise ValueError("tensor_split: there is nothing to split on one device; give several devices")
+        if count == 1 and self.split_mode is not None:
+            raise ValueError("split_mode: there is nothing to split on one device; give several devices")
+        if self.tensor_split is not None and len(self.tensor_split) != count:
+            raise ValueError(
+                f"tensor_split: has {len(self.tensor_split)} numbers for {count} devices; give one for each"
+            )
+        return self
+
+    @property
+    def all_devices(self) -> list[int]:
+        """The indices of the devices that are meant, in order."""
+        return self.devices or [self.device or 0]
+
+    @property
+    def split(self) -> SplitMode | None:
+        """How the model is split, None on one device."""
+        return (self.split_mode or "layer") if len(self.all_devices) > 1 else None
 
 
 class Model(Response):
@@ -128,7 +164,8 @@ class Worker(Response):
     """A worker as the hive knows it.
 
     `tokens_per_second` is what all of its slots together generate, 0 where it does not answer.
-    `memory_estimated_bytes` is of the device that it runs on.
+    `device` is the first of `devices`; `tensor_split` is the part of the model that each of several gets, together 1.
+    `memory_estimated_bytes` is of all of its devices together, `device_memory_estimated_bytes` of each.
     """
 
     id: str
@@ -137,6 +174,9 @@ class Worker(Response):
     filename: str | None
     backend: Backend
     device: int
+    devices: list[int] = Field(default_factory=lambda: [0])
+    split_mode: SplitMode | None = None
+    tensor_split: list[float] | None = None
     slots: int
     slots_busy: int
     tokens_per_second: float = 0.0
@@ -147,6 +187,7 @@ class Worker(Response):
     started_at: AwareDatetime | None
     restarts: int
     memory_estimated_bytes: int | None
+    device_memory_estimated_bytes: list[int] = Field(default_factory=list)
     last_error: Problem | None
     percentage: float | None = None
     download_id: str | None = None

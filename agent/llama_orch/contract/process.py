@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, Field, StringConstraints
 
 from .common import Request, Response
-from .devices import Backend
-from .patterns import IDENTIFIER
+from .devices import MOST_DEVICES, Backend, SplitMode
+from .patterns import IDENTIFIER, GpuUuid
 
 SPEC_FILE = "spec.json"
 FAILURE_FILE = "failure.json"
@@ -34,7 +34,8 @@ class WorkerSpec(Request):
     """`spec.json`, written by the hive: what the worker is to do.
 
     `model_path` is the first part of a model in parts. `model_name` and `model_ref` are the names under which
-    the model may be asked for. `device_uuid` says which GPU `device` meant: numbers shift when a GPU is gone.
+    the model may be asked for. `device_uuids` says which GPUs `devices` meant: numbers shift when a GPU is gone.
+    `tensor_split` is the part of the model that each of several devices gets.
     `ctx_per_slot` is in tokens; null leaves the choice to the worker.
     """
 
@@ -45,8 +46,10 @@ class WorkerSpec(Request):
     host: str = Field(min_length=1, max_length=253)
     port: int = Field(ge=1, le=65535)
     backend: Backend
-    device: int = Field(default=0, ge=0, le=255)
-    device_uuid: Annotated[str, StringConstraints(pattern=r"^(GPU|MIG)-[A-Za-z0-9-]{1,80}$")] | None = None
+    devices: list[Annotated[int, Field(ge=0, le=255)]] = Field(default=[0], min_length=1, max_length=MOST_DEVICES)
+    device_uuids: list[GpuUuid] = Field(default=[], max_length=MOST_DEVICES)
+    split_mode: SplitMode | None = None
+    tensor_split: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = None
     slots: int = Field(default=1, ge=1, le=256)
     ctx_per_slot: int | None = Field(default=None, ge=64, le=1_048_576)
     threads: int | None = Field(default=None, ge=1, le=512)

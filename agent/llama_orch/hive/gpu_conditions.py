@@ -50,6 +50,11 @@ def find(status: GpuStatus, gpus: list[Gpu], xids: list[Xid], known: list[Gpu]) 
     return found
 
 
+def of_all(conditions: list[Condition]) -> list[Condition]:
+    """Those for which no new worker may be started on any GPU."""
+    return [one for one in conditions if one.cordons and one.uuid is None]
+
+
 def of_device(conditions: list[Condition], gpu: Gpu) -> list[Condition]:
     """Those for which no new worker may be started on the GPU."""
     return [one for one in conditions if one.cordons and (one.uuid is None or one.uuid == gpu.uuid)]

@@ -37,9 +37,9 @@ class ModelFacts:
 
     `cache_bytes_per_token` is of blocks that look at the whole context, `window_bytes_per_token` of those that look
     back `window` tokens only, `state_bytes_per_slot` of recurrent blocks. `widest` is the most that one matrix of a
-    block makes of a token. `input_bytes` is the table of the tokens' embeddings, a part of `weights_bytes`; with
-    `shares_input` it is the output as well. A model that makes vectors generates no text; one without `has_cache`
-    computes each text at once.
+    block makes of a token. `input_bytes` is the table of the tokens' embeddings and `last_bytes` the matrix of the
+    output, both a part of `weights_bytes`; with `shares_input` they are the same one. A model that makes vectors
+    generates no text; one without `has_cache` computes each text at once.
     """
 
     architecture: str
@@ -52,6 +52,7 @@ class ModelFacts:
     merges: int = 0
     widest: int = 0
     input_bytes: int = 0
+    last_bytes: int = 0
     cache_bytes_per_token: int = 0
     window_bytes_per_token: int = 0
     window: int = 0
@@ -88,6 +89,7 @@ def of(header: Header) -> ModelFacts:
         merges=keys.count("tokenizer.ggml.merges"),
         widest=max(_widths(keys, header), default=0),
         input_bytes=tables.get("token_embd.weight", 0),
+        last_bytes=tables.get("output.weight", tables.get("token_embd.weight", 0)),
         cache_bytes_per_token=whole,
         window_bytes_per_token=windowed,
         window=keys.number("attention.sliding_window") if windowed else 0,

@@ -8,7 +8,13 @@ says of itself and against what a worker takes.
 
 from __future__ import annotations
 
-from llama_orch.contract.devices import Backend
+import ctypes
+import itertools
+from bisect import bisect_right
+from collections.abc import Sequence
+
+from llama_orch.contract.devices import SplitMode
+from llama_orch.contract.hive import SpawnRequest
 
 from .model_facts import ModelFacts
 
@@ -35,30 +41,79 @@ _CANDIDATE_BYTES = 12
 # What a process takes of a GPU before its first tensor: the CUDA context with its kernels, and cuBLAS' work space.
 # 300 to 500 MB, by GPU and driver; a figure of experience, not measured by us.
 CUDA_CONTEXT_BYTES = 450 * _MIB
+# Where all blocks are on several GPUs one after the other, llama.cpp lets them work on that many batches at once, each
+# with inputs of its own (`GGML_SCHED_MAX_COPIES`).
+_COPIES = 4
 
 
-def needed_bytes(
-    facts: ModelFacts, slots: int, ctx_per_slot: int, backend: Backend = "cpu", gpu_layers: int | None = None
-) -> int:
-    """Bytes that a worker takes at most of its device: of memory, or with `cuda` of the GPU's memory.
+def of_worker(
+    facts: ModelFacts, request: SpawnRequest, ctx_per_slot: int, tensor_split: Sequence[float] | None
+) -> list[int]:
+    """Bytes that the worker takes at most of each of its devices."""
+    if request.backend == "cpu":
+        return [needed_bytes(facts, request.slots, ctx_per_slot)]
+    shares = tensor_split or [1.0]
+    return gpu_bytes(facts, request.slots, ctx_per_slot, request.gpu_layers, shares=shares, split=request.split)
 
-    On the CPU the weights are the file's own pages, counted once: where llama.cpp lays them out anew for the processor
-    (Q4_0, Q4_K and others), the file's pages are read once, and then the kernel may have them back.
+
+def needed_bytes(facts: ModelFacts, slots: int, ctx_per_slot: int) -> int:
+    """Bytes of memory that a worker on the CPU takes at most.
+
+    The weights are the file's own pages, counted once: where llama.cpp lays them out anew for the processor (Q4_0, Q4_K
+    and others), the file's pages are read once, and then the kernel may have them back.
     """
     cache, batch = cache_bytes(facts, slots, ctx_per_slot), _batch(facts, slots, ctx_per_slot)
-    if backend == "cpu":
-        words = facts.vocabulary * (_BYTES_PER_TOKEN + slots * _CANDIDATE_BYTES) + facts.merges * _BYTES_PER_MERGE
-        outputs = batch if facts.makes_vectors else min(batch, slots * OUTPUTS_PER_SLOT)
-        work = compute_bytes(facts, slots, ctx_per_slot, outputs) + output_bytes(facts, outputs)
-        return facts.weights_bytes + cache + work + words + PROCESS_BYTES
-    # Blocks are offloaded with their caches, and the output counts as one more: `llama_model_base::load_tensors`.
-    # The table of embeddings stays in memory; a model whose output is the same table has a copy on the GPU.
-    weights = facts.weights_bytes - (0 if facts.shares_input else facts.input_bytes)
+    words = facts.vocabulary * (_BYTES_PER_TOKEN + slots * _CANDIDATE_BYTES) + facts.merges * _BYTES_PER_MERGE
+    outputs = batch if facts.makes_vectors else min(batch, slots * OUTPUTS_PER_SLOT)
+    work = compute_bytes(facts, slots, ctx_per_slot, outputs) + output_bytes(facts, outputs)
+    return facts.weights_bytes + cache + work + words + PROCESS_BYTES
+
+
+def gpu_bytes(
+    facts: ModelFacts,
+    slots: int,
+    ctx_per_slot: int,
+    gpu_layers: int | None,
+    *,
+    shares: Sequence[float] = (1.0,),
+    split: SplitMode | None = None,
+) -> list[int]:
+    """Bytes that a worker takes at most of each GPU's memory, where the model is split among them by `shares`."""
+    # The last blocks are offloaded with their caches, and the output counts as one more.
     layers = facts.blocks + 1
     offloaded = layers if gpu_layers is None or gpu_layers < 0 else min(gpu_layers, layers)
+    has_output = int(offloaded > 0)
+    # The table of embeddings stays in memory; a model whose output is the same table has a copy on the GPU.
+    in_blocks = facts.weights_bytes - facts.input_bytes - (0 if facts.shares_input else facts.last_bytes)
+    cache = cache_bytes(facts, slots, ctx_per_slot)
+    batch = _batch(facts, slots, ctx_per_slot)
     # Taken in full, whether it is used or not; in memory only what was written to is.
-    compute = compute_bytes(facts, slots, ctx_per_slot, batch)
-    return (weights + cache) * offloaded // layers + compute + CUDA_CONTEXT_BYTES
+    fixed = compute_bytes(facts, slots, ctx_per_slot, batch) + CUDA_CONTEXT_BYTES
+    if split == "layer" and offloaded == layers:
+        fixed += (_COPIES - 1) * (_mask_bytes(facts, slots, ctx_per_slot) + batch * facts.embedding * _F32)
+    weights = in_blocks * (offloaded - has_output) // max(facts.blocks, 1) + has_output * facts.last_bytes
+    found: list[int] = []
+    for number, held in enumerate(_layers_of_each(offloaded, shares)):
+        is_last = has_output and number == _device_of(offloaded - 1, offloaded, shares)
+        blocks = held - 1 if is_last else held
+        if split == "row":
+            part = int(weights * shares[number] / sum(shares))
+        else:
+            part = in_blocks * blocks // max(facts.blocks, 1) + (facts.last_bytes if is_last else 0)
+        found.append(part + cache * blocks // max(facts.blocks, 1) + fixed)
+    return found
+
+
+def _layers_of_each(offloaded: int, shares: Sequence[float]) -> list[int]:
+    """How many layers each device holds."""
+    where = [_device_of(layer, offloaded, shares) for layer in range(offloaded)]
+    return [where.count(device) for device in range(len(shares))]
+
+
+def _device_of(layer: int, offloaded: int, shares: Sequence[float]) -> int:
+    """Which device an offloaded layer is on: `get_layer_buft_list` of llama.cpp, which reckons in 32 bits."""
+    ends = [ctypes.c_float(end / sum(shares)).value for end in itertools.accumulate(shares)]
+    return min(bisect_right(ends, ctypes.c_float(layer / offloaded).value), len(shares) - 1)
 
 
 def cache_bytes(facts: ModelFacts, slots: int, ctx_per_slot: int) -> int:
@@ -79,10 +134,7 @@ def compute_bytes(facts: ModelFacts, slots: int, ctx_per_slot: int, outputs: int
     counts of four and three were read off the sizes that it logs for models of many shapes.
     """
     batch = _batch(facts, slots, ctx_per_slot)
-    masks = _cells(ctx_per_slot) if facts.has_cache else batch
-    if facts.window_bytes_per_token:
-        masks += _window_cells(facts, slots, ctx_per_slot)
-    in_blocks = batch * (masks * _F16 + (4 * facts.embedding + 3 * facts.widest) * _F32)
+    in_blocks = _mask_bytes(facts, slots, ctx_per_slot) + batch * (4 * facts.embedding + 3 * facts.widest) * _F32
     logits = outputs * facts.vocabulary if facts.has_cache else 0
     return max(in_blocks, (logits + 3 * batch * facts.embedding) * _F32)
 
@@ -97,6 +149,14 @@ def output_bytes(facts: ModelFacts, outputs: int) -> int:
 
 def _batch(facts: ModelFacts, slots: int, ctx_per_slot: int) -> int:
     return ctx_per_slot if facts.makes_vectors else min(BATCH_TOKENS, slots * ctx_per_slot)
+
+
+def _mask_bytes(facts: ModelFacts, slots: int, ctx_per_slot: int) -> int:
+    batch = _batch(facts, slots, ctx_per_slot)
+    masks = _cells(ctx_per_slot) if facts.has_cache else batch
+    if facts.window_bytes_per_token:
+        masks += _window_cells(facts, slots, ctx_per_slot)
+    return batch * masks * _F16
 
 
 def _cells(tokens: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterable
+from typing import Any
 
 from llama_orch.contract.devices import Condition, Gpu, GpuStatus
 from llama_orch.contract.errors import BadRequest, Conflict, DoesNotFit, NotReady
@@ -17,17 +18,17 @@ from .settings import HiveSettings
 DEFAULT_CONTEXT = 4096
 
 
-def check_device(request: SpawnRequest, status: GpuStatus, gpus: list[Gpu], *, cuda_build: bool) -> None:
-    """Raises BadRequest where the device that was asked for cannot be used; there is no silent fallback.
+def the_gpus(request: SpawnRequest, status: GpuStatus, gpus: list[Gpu], conditions: list[Condition]) -> list[Gpu]:
+    """The GPUs that are meant, in their order; none for the CPU.
 
-    `cuda_build`: whether the installed llama-cpp-python has a CUDA backend.
+    Raises BadRequest where what was asked for is not here, Conflict where something is wrong with one of them that no
+    new worker should suffer from. There is no silent fallback.
     """
     if request.backend == "cpu":
-        if request.device != 0:
-            raise BadRequest(f"device: the CPU is device 0, not {request.device}", code="no_such_device")
-        if request.gpu_layers:
-            raise BadRequest("gpu_layers: goes with backend cuda only")
-        return
+        _check_cpu(request)
+        return []
+    # What is wrong with all of them comes first: it may be the reason why none is seen.
+    _check_conditions("this hive's GPUs take", gpu_conditions.of_all(conditions))
     if not gpus:
         reason = status.reason or "NVML sees none"
         raise BadRequest(
@@ -35,30 +36,70 @@ def check_device(request: SpawnRequest, status: GpuStatus, gpus: list[Gpu], *, c
             code="no_such_device",
             there=["cpu:0"],
         )
-    if request.device not in {gpu.index for gpu in gpus}:
-        there = [f"cuda:{gpu.index}" for gpu in gpus]
-        raise BadRequest(
-            f"device: there is no GPU {request.device} here; there are: {', '.join(there)} and cpu:0",
-            code="no_such_device",
-            there=[*there, "cpu:0"],
-        )
-    if not cuda_build:
+    by_index = {gpu.index: gpu for gpu in gpus}
+    for index in request.all_devices:
+        if index not in by_index:
+            there = [f"cuda:{gpu.index}" for gpu in gpus]
+            raise BadRequest(
+                f"{_field(request)}: there is no GPU {index} here; there are: {', '.join(there)} and cpu:0",
+                code="no_such_device",
+                there=[*there, "cpu:0"],
+            )
+    chosen = [by_index[index] for index in request.all_devices]
+    for gpu in chosen:
+        _check_conditions(f"GPU {gpu.index} takes", gpu_conditions.of_device(conditions, gpu))
+    return chosen
+
+
+def check_build(request: SpawnRequest, *, cuda: bool, splits_rows: bool) -> None:
+    """Raises BadRequest where the installed llama-cpp-python cannot do what was asked for."""
+    if request.backend != "cuda":
+        return
+    if not cuda:
         raise BadRequest(
             "backend: the llama-cpp-python on this hive was built without CUDA; use backend cpu",
             code="backend_unavailable",
             there=["cpu:0"],
         )
+    if request.split == "row" and not splits_rows:
+        raise BadRequest(
+            "split_mode: the CUDA backend of the llama-cpp-python on this hive does not split by rows; use layer",
+            code="backend_unavailable",
+        )
 
 
-def check_conditions(gpu: Gpu, conditions: list[Condition]) -> None:
-    """Raises Conflict where something is wrong with the GPU that no new worker should suffer from."""
-    wrong = gpu_conditions.of_device(conditions, gpu)
+def _field(request: SpawnRequest) -> str:
+    return "device" if request.devices is None else "devices"
+
+
+def _check_cpu(request: SpawnRequest) -> None:
+    if request.devices is not None:
+        raise BadRequest("devices: goes with backend cuda only")
+    if request.device:
+        raise BadRequest(f"device: the CPU is device 0, not {request.device}", code="no_such_device")
+    if request.gpu_layers:
+        raise BadRequest("gpu_layers: goes with backend cuda only")
+
+
+def _check_conditions(who_takes: str, wrong: list[Condition]) -> None:
     if wrong:
         raise Conflict(
-            f"device: GPU {gpu.index} takes no new workers: {wrong[0].message}; {wrong[0].what_to_do}",
+            f"device: {who_takes} no new workers: {wrong[0].message}; {wrong[0].what_to_do}",
             code="device_cordoned",
             conditions=[one.type.value for one in wrong],
         )
+
+
+def tensor_split(request: SpawnRequest, available: list[int]) -> list[float] | None:
+    """The part of the model that each of several devices gets, None on one.
+
+    As was asked, or as llama.cpp does by itself: in proportion to the bytes that are available on each.
+    """
+    if request.split is None:
+        return None
+    shares = request.tensor_split or [float(number) for number in available]
+    whole = sum(shares)
+    return [round(share / whole, 6) if whole else 1 / len(shares) for share in shares]
 
 
 def context(asked: int | None, facts: ModelFacts) -> int:
@@ -82,14 +123,16 @@ def free_memory(settings: HiveSettings, gpu: Gpu | None, spoken_for: int) -> tup
     return max(0, free - settings.reserve_gpu_bytes - spoken_for), f"memory of GPU {gpu.index}"
 
 
-def check_memory(needed: int, available: int, of_what: str) -> None:
-    """Raises DoesNotFit, with both numbers."""
+def check_memory(needed: int, available: int, of_what: str, *, device: int | None = None) -> None:
+    """Raises DoesNotFit, with both numbers and the GPU that is too full."""
     if needed > available:
+        which: dict[str, Any] = {} if device is None else {"device": device}
         raise DoesNotFit(
             f"the worker needs about {needed} bytes and {available} bytes of {of_what} may be used: "
             "stop another worker, or ask for fewer slots, less ctx_per_slot or a smaller quantisation",
             needed_bytes=needed,
             available_bytes=available,
+            **which,
         )
 
 

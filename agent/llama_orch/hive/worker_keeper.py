@@ -6,7 +6,7 @@ import asyncio
 import logging
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,7 +46,7 @@ class Surroundings:
     inference_token: Token | None
     ports: Callable[[str], set[int]]
     threads_used: Callable[[str], int]
-    check_memory: Callable[[WorkerRecord], None]
+    check_memory: Callable[[WorkerRecord], Awaitable[None]]
     count_restart: Callable[[], None]
 
 
@@ -114,7 +114,10 @@ class WorkerKeeper:
             model_ref=request.ref.base,
             filename=record.filename,
             backend=request.backend,
-            device=request.device,
+            device=request.all_devices[0],
+            devices=request.all_devices,
+            split_mode=request.split,
+            tensor_split=record.tensor_split,
             slots=request.slots,
             slots_busy=self.slots_busy,
             tokens_per_second=self.tokens_per_second,
@@ -125,6 +128,7 @@ class WorkerKeeper:
             started_at=record.started_at,
             restarts=record.restarts,
             memory_estimated_bytes=record.memory_estimated_bytes,
+            device_memory_estimated_bytes=record.device_memory_bytes,
             last_error=record.last_error,
             percentage=download.view().percentage if download else self._percentage,
             download_id=record.download_id,
@@ -208,11 +212,9 @@ class WorkerKeeper:
         facts = await asyncio.to_thread(model_facts.read, path)
         record.model_path = str(path)
         record.ctx_per_slot = placement.context(request.ctx_per_slot, facts)
-        record.memory_estimated_bytes = model_memory.needed_bytes(
-            facts, request.slots, record.ctx_per_slot, request.backend, request.gpu_layers
-        )
+        record.promise(model_memory.of_worker(facts, request, record.ctx_per_slot, record.tensor_split))
         if record.restarts == 0:
-            around.check_memory(record)
+            await around.check_memory(record)
         record.threads = placement.threads(request.threads, around.threads_used(record.id))
         # Its own port again where that is free, so that those who know its address find it.
         record.port = placement.free_port(around.settings, around.ports(record.id), prefer=record.port)

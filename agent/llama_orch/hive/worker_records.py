@@ -7,7 +7,7 @@ import shutil
 from datetime import datetime
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from llama_orch.contract.common import Problem
 from llama_orch.contract.hive import SpawnRequest
@@ -22,9 +22,10 @@ RECORD_FILE = "record.json"
 class WorkerRecord(BaseModel):
     """One worker as it should be, and what must be known to take it over after a restart of the agent.
 
-    `device_uuid` is the GPU that `request.device` meant when it was asked for. `boot_id` is the boot in which it was
-    last started, None before its first start. `streak` counts crashes without enough service between them. `stopping`
-    and `failed` outlive the agent like everything else here.
+    `device_uuids` are the GPUs that were meant when it was asked for, none for the CPU; `tensor_split` is the part of
+    the model that each gets, `device_memory_bytes` what it is promised on each (on the CPU: of memory). `boot_id` is
+    the boot in which it was last started, None before its first start. `streak` counts crashes without enough service
+    between them. `stopping` and `failed` outlive the agent like everything else here.
     """
 
     id: str
@@ -34,10 +35,12 @@ class WorkerRecord(BaseModel):
     model_path: str | None = None
     download_id: str | None = None
     port: int | None = None
-    device_uuid: str | None = None
+    device_uuids: list[str] = Field(default_factory=list)
+    tensor_split: list[float] | None = None
     ctx_per_slot: int | None = None
     threads: int | None = None
     memory_estimated_bytes: int | None = None
+    device_memory_bytes: list[int] = Field(default_factory=list)
     boot_id: str | None = None
     started_at: datetime | None = None
     ready_at: datetime | None = None
@@ -52,9 +55,24 @@ class WorkerRecord(BaseModel):
         """How many cores it keeps busy."""
         return (self.threads or 1) if self.request.backend == "cpu" else 1
 
+    def promise(self, bytes_of_each: list[int]) -> None:
+        """Promise it that much of each of its devices."""
+        self.device_memory_bytes, self.memory_estimated_bytes = bytes_of_each, sum(bytes_of_each)
+
+    def promised_on(self, device_uuid: str | None) -> int:
+        """Bytes that it was promised of that GPU, or of the machine's memory where it is None."""
+        if device_uuid is None:
+            return 0 if self.device_uuids else (self.memory_estimated_bytes or 0)
+        return dict(zip(self.device_uuids, self.device_memory_bytes, strict=False)).get(device_uuid, 0)
+
     def same_spec(self, request: SpawnRequest) -> bool:
-        """Whether that request asks for this worker; who asks does not matter."""
-        return self.request.model_dump(exclude={"origin"}) == request.model_dump(exclude={"origin"})
+        """Whether that request asks for this worker; who asks, and in which words, does not matter."""
+        return _meaning(self.request) == _meaning(request)
+
+
+def _meaning(request: SpawnRequest) -> dict[str, object]:
+    fields = request.model_dump(exclude={"origin", "device", "devices", "split_mode"})
+    return fields | {"devices": request.all_devices, "split": request.split}
 
 
 class WorkerRecords:

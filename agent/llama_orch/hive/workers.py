@@ -47,7 +47,6 @@ class Workers:
         self._settings = settings
         self._downloads = downloads
         self._gpus = gpus
-        self._seen_gpus: list[Gpu] = []
         self._records = WorkerRecords(settings.state_dir)
         self._probe = Probe(settings)
         self._keepers: dict[str, WorkerKeeper] = {}
@@ -68,7 +67,6 @@ class Workers:
 
     async def start(self) -> None:
         """Adopt what lives, start what should, end what nobody knows. Raises nothing: the agent must come up."""
-        self._seen_gpus = (await self._gpus.read()).gpus
         for record in self._records.load():
             self._keepers[record.id] = WorkerKeeper(record, self._around)
         for worker_id in await asyncio.to_thread(process.find, self._settings.state_dir):
@@ -132,13 +130,15 @@ class Workers:
     async def _spawn(self, request: SpawnRequest) -> Worker:
         if (existing := self._named(request)) is not None:
             return existing
-        await self._check_device(request)
+        await self._the_gpus(request)
         if isinstance(request.ref, FileRef):
             worker = await self._spawn_checked(request, Path(request.ref.path), None)
             with contextlib.suppress(ApiError):
                 # So that it is listed; one that cannot be read is shown by the failed worker alone.
                 await self._downloads.request(request.ref, request.origin)
             return worker
+        # A download that only a worker wants which cannot be would be for nothing.
+        self._check_build(request)
         job = await self._downloads.request(request.ref, request.origin, for_worker=True)
         try:
             return await self._spawn_checked(request, self._downloads.path_of(job.record), job)
@@ -153,26 +153,27 @@ class Workers:
             broken: Failed | None = None
             record = WorkerRecord(id=uuid.uuid4().hex[:12], request=request, created_at=datetime.now(UTC))
             # Again, and last: a GPU's memory may be taken by programs that are not ours at any moment.
-            gpu = await self._check_device(request, now=request.backend == "cuda")
-            record.device_uuid = gpu.uuid if gpu else None
+            gpus = await self._the_gpus(request, now=True)
+            record.device_uuids = [gpu.uuid for gpu in gpus]
+            record.tensor_split = placement.tensor_split(request, [self._available(record, gpu)[0] for gpu in gpus])
             if job is None or job.ready:
                 try:
                     facts = await asyncio.to_thread(model_facts.read, path)
                     record.model_path = str(path)
                     record.ctx_per_slot = placement.context(request.ctx_per_slot, facts)
-                    record.memory_estimated_bytes = model_memory.needed_bytes(
-                        facts, request.slots, record.ctx_per_slot, request.backend, request.gpu_layers
-                    )
+                    record.promise(model_memory.of_worker(facts, request, record.ctx_per_slot, record.tensor_split))
                 except Failed as failed:
                     if failed.problem.code == "model_not_found":
                         raise NotFound(f"model_ref: {failed.problem.message}", code="model_not_found") from None
                     broken = failed
-            else:
+            elif job.record.model:
                 # What its weights alone need; the whole is known when its header is here.
-                record.memory_estimated_bytes = job.record.model.size_bytes if job.record.model else None
+                shares = record.tensor_split or [1.0]
+                record.promise([int(job.record.model.size_bytes * share) for share in shares])
             record.filename = job.record.filename if job else path.name
             record.download_id = job.record.download_id if job else None
-            self._check_memory(record)
+            self._check_fits(record, gpus)
+            self._check_build(request)
             record.port = placement.free_port(self._settings, self._ports(record.id))
             self._save_new(record)
             keeper = self._keepers[record.id] = WorkerKeeper(record, self._around)
@@ -184,16 +185,13 @@ class Workers:
         keeper.start()
         return keeper.view()
 
-    async def _check_device(self, request: SpawnRequest, *, now: bool = False) -> Gpu | None:
-        """The GPU that is meant, None for the CPU; `now` as in `Gpus.read`. Raises ApiError where it cannot be used."""
-        found = await self._gpus.read(now=now)
-        self._seen_gpus = found.gpus
-        placement.check_device(request, found.status, found.gpus, cuda_build=engine_build.has_cuda())
-        if request.backend == "cpu":
-            return None
-        gpu = next(gpu for gpu in found.gpus if gpu.index == request.device)
-        placement.check_conditions(gpu, found.conditions)
-        return gpu
+    async def _the_gpus(self, request: SpawnRequest, *, now: bool = False) -> list[Gpu]:
+        """The GPUs that are meant, none for the CPU; `now` as in `Gpus.read`. Raises ApiError where one is unfit."""
+        found = await self._gpus.read(now=now and request.backend == "cuda")
+        return placement.the_gpus(request, found.status, found.gpus, found.conditions)
+
+    def _check_build(self, request: SpawnRequest) -> None:
+        placement.check_build(request, cuda=engine_build.has_cuda(), splits_rows=engine_build.splits_rows())
 
     def _save_new(self, record: WorkerRecord) -> None:
         try:
@@ -268,28 +266,35 @@ class Workers:
     def _wanted(self, but: str) -> list[WorkerKeeper]:
         return [k for k in self._keepers.values() if k.record.id != but and not k.record.failed]
 
-    def _check_memory(self, record: WorkerRecord) -> None:
-        """Raises DoesNotFit. What other workers were promised and do not hold yet is not free."""
-        needed = record.memory_estimated_bytes
-        if needed is None:
-            return
-        gpu = next((gpu for gpu in self._seen_gpus if gpu.uuid == record.device_uuid), None)
-        if gpu is None and record.request.backend == "cuda":
+    async def _check_memory(self, record: WorkerRecord) -> None:
+        """Raises DoesNotFit where a device that the worker is about to be started on has too little memory by now."""
+        there = {gpu.uuid: gpu for gpu in (await self._gpus.read(now=True)).gpus} if record.device_uuids else {}
+        if missing := [one for one in record.device_uuids if one not in there]:
             raise DoesNotFit(
-                f"the GPU of this worker ({record.device_uuid}) is not there: see GET /api/v1/devices",
-                code="gpu_missing",
+                f"a GPU of this worker ({missing[0]}) is not there: see GET /api/v1/devices", code="gpu_missing"
             )
-        available, of_what = placement.free_memory(self._settings, gpu, self._spoken_for(record))
-        placement.check_memory(needed, available, of_what)
+        self._check_fits(record, [there[uuid] for uuid in record.device_uuids])
 
-    def _spoken_for(self, record: WorkerRecord) -> int:
+    def _check_fits(self, record: WorkerRecord, gpus: list[Gpu]) -> None:
+        """Raises DoesNotFit, naming the device. `gpus` are those of the record, as they are now."""
+        if record.memory_estimated_bytes is None:
+            return
+        if not gpus:
+            placement.check_memory(record.memory_estimated_bytes, *self._available(record, None))
+        for gpu, needed in zip(gpus, record.device_memory_bytes, strict=True):
+            placement.check_memory(needed, *self._available(record, gpu), device=gpu.index)
+
+    def _available(self, record: WorkerRecord, gpu: Gpu | None) -> tuple[int, str]:
+        """Bytes that this worker may use of the GPU or of memory, and of what: not what others were promised."""
+        return placement.free_memory(self._settings, gpu, self._spoken_for(gpu.uuid if gpu else None, record.id))
+
+    def _spoken_for(self, device_uuid: str | None, but: str) -> int:
+        """Bytes of a device that other workers were promised and do not hold yet."""
         total = 0
-        for keeper in self._wanted(record.id):
-            if keeper.record.device_uuid != record.device_uuid:
-                continue
-            promised = keeper.record.memory_estimated_bytes or 0
-            if keeper.record.device_uuid is None:
-                held = devices.held_memory(keeper.process.pid) if keeper.process else 0
+        for keeper in self._wanted(but):
+            promised = keeper.record.promised_on(device_uuid)
+            if device_uuid is None:
+                held = devices.held_memory(keeper.process.pid) if keeper.process and promised else 0
             else:
                 held = promised if keeper.state.serving else 0
             total += max(0, promised - held)

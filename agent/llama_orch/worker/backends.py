@@ -29,10 +29,10 @@ class Device:
     is_gpu: bool
 
 
-def show_only(backend: Backend, device: str) -> None:
-    """Let CUDA see the one device that is meant, by its UUID or numbered as NVML does. Must come before `load`."""
+def show_only(backend: Backend, devices: list[str]) -> None:
+    """Let CUDA see the devices that are meant, in this order, by UUID or as NVML numbers them. Comes before `load`."""
     os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-    os.environ["CUDA_VISIBLE_DEVICES"] = device if backend == "cuda" else ""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices) if backend == "cuda" else ""
 
 
 def load() -> list[Device]:
@@ -51,20 +51,23 @@ def load() -> list[Device]:
     return devices
 
 
-def choose(devices: list[Device], backend: Backend, device: int) -> list[Device]:
-    """The devices to offload to: none for the CPU, one for CUDA. Raises CannotServe rather than fall back."""
+def choose(devices: list[Device], backend: Backend, asked: list[int]) -> list[Device]:
+    """The devices to offload to: none for the CPU, all that were asked for with CUDA.
+
+    Raises CannotServe rather than fall back, or make do with fewer.
+    """
     if backend == "cpu":
         return []
     cuda = [found for found in devices if found.is_gpu and found.backend.upper() == "CUDA"]
-    if not cuda:
+    if len(cuda) < len(asked):
         seen = ", ".join(found.name for found in devices)
         raise CannotServe(
             "backend_unavailable",
-            f"CUDA device {device} was asked for, but llama.cpp sees only: {seen}",
+            f"CUDA device {', '.join(map(str, asked))} was asked for, but llama.cpp sees only: {seen}",
             "check with nvidia-smi that the driver works and the device exists, and that the CUDA build of "
             "llama-cpp-python is installed; or start the worker with backend cpu",
         )
-    return cuda[:1]
+    return cuda[: len(asked)]
 
 
 def _package_folder() -> Path:

@@ -30,6 +30,11 @@ from .threadpool import keep_threads
 
 # Tokens that are computed at once.
 BATCH_TOKENS = 512
+_SPLIT_MODES = {
+    None: llama_cpp.LLAMA_SPLIT_MODE_NONE,
+    "layer": llama_cpp.LLAMA_SPLIT_MODE_LAYER,
+    "row": llama_cpp.LLAMA_SPLIT_MODE_ROW,
+}
 # llama_pooling_type of llama.h: vectors of a whole text; 4 is a ranking and makes no vector.
 _POOLED, _RANKED = {1, 2, 3}, 4
 
@@ -58,8 +63,8 @@ class LlamaEngine:
         """Load the model onto its device and warm it up; see `generation.Engine.load`."""
         model_file.check(Path(self._spec.model_path))
         send_log_to(self._log)
-        backends.show_only(self._spec.backend, self._spec.device_uuid or str(self._spec.device))
-        devices = backends.choose(backends.load(), self._spec.backend, self._spec.device)
+        backends.show_only(self._spec.backend, self._spec.device_uuids or [str(one) for one in self._spec.devices])
+        devices = backends.choose(backends.load(), self._spec.backend, self._spec.devices)
         llama_cpp.llama_backend_init()
         self._model = self._load_model(devices, progress)
         self.vocab = llama_cpp.llama_model_get_vocab(self._model)
@@ -245,8 +250,11 @@ class LlamaEngine:
         parameters = llama_cpp.llama_model_default_params()
         parameters.devices = ctypes.cast(chosen, ctypes.c_void_p)
         parameters.n_gpu_layers = self._gpu_layers()
-        parameters.split_mode = llama_cpp.LLAMA_SPLIT_MODE_NONE
+        parameters.split_mode = _SPLIT_MODES[self._spec.split_mode]
         parameters.main_gpu = 0
+        if self._spec.tensor_split:
+            # llama.cpp reads as many numbers as it could have devices.
+            parameters.tensor_split = (ctypes.c_float * llama_cpp.llama_max_devices())(*self._spec.tensor_split)
         parameters.progress_callback = callback
         model = llama_cpp.llama_model_load_from_file(self._spec.model_path.encode(), parameters)
         if model:

@@ -63,6 +63,22 @@ async def test_a_backend_is_never_replaced_silently(command: Command):
     assert result.exit_code == 2 and "backend" in result.stderr
 
 
+async def test_several_gpus_and_how_the_model_is_split(fleet: Fleet, command: Command):
+    several = ("--device", "1", "--device", "0", "--tensor-split", "3,1", "--split-mode", "layer")
+    await command("workers", "start", "hf:o/r", "--backend", "cuda", *several)
+    await command("workers", "start", "hf:o/r", "--backend", "cuda", "--device", "1")
+    assert fleet.bodies == [
+        SpawnRequest(model_ref="hf:o/r", backend="cuda", devices=[1, 0], tensor_split=[3, 1], split_mode="layer"),
+        SpawnRequest(model_ref="hf:o/r", backend="cuda", device=1),
+    ]
+    wrong = await command("workers", "start", "hf:o/r", "--tensor-split", "3:1")
+    assert wrong.exit_code == 2 and "3,1" in wrong.stderr
+    wrong = await command("workers", "start", "hf:o/r", "--tensor-split", "3,1")
+    assert wrong.exit_code == 2 and "tensor_split: there is nothing to split on one device" in wrong.stderr
+    fleet.workers["w9"] = a_worker("w9", backend="cuda", device=1, devices=[1, 0])
+    assert "cuda 1,0" in (await command("workers", "list")).stdout
+
+
 async def test_stop_by_name_by_id_and_all(fleet: Fleet, command: Command):
     fleet.workers = {f"w{n}": a_worker(f"w{n}", name=f"name{n}") for n in range(4)}
     assert (await command("workers", "stop", "w0", "name1")).stdout == "Worker w0 is stopped\nWorker w1 is stopped\n"

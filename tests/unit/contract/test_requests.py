@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from llama_orch.contract.hive import DownloadRequest, SpawnRequest
 from llama_orch.contract.queen import NodeCreate
+from llama_orch.web.errors import from_validation
 
 GOOD_NODE = {"node_name": "hive1", "ssh_host": "hive1.example.com", "ssh_port": 22, "ssh_user": "llama-orch"}
 
@@ -73,7 +74,45 @@ def test_the_seeds_requests_to_a_hive_are_taken():
         json.dumps({"model_ref": ref, "filename": "tinyllama.gguf"})
     ).filename == ("tinyllama.gguf")
     spawn = SpawnRequest.model_validate_json(json.dumps({"model_ref": ref, "backend": "cuda", "device": 0, "slots": 4}))
-    assert (spawn.backend, spawn.device, spawn.slots, spawn.origin) == ("cuda", 0, 4, "rest")
+    assert (spawn.backend, spawn.all_devices, spawn.slots, spawn.origin) == ("cuda", [0], 4, "rest")
+
+
+def spawn_json(**fields: object) -> str:
+    return json.dumps({"model_ref": "hf:org/repo", "backend": "cuda"} | fields)
+
+
+def test_several_devices_are_taken_in_their_order():
+    one = SpawnRequest.model_validate_json(spawn_json())
+    assert (one.all_devices, one.split) == ([0], None)
+    several = SpawnRequest.model_validate_json(spawn_json(devices=[2, 0], tensor_split=[3, 0.5]))
+    assert (several.all_devices, several.split, several.tensor_split) == ([2, 0], "layer", [3, 0.5])
+    # As it is written down and read again.
+    assert SpawnRequest.model_validate_json(several.model_dump_json()) == several
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"device": 0, "devices": [0, 1]}, "device: give it or devices, not both"),
+        ({"devices": []}, "devices: "),
+        ({"devices": [0, 256]}, "devices.1: "),
+        ({"devices": [0, True]}, "devices.1: "),
+        ({"devices": list(range(17))}, "devices: "),
+        ({"devices": [1, 0, 1]}, "devices: names a GPU twice"),
+        ({"devices": [0, 1], "split_mode": "none"}, "split_mode: "),
+        ({"devices": [0, 1], "tensor_split": [1, 2, 3]}, "tensor_split: has 3 numbers for 2 devices"),
+        ({"devices": [0, 1], "tensor_split": [1, 0]}, "tensor_split.1: "),
+        ({"devices": [0, 1], "tensor_split": [1, -1]}, "tensor_split.1: "),
+        ({"devices": [0, 1], "tensor_split": [1, "1"]}, "tensor_split.1: "),
+        ({"devices": [0], "tensor_split": [1, 1]}, "tensor_split: there is nothing to split"),
+        ({"device": 1, "split_mode": "layer"}, "split_mode: there is nothing to split"),
+        ({"tensor_split": [1, 1]}, "tensor_split: there is nothing to split"),
+    ],
+)
+def test_a_split_that_cannot_be_names_the_field(fields: dict[str, object], said: str):
+    with pytest.raises(ValidationError) as error:
+        SpawnRequest.model_validate_json(spawn_json(**fields))
+    assert from_validation(error.value).message.startswith(said)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from llama_orch.hive import model_memory
 from llama_orch.hive.model_facts import ModelFacts
-from llama_orch.hive.model_memory import CUDA_CONTEXT_BYTES, PROCESS_BYTES, needed_bytes
+from llama_orch.hive.model_memory import CUDA_CONTEXT_BYTES, PROCESS_BYTES, gpu_bytes, needed_bytes
 
 FACTS = ModelFacts(
     architecture="llama",
@@ -19,6 +19,7 @@ FACTS = ModelFacts(
     merges=500,
     widest=256,
     input_bytes=100_000,
+    last_bytes=90_000,
     cache_bytes_per_token=128,
 )
 
@@ -68,14 +69,40 @@ def test_vectors_take_the_whole_text_at_once():
     assert needed_bytes(facts, 1, 4096) == 1_000_000 + compute + outputs + words + PROCESS_BYTES
 
 
-@pytest.mark.parametrize(("layers", "offloaded"), [(None, 10), (-1, 10), (10, 10), (99, 10), (5, 5), (0, 0)])
-def test_a_gpu_holds_what_is_offloaded_and_its_own_context(layers: int | None, offloaded: int):
-    compute = model_memory.compute_bytes(FACTS, 1, 4096, 512)
-    # The table of embeddings stays in memory.
-    held = (900_000 + 4096 * 128) * offloaded // 10
-    assert needed_bytes(FACTS, 1, 4096, "cuda", layers) == held + compute + CUDA_CONTEXT_BYTES
+CACHE = 4096 * 128
+FIXED = model_memory.compute_bytes(FACTS, 1, 4096, 512) + CUDA_CONTEXT_BYTES
+# What is neither the table of embeddings nor the output, and what of it a block has.
+BLOCKS, BLOCK = 810_000, 90_000
+
+
+@pytest.mark.parametrize(("layers", "blocks"), [(None, 9), (-1, 9), (10, 9), (99, 9), (5, 4), (1, 0)])
+def test_a_gpu_holds_the_output_the_last_blocks_and_its_own_context(layers: int | None, blocks: int):
+    held = 90_000 + BLOCK * blocks + CACHE * blocks // 9
+    assert gpu_bytes(FACTS, 1, 4096, layers) == [held + FIXED]
+    assert gpu_bytes(FACTS, 1, 4096, 0) == [FIXED]
 
 
 def test_an_output_that_is_the_table_of_embeddings_is_on_the_gpu():
-    shared = replace(FACTS, shares_input=True)
-    assert needed_bytes(shared, 1, 4096, "cuda") - needed_bytes(FACTS, 1, 4096, "cuda") == 100_000
+    shared = replace(FACTS, shares_input=True, last_bytes=100_000)
+    assert gpu_bytes(shared, 1, 4096, None) == [900_000 + 100_000 + CACHE + FIXED]
+
+
+def test_layers_go_to_the_gpus_as_llama_cpp_deals_them_out():
+    # Ten layers, of which the first seven are below three quarters, three of them on the second GPU; the last is the
+    # output. Each GPU works on four batches at once.
+    first, second = gpu_bytes(FACTS, 1, 4096, None, shares=[3, 1], split="layer")
+    copies = 3 * (512 * 4096 * 2 + 512 * 64 * 4)
+    assert first == 8 * BLOCK + CACHE * 8 // 9 + FIXED + copies
+    assert second == 1 * BLOCK + 90_000 + CACHE * 1 // 9 + FIXED + copies
+    assert first + second == BLOCKS + 90_000 + CACHE * 8 // 9 + CACHE // 9 + 2 * (FIXED + copies)
+
+
+def test_a_gpu_that_gets_no_layer_still_has_its_context():
+    first, second = gpu_bytes(FACTS, 1, 4096, 2, shares=[1, 0], split="layer")
+    assert (first, second) == (90_000 + BLOCK + CACHE // 9 + FIXED, FIXED)
+
+
+def test_rows_are_dealt_out_by_share_and_caches_by_block():
+    first, second = gpu_bytes(FACTS, 1, 4096, None, shares=[0.5, 0.5], split="row")
+    assert first == 450_000 + CACHE * 5 // 9 + FIXED
+    assert second == 450_000 + CACHE * 4 // 9 + FIXED

@@ -15,7 +15,7 @@ HERE, GONE = GpuStatus(available=True), GpuStatus(available=False, reason="no li
 GPUS = [
     Gpu(
         index=index,
-        uuid="",
+        uuid=f"GPU-{index}",
         name="GPU",
         memory_total_bytes=24 * 2**30,
         memory_used_bytes=0,
@@ -32,29 +32,47 @@ def spawn(**fields: object) -> SpawnRequest:
     return SpawnRequest.model_validate({"model_ref": "hf:a/b", "backend": "cpu", **fields})
 
 
-def test_devices_that_are_here():
-    placement.check_device(spawn(), GONE, [], cuda_build=False)
-    placement.check_device(spawn(backend="cuda", device=1, gpu_layers=3), HERE, GPUS, cuda_build=True)
+def test_devices_that_are_here_come_in_the_order_that_was_asked_for():
+    assert placement.the_gpus(spawn(), GONE, [], []) == []
+    assert placement.the_gpus(spawn(backend="cuda", gpu_layers=3), HERE, GPUS, []) == GPUS[:1]
+    assert placement.the_gpus(spawn(backend="cuda", device=1), HERE, GPUS, []) == GPUS[1:]
+    assert placement.the_gpus(spawn(backend="cuda", devices=[1, 0]), HERE, GPUS, []) == [GPUS[1], GPUS[0]]
 
 
-def test_a_gpu_without_a_build_for_it_is_refused():
+def test_a_build_that_cannot_is_refused():
+    placement.check_build(spawn(), cuda=False, splits_rows=False)
     with pytest.raises(BadRequest, match="built without CUDA") as error:
-        placement.check_device(spawn(backend="cuda"), HERE, GPUS, cuda_build=False)
+        placement.check_build(spawn(backend="cuda"), cuda=False, splits_rows=False)
     assert error.value.error_code == "backend_unavailable"
+    by_rows = spawn(backend="cuda", devices=[0, 1], split_mode="row")
+    placement.check_build(by_rows, cuda=True, splits_rows=True)
+    with pytest.raises(BadRequest, match=r"split_mode: .* use layer"):
+        placement.check_build(by_rows, cuda=True, splits_rows=False)
 
 
 @pytest.mark.parametrize(
     ("fields", "status", "gpus", "said"),
     [
         ({"backend": "cuda"}, GONE, [], r"no GPU \(no library\); it has backend cpu"),
-        ({"backend": "cuda", "device": 2}, HERE, GPUS, "no GPU 2 here; there are: cuda:0, cuda:1 and cpu:0"),
+        ({"backend": "cuda", "device": 2}, HERE, GPUS, "device: there is no GPU 2 here; there are: cuda:0, cuda:1 and"),
+        ({"backend": "cuda", "devices": [0, 7]}, HERE, GPUS, "devices: there is no GPU 7 here"),
         ({"device": 1}, HERE, GPUS, "the CPU is device 0"),
+        ({"devices": [0, 1]}, HERE, GPUS, "devices: goes with backend cuda only"),
         ({"gpu_layers": 1}, HERE, GPUS, "gpu_layers"),
     ],
 )
 def test_devices_that_are_not(fields: dict[str, object], status: GpuStatus, gpus: list[Gpu], said: str):
     with pytest.raises(BadRequest, match=said):
-        placement.check_device(spawn(**fields), status, gpus, cuda_build=True)
+        placement.the_gpus(spawn(**fields), status, gpus, [])
+
+
+def test_a_model_is_split_as_asked_or_as_there_is_memory():
+    assert placement.tensor_split(spawn(backend="cuda"), [5]) is None
+    asked = spawn(backend="cuda", devices=[0, 1], tensor_split=[3, 1])
+    assert placement.tensor_split(asked, [1, 1]) == [0.75, 0.25]
+    left_open = spawn(backend="cuda", devices=[0, 1, 2])
+    assert placement.tensor_split(left_open, [8, 2, 0]) == [0.8, 0.2, 0]
+    assert placement.tensor_split(left_open, [0, 0, 0]) == [1 / 3] * 3
 
 
 def test_gpu_memory_leaves_the_reserve_and_what_others_were_promised():
@@ -65,6 +83,9 @@ def test_gpu_memory_leaves_the_reserve_and_what_others_were_promised():
         placement.check_memory(available + 1, available, what)
     assert error.value.details == {"needed_bytes": available + 1, "available_bytes": available}
     placement.check_memory(available, available, what)
+    with pytest.raises(DoesNotFit, match="memory of GPU 1") as error:
+        placement.check_memory(3, 2, "memory of GPU 1", device=1)
+    assert error.value.details == {"needed_bytes": 3, "available_bytes": 2, "device": 1}
 
 
 def test_a_gpu_that_shares_memory_is_judged_by_the_machines():
@@ -75,17 +96,24 @@ def test_a_gpu_that_shares_memory_is_judged_by_the_machines():
 
 
 def test_a_gpu_with_something_wrong_takes_no_new_worker():
-    first, second = GPUS[0].model_copy(update={"uuid": "GPU-0"}), GPUS[1].model_copy(update={"uuid": "GPU-1"})
     hot = Condition(
         type=ConditionType.OVER_TEMPERATURE, uuid="GPU-1", index=1, message="99 °C", what_to_do="cool it", cordons=True
     )
-    placement.check_conditions(first, [hot])
-    placement.check_conditions(second, [hot.model_copy(update={"cordons": False})])
-    with pytest.raises(Conflict, match="takes no new workers: 99 °C; cool it") as error:
-        placement.check_conditions(second, [hot])
-    assert (error.value.error_code, error.value.details) == ("device_cordoned", {"conditions": ["over_temperature"]})
-    with pytest.raises(Conflict):
-        placement.check_conditions(first, [hot.model_copy(update={"uuid": None})])
+    placement.the_gpus(spawn(backend="cuda"), HERE, GPUS, [hot])
+    placement.the_gpus(spawn(backend="cuda", device=1), HERE, GPUS, [hot.model_copy(update={"cordons": False})])
+    for fields in ({"device": 1}, {"devices": [0, 1]}):
+        with pytest.raises(Conflict, match="GPU 1 takes no new workers: 99 °C; cool it") as error:
+            placement.the_gpus(spawn(backend="cuda", **fields), HERE, GPUS, [hot])
+        assert (error.value.error_code, error.value.details) == (
+            "device_cordoned", {"conditions": ["over_temperature"]}
+        )  # fmt: skip
+
+
+def test_what_is_wrong_with_all_gpus_comes_before_that_none_is_seen():
+    silent = Condition(type=ConditionType.DRIVER_SILENT, message="it hangs", what_to_do="reboot", cordons=True)
+    with pytest.raises(Conflict, match="this hive's GPUs take no new workers: it hangs; reboot"):
+        placement.the_gpus(spawn(backend="cuda"), GONE, [], [silent])
+    assert placement.the_gpus(spawn(), GONE, [], [silent]) == []
 
 
 def test_context_is_bounded_by_the_model():

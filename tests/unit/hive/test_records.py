@@ -57,6 +57,36 @@ def test_same_spec(changed: dict[str, object], same: bool):
     assert a_worker().same_spec(REQUEST.model_copy(update=changed)) is same
 
 
+def on_gpus(**fields: object) -> SpawnRequest:
+    return SpawnRequest.model_validate({"model_ref": "hf:a/b", "backend": "cuda", **fields})
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "same"),
+    [
+        ({}, {"device": 0}, True),
+        ({"device": 1}, {"devices": [1]}, True),
+        ({"devices": [0, 1]}, {"devices": [0, 1], "split_mode": "layer"}, True),
+        ({"devices": [0, 1]}, {"devices": [1, 0]}, False),
+        ({"devices": [0, 1]}, {"devices": [0, 1], "split_mode": "row"}, False),
+        ({"devices": [0, 1]}, {"devices": [0, 1], "tensor_split": [1, 1]}, False),
+    ],
+)
+def test_the_same_devices_in_other_words_are_the_same(first: dict[str, object], other: dict[str, object], same: bool):
+    record = a_worker().model_copy(update={"request": on_gpus(**first)})
+    assert record.same_spec(on_gpus(**other)) is same
+
+
+def test_what_was_promised_is_known_for_each_gpu():
+    record = a_worker()
+    record.promise([7])
+    assert (record.promised_on(None), record.promised_on("GPU-0"), record.memory_estimated_bytes) == (7, 0, 7)
+    record.device_uuids = ["GPU-1", "GPU-0"]
+    record.promise([5, 3])
+    assert [record.promised_on(uuid) for uuid in (None, "GPU-0", "GPU-1")] == [0, 3, 5]
+    assert record.memory_estimated_bytes == 8
+
+
 def test_a_download_record_comes_back_as_it_was(tmp_path: Path):
     model = Resolved(
         repo="a/b",

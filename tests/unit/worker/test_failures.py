@@ -15,29 +15,36 @@ OTHER_GPU = Device(3, "Vulkan0", "Vulkan", is_gpu=True)
 
 
 def test_the_cpu_offloads_to_no_device_even_where_there_is_one():
-    assert backends.choose([GPU, CPU], "cpu", 0) == []
+    assert backends.choose([GPU, CPU], "cpu", [0]) == []
 
 
-def test_cuda_gets_its_one_device():
-    assert backends.choose([GPU, CPU], "cuda", 3) == [GPU]
+def test_cuda_gets_as_many_devices_as_were_asked_for():
+    second = Device(4, "CUDA1", "CUDA", is_gpu=True)
+    assert backends.choose([GPU, CPU], "cuda", [3]) == [GPU]
+    assert backends.choose([GPU, second, CPU], "cuda", [3, 1]) == [GPU, second]
+
+
+def test_a_gpu_that_is_not_there_is_not_made_up_for_by_fewer():
+    with pytest.raises(CannotServe, match="CUDA device 3, 1 was asked for"):
+        backends.choose([GPU, CPU], "cuda", [3, 1])
 
 
 @pytest.mark.parametrize("devices", [[CPU], [CPU, OTHER_GPU]])
 def test_cuda_never_falls_back(devices: list[Device]):
     with pytest.raises(CannotServe, match="CUDA device 2") as caught:
-        backends.choose(devices, "cuda", 2)
+        backends.choose(devices, "cuda", [2])
     assert caught.value.code == "backend_unavailable"
 
 
-def test_cuda_sees_the_device_by_its_number_in_nvml(monkeypatch: pytest.MonkeyPatch):
+def test_cuda_sees_the_devices_in_their_order(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
-    backends.show_only("cuda", "2")
+    backends.show_only("cuda", ["GPU-b", "GPU-a"])
     assert (backends.os.environ["CUDA_VISIBLE_DEVICES"], backends.os.environ["CUDA_DEVICE_ORDER"]) == (
-        "2",
+        "GPU-b,GPU-a",
         "PCI_BUS_ID",
     )
-    backends.show_only("cpu", "2")
+    backends.show_only("cpu", ["2"])
     assert backends.os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 

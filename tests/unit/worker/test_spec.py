@@ -33,7 +33,7 @@ def write(folder: Path, content: object) -> Path:
 
 def test_a_spec_has_defaults(tmp_path: Path):
     spec = read_spec(write(tmp_path, a_spec()))
-    assert (spec.device, spec.slots, spec.ctx_per_slot, spec.threads, spec.gpu_layers) == (0, 1, None, None, None)
+    assert (spec.devices, spec.slots, spec.ctx_per_slot, spec.threads, spec.gpu_layers) == ([0], 1, None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,10 @@ def test_a_spec_has_defaults(tmp_path: Path):
         ({"port": 0}, "port"),
         ({"port": "8100"}, "port"),
         ({"backend": "rocm"}, "backend"),
-        ({"device": -1}, "device"),
+        ({"devices": [-1]}, "devices"),
+        ({"device_uuids": ["GPU-1,all"]}, "device_uuids"),
+        ({"split_mode": "none"}, "split_mode"),
+        ({"tensor_split": [-1.0]}, "tensor_split"),
         ({"slots": 0}, "slots"),
         ({"slots": 257}, "slots"),
         ({"ctx_per_slot": 63}, "ctx_per_slot"),
