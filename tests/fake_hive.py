@@ -9,14 +9,14 @@ from sanic import Request, Sanic
 
 from llama_orch.contract import operations as ops
 from llama_orch.contract.common import HiveHealth, WorkerCounts
-from llama_orch.contract.devices import CpuInfo, Devices, GpuStatus, MemoryInfo
+from llama_orch.contract.devices import Condition, CpuInfo, Devices, GpuStatus, MemoryInfo
 from llama_orch.contract.hive import HiveInfo
 from llama_orch.web.app import Routes, create_app
 from llama_orch.web.auth import Token
 
 
-def fake_hive(hive_id: str, token: str) -> Sanic:
-    """An application that answers as the hive `hive_id`."""
+def fake_hive(hive_id: str, token: str, conditions: list[Condition] | None = None) -> Sanic:
+    """An application that answers as the hive `hive_id`, with what is in `conditions` at each moment."""
     routes = Routes((ops.HIVE_HEALTH, ops.HIVE_INFO, ops.DEVICES))
 
     @routes.handle(ops.HIVE_HEALTH)
@@ -31,6 +31,7 @@ def fake_hive(hive_id: str, token: str) -> Sanic:
     async def devices(_: Request) -> Devices:
         memory = MemoryInfo(total_bytes=2, available_bytes=1)
         cpu = CpuInfo(model="x", cores=1, load_1m=0.0)
-        return Devices(cpu=cpu, memory=memory, disk=memory, nvml=GpuStatus(available=False, reason="none"), gpus=[])
+        nvml = GpuStatus(available=False, reason="none")
+        return Devices(cpu=cpu, memory=memory, disk=memory, nvml=nvml, gpus=[], conditions=list(conditions or []))
 
     return create_app(f"hive-{hive_id}", "hive", routes, token=Token(token), registry=CollectorRegistry())

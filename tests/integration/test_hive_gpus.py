@@ -204,7 +204,7 @@ async def test_what_is_made_of_what_nvml_says(reader: Gpus, nvml: FakeNvml, name
                 reading = await reader.read(now=True)
     assert [str(condition.type) for condition in reading.conditions] == state.conditions
     assert any(condition.cordons for condition in reading.conditions) == state.cordons
-    assert all(condition.what_to_do for condition in reading.conditions)
+    assert all(condition.what_to_do and condition.remedy for condition in reading.conditions)
     status = reading.status.model_dump(mode="json")
     assert {key: status[key] for key in state.status} == state.status
     if state.shown:

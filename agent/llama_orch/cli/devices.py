@@ -31,7 +31,8 @@ def devices(
     line(f"Memory  {size(memory.available_bytes)} available of {size(memory.total_bytes)}")
     line(f"Disk    {size(disk.available_bytes)} available of {size(disk.total_bytes)}")
     for condition in found.conditions:
-        line(f"{condition.type}: {condition.message}; {condition.what_to_do}", style="red")
+        remedy = f" [remedy: {condition.remedy}]" if condition.remedy else ""
+        line(f"{condition.type}: {condition.message}; {condition.what_to_do}{remedy}", style="red")
     if not found.nvml.available:
         line(f"GPUs    none: {found.nvml.reason or 'NVML does not answer'}")
         return

@@ -7,14 +7,17 @@ from typing import Annotated
 import typer
 
 from llama_orch.client import Queen
-from llama_orch.contract.queen import Job, JobStatus, Node, NodeCreate, ProvisionRequest
+from llama_orch.contract.devices import Condition, Remedy
+from llama_orch.contract.queen import Job, JobStatus, Node, NodeCreate, ProvisionRequest, RemedyRequest
 
 from .connection import Connection, JsonOption, QueenOption, TokenFileOption
 from .output import ago, err, is_interactive, line, print_json, print_table
 from .running import Failed, request, run
 from .watching import follow_job, problem
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Hosts of the fleet: list, add, remove, provision.")
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Hosts of the fleet: list, add, remove, provision, mend."
+)
 
 SudoOption = Annotated[
     bool, typer.Option("--ask-sudo-password", help="Ask for the password of sudo (or read one line of stdin).")
@@ -46,6 +49,12 @@ def list_nodes(queen: QueenOption = None, token_file: TokenFileOption = None, as
         devices = node.hive.devices if node.hive else None
         for condition in devices.conditions if devices else ():
             line(f"{node.node_name}: {condition.message}; {condition.what_to_do}", style="red")
+            if condition.remedy:
+                line(f"  llama-orch nodes remedy {node.node_name} {condition.remedy}{_of_gpu(condition)}", style="red")
+
+
+def _of_gpu(condition: Condition) -> str:
+    return f" --gpu {condition.uuid}" if condition.uuid and condition.remedy is Remedy.RESET_GPU else ""
 
 
 def _row(node: Node) -> tuple[str | None, ...]:
@@ -121,6 +130,43 @@ def provision(
             return await client.get_node(name)
 
     _show(run(work()), as_json)
+
+
+@app.command("remedy")
+def remedy(
+    name: NameArgument,
+    remedy: Annotated[str, typer.Argument(metavar="REMEDY", help=f"One of {', '.join(Remedy)}.")],
+    *,
+    gpu: Annotated[str | None, typer.Option("--gpu", metavar="UUID", help="The one GPU to reset.")] = None,
+    ask_sudo_password: SudoOption = False,
+    no_wait: NoWaitOption = False,
+    queen: QueenOption = None,
+    token_file: TokenFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Mend what is wrong with a node's GPUs, as its conditions say."""
+    password = _sudo_password() if ask_sudo_password else None
+    body = request(RemedyRequest, remedy=_remedy(remedy), gpu=gpu, sudo_password=password)
+
+    async def work() -> Job:
+        async with Connection(queen, None, token_file).open_queen() as client:
+            job = await client.remedy_node(name, body)
+            return job if no_wait else await _follow(client, job, quiet=as_json)
+
+    job = run(work())
+    if as_json:
+        print_json(job)
+    elif no_wait:
+        line(f"{remedy} of {name} begins: follow it with 'llama-orch jobs watch {job.job_id}'")
+    else:
+        line(f"{remedy} of {name} is done")
+
+
+def _remedy(text: str) -> Remedy:
+    try:
+        return Remedy(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is none of {', '.join(Remedy)}", param_hint="REMEDY") from None
 
 
 @app.command("remove")

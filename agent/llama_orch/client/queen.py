@@ -40,6 +40,10 @@ class Queen(Service):
         body = request or queen.ProvisionRequest()
         return await self._ask(ops.PROVISION_NODE, queen.Job, body=body, node_name=node_name)
 
+    async def remedy_node(self, node_name: str, request: queen.RemedyRequest) -> queen.Job:
+        """Run the playbook that mends what is wrong; raises Conflict while a job works on the node."""
+        return await self._ask(ops.REMEDY_NODE, queen.Job, body=request, node_name=node_name)
+
     async def list_jobs(self, node_name: str | None = None) -> list[queen.Job]:
         """Jobs, newest first, of all nodes or of one."""
         query = {"node_name": node_name} if node_name else None

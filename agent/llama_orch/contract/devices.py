@@ -136,10 +136,19 @@ class ConditionType(StrEnum):
     OVER_TEMPERATURE = "over_temperature"
 
 
+class Remedy(StrEnum):
+    """What can be done about a condition: the playbook of this name."""
+
+    RELOAD_DRIVER = "reload_driver"
+    RESET_GPU = "reset_gpu"
+    REBOOT = "reboot"
+    COLLECT_GPU_REPORT = "collect_gpu_report"
+
+
 class Condition(Response):
     """Something that is wrong now. `uuid` and `index` are null where it concerns all GPUs.
 
-    `cordons`: no new worker is started on what it concerns.
+    `cordons`: no new worker is started on what it concerns. `remedy` is the playbook that a user may run or allow.
     """
 
     type: ConditionType
@@ -148,6 +157,7 @@ class Condition(Response):
     message: str
     what_to_do: str
     cordons: bool
+    remedy: Remedy | None = None
 
 
 class Devices(Response):

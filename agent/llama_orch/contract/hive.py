@@ -164,8 +164,9 @@ class Worker(Response):
     """A worker as the hive knows it.
 
     `tokens_per_second` is what all of its slots together generate, 0 where it does not answer.
-    `device` is the first of `devices`; `tensor_split` is the part of the model that each of several gets, together 1.
-    `memory_estimated_bytes` is of all of its devices together, `device_memory_estimated_bytes` of each.
+    `device` is the first of `devices`, whose GPUs are `device_uuids`; `tensor_split` is the part of the model that each
+    of several gets, together 1. `memory_estimated_bytes` is of all of its devices together,
+    `device_memory_estimated_bytes` of each.
     """
 
     id: str
@@ -175,6 +176,7 @@ class Worker(Response):
     backend: Backend
     device: int
     devices: list[int] = Field(default_factory=lambda: [0])
+    device_uuids: list[str] = Field(default_factory=list)
     split_mode: SplitMode | None = None
     tensor_split: list[float] | None = None
     slots: int

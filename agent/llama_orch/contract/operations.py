@@ -57,6 +57,14 @@ PROVISION_NODE = Operation(
     queen.ProvisionRequest,
     empty_body_ok=True,
 )
+REMEDY_NODE = Operation(
+    "remedy_node",
+    "POST",
+    "/api/v1/nodes/{node_name}/remedy",
+    "Run the playbook that mends what is wrong with the node's GPUs",
+    queen.Job,
+    queen.RemedyRequest,
+)
 LIST_JOBS = Operation(
     "list_jobs",
     "GET",
@@ -83,6 +91,7 @@ QUEEN = (
     GET_NODE,
     DELETE_NODE,
     PROVISION_NODE,
+    REMEDY_NODE,
     LIST_JOBS,
     GET_JOB,
     JOB_EVENTS,

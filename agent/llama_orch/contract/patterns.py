@@ -21,6 +21,7 @@ LABEL_VALUE = r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 WORKER_NAME = r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$"
 # A GPU, or a part of one, as NVML names it.
 GPU_UUID = r"^(?:GPU|MIG)-[A-Za-z0-9-]{1,80}$"
+WHOLE_GPU_UUID = r"^GPU-[A-Za-z0-9-]{1,80}$"
 IDENTIFIER = r"^[A-Za-z0-9-]{1,64}$"
 CORRELATION_ID = r"^[A-Za-z0-9-]{1,64}$"
 # A file in a repository: folders allowed, no leading dash or dot in any part.
@@ -33,6 +34,7 @@ SshHost = Annotated[str, StringConstraints(pattern=SSH_HOST, max_length=253)]
 SshUser = Annotated[str, StringConstraints(pattern=SSH_USER, max_length=32)]
 LabelKey = Annotated[str, StringConstraints(pattern=LABEL_KEY, max_length=63)]
 LabelValue = Annotated[str, StringConstraints(pattern=LABEL_VALUE, max_length=63)]
+WholeGpuUuid = Annotated[str, StringConstraints(pattern=WHOLE_GPU_UUID, max_length=84)]
 GpuUuid = Annotated[str, StringConstraints(pattern=GPU_UUID, max_length=84)]
 WorkerName = Annotated[str, StringConstraints(pattern=WORKER_NAME, max_length=63)]
 GgufFilename = Annotated[str, StringConstraints(pattern=GGUF_FILE, max_length=255)]

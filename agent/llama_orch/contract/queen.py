@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, AwareDatetime, Field, SecretStr
+from pydantic import AfterValidator, AwareDatetime, Field, SecretStr, model_validator
 
 from .common import Problem, Request, Response, WorkerCounts
-from .devices import Devices
-from .patterns import LabelKey, LabelValue, NodeName, SshHost, SshUser
+from .devices import ConditionType, Devices, Remedy
+from .patterns import LabelKey, LabelValue, NodeName, SshHost, SshUser, WholeGpuUuid
 
 # Names that Ansible gives a meaning of its own.
 _RESERVED = frozenset({"all", "ungrouped", "localhost", "hives", "queen", "implicit-localhost"})
@@ -55,7 +55,7 @@ class JobStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
-JobKind = Literal["provision", "remove"]
+JobKind = Literal["provision", "remove", "remedy"]
 EventKind = Literal["phase", "play", "task", "output", "end"]
 Outcome = Literal["started", "ok", "changed", "skipped", "failed", "unreachable"]
 
@@ -78,6 +78,23 @@ class ProvisionRequest(Request):
     """`POST …/provision`: the body may be empty."""
 
     sudo_password: SudoPassword | None = None
+
+
+class RemedyRequest(Request):
+    """`POST …/remedy`: run the playbook of this name on the node.
+
+    `gpu` is the UUID of the GPU to reset; without it all that need it are.
+    """
+
+    remedy: Remedy
+    gpu: WholeGpuUuid | None = None
+    sudo_password: SudoPassword | None = None
+
+    @model_validator(mode="after")
+    def _one_gpu_is_for_one_remedy(self) -> Self:
+        if self.gpu is not None and self.remedy is not Remedy.RESET_GPU:
+            raise ValueError("gpu: goes with the remedy reset_gpu only")
+        return self
 
 
 class NodeHive(Response):
@@ -121,7 +138,11 @@ class NodeList(Response):
 
 
 class Job(Response):
-    """One durable piece of work; `percentage` is 0 to 100."""
+    """One durable piece of work; `percentage` is 0 to 100.
+
+    A remedy has its name, the GPU that it is meant for where there is one, and the condition for which the queen began
+    it by itself where it did.
+    """
 
     job_id: str
     kind: JobKind
@@ -133,6 +154,9 @@ class Job(Response):
     ended_at: AwareDatetime | None
     error: Problem | None
     correlation_id: str
+    remedy: Remedy | None = None
+    gpu: str | None = None
+    condition: ConditionType | None = None
 
 
 class JobList(Response):

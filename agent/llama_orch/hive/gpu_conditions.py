@@ -8,17 +8,38 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from llama_orch.contract.devices import Condition, ConditionType, Gpu, GpuFault, GpuStatus, Xid
+from llama_orch.contract.devices import Condition, ConditionType, Gpu, GpuFault, GpuStatus, Remedy, Xid
 
-_RESET = "stop the workers on it, then reset it (nvidia-smi --gpu-reset -i INDEX) or reboot the machine"
-_REPLACE = "stop using it and have it replaced"
-_REBOOT = "reboot the machine; if it comes again, check power, cooling and seating"
+
+@dataclass(frozen=True)
+class _Advice:
+    text: str
+    remedy: Remedy
+
+
+_RESET = _Advice(
+    "run the remedy reset_gpu, or stop the workers on it and reset it (nvidia-smi --gpu-reset -i INDEX)",
+    Remedy.RESET_GPU,
+)
+_REPLACE = _Advice("stop using it and have it replaced", Remedy.COLLECT_GPU_REPORT)
+_REBOOT = _Advice("reboot the machine; if it comes again, check power, cooling and seating", Remedy.REBOOT)
+_BRIDGE = _Advice("see that the bridge is seated; reset the GPU (remedy reset_gpu)", Remedy.RESET_GPU)
+_WATCH = _Advice("watch it; have it replaced if they go on", Remedy.COLLECT_GPU_REPORT)
+_COOL = _Advice(
+    "see to its cooling: it slows itself down, and switches itself off when that does not help",
+    Remedy.COLLECT_GPU_REPORT,
+)
+_RELOAD = _Advice("run the remedy reload_driver, or reboot the machine", Remedy.RELOAD_DRIVER)
+_LOOK = _Advice(
+    "look at the kernel's log (journalctl -k); run the remedy reload_driver, or reboot the machine",
+    Remedy.RELOAD_DRIVER,
+)
 
 
 @dataclass(frozen=True)
 class _Meaning:
     text: str
-    what_to_do: str
+    advice: _Advice
     cordons: bool = True
 
 
@@ -28,9 +49,9 @@ _XIDS = {
     61: _Meaning("its controller stopped", _RESET),
     62: _Meaning("its controller halted", _RESET),
     64: _Meaning("bad memory could not be retired", _REPLACE),
-    74: _Meaning("an error of NVLink", "see that the bridge is seated; reset the GPU (nvidia-smi --gpu-reset)"),
+    74: _Meaning("an error of NVLink", _BRIDGE),
     79: _Meaning("it fell off the bus", _REBOOT),
-    92: _Meaning("many corrected memory errors", "watch it; have it replaced if they go on", cordons=False),
+    92: _Meaning("many corrected memory errors", _WATCH, cordons=False),
     95: _Meaning("an uncontained memory error", _RESET),
     119: _Meaning("its system processor does not answer", _RESET),
     120: _Meaning("its system processor failed", _RESET),
@@ -63,13 +84,16 @@ def of_device(conditions: list[Condition], gpu: Gpu) -> list[Condition]:
 def _of_driver(status: GpuStatus, known: list[Gpu]) -> list[Condition]:
     reason = status.reason or "the NVIDIA driver does not answer"
     if status.fault is GpuFault.VERSION_MISMATCH:
-        what = "reboot the machine: the driver was updated, and the kernel still runs the one before"
-        return [Condition(type=ConditionType.DRIVER_MISMATCH, message=reason, what_to_do=what, cordons=True)]
+        message = f"the driver was updated, and the kernel still runs the one before ({reason})"
+        return [_of_all(ConditionType.DRIVER_MISMATCH, message, _RELOAD)]
     # A machine without a driver has nothing wrong with it unless it once had GPUs.
     if status.fault is GpuFault.NO_ANSWER or known:
-        what = "look at the kernel's log (journalctl -k), and reboot the machine if the driver does not come back"
-        return [Condition(type=ConditionType.DRIVER_SILENT, message=reason, what_to_do=what, cordons=True)]
+        return [_of_all(ConditionType.DRIVER_SILENT, reason, _LOOK)]
     return []
+
+
+def _of_all(kind: ConditionType, message: str, advice: _Advice) -> Condition:
+    return Condition(type=kind, message=message, what_to_do=advice.text, cordons=True, remedy=advice.remedy)
 
 
 def _missing(gpu: Gpu) -> Condition:
@@ -78,19 +102,21 @@ def _missing(gpu: Gpu) -> Condition:
         uuid=gpu.uuid,
         index=None,
         message=f"{gpu.name} ({gpu.uuid}) was there and is not any more",
-        what_to_do="reboot the machine; if it stays away, check power, cooling and seating",
+        what_to_do=_REBOOT.text,
         cordons=True,
+        remedy=_REBOOT.remedy,
     )
 
 
-def _condition(gpu: Gpu, kind: ConditionType, message: str, what: str, *, cordons: bool = True) -> Condition:
+def _condition(gpu: Gpu, kind: ConditionType, message: str, advice: _Advice, *, cordons: bool = True) -> Condition:
     return Condition(
         type=kind,
         uuid=gpu.uuid,
         index=gpu.index,
         message=f"GPU {gpu.index} ({gpu.name}): {message}",
-        what_to_do=what.replace("INDEX", str(gpu.index)),
+        what_to_do=advice.text.replace("INDEX", str(gpu.index)),
         cordons=cordons,
+        remedy=advice.remedy,
     )
 
 
@@ -112,8 +138,7 @@ def _of_gpu(gpu: Gpu) -> list[Condition]:
     hot = gpu.slowdown_celsius is not None and (gpu.temperature_celsius or 0) >= gpu.slowdown_celsius
     if hot or "hardware_thermal" in gpu.slowdowns:
         degrees = "too hot" if gpu.temperature_celsius is None else f"{gpu.temperature_celsius:.0f} °C"
-        what = "see to its cooling: it slows itself down, and switches itself off when that does not help"
-        found.append(condition(ConditionType.OVER_TEMPERATURE, degrees, what))
+        found.append(condition(ConditionType.OVER_TEMPERATURE, degrees, _COOL))
     return found
 
 
@@ -123,5 +148,5 @@ def _of_xids(gpu: Gpu, xids: list[Xid]) -> list[Condition]:
         meaning = _XIDS.get(xid.code)
         if xid.uuid == gpu.uuid and meaning is not None:
             message = f"Xid {xid.code} at {xid.at:%Y-%m-%d %H:%M:%S}, {meaning.text}"
-            found[xid.code] = _condition(gpu, ConditionType.XID, message, meaning.what_to_do, cordons=meaning.cordons)
+            found[xid.code] = _condition(gpu, ConditionType.XID, message, meaning.advice, cordons=meaning.cordons)
     return list(found.values())

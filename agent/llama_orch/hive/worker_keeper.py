@@ -116,6 +116,7 @@ class WorkerKeeper:
             backend=request.backend,
             device=request.all_devices[0],
             devices=request.all_devices,
+            device_uuids=record.device_uuids,
             split_mode=request.split,
             tensor_split=record.tensor_split,
             slots=request.slots,

@@ -30,6 +30,7 @@ from .node_state import NodeStates
 from .nodes import Nodes
 from .preflight import SshSetup
 from .prober import Prober
+from .remedies import Remedies
 from .runs import Runs
 from .settings import QueenSettings
 from .ssh_keys import KnownHosts
@@ -83,14 +84,23 @@ class Queen:
             tokens=tokens,
             known_hosts=known_hosts,
             ssh=ssh,
-            extra_vars={"llama_orch_secrets_dir": str(settings.secrets)},
+            extra_vars={
+                "llama_orch_secrets_dir": str(settings.secrets),
+                "llama_orch_reports_dir": str(settings.reports),
+            },
             verify_timeout_s=settings.verify_timeout_s,
             ran=metrics.ran,
         )
         database = settings.data / "dbos.sqlite"
         self.jobs = Jobs(self.store, work, self._states, database, settings.max_concurrent_jobs)
+        remedies = Remedies(self.store, self.jobs, settings.remedies_allowed, settings.remedy_interval_s)
         self._prober = Prober(
-            self._inventory, self._states, self._client, settings.probe_interval_s, metrics.probe_failed
+            self._inventory,
+            self._states,
+            self._client,
+            settings.probe_interval_s,
+            failed=metrics.probe_failed,
+            seen=remedies.seen,
         )
         self.nodes = Nodes(
             inventory=self._inventory,
@@ -133,6 +143,7 @@ class Queen:
         """Rebuild the gauges."""
         jobs = await self.store.job_counts()
         self._metrics.show(self.nodes.counts(), jobs, inventory_valid=self._inventory.problem is None)
+        self._metrics.show_gpus(self.nodes.list().nodes)
 
 
 def build(settings: QueenSettings, token: Token) -> Sanic:

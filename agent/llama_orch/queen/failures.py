@@ -130,6 +130,12 @@ def of_run(failures: list[TaskFailure], output: str, status: str) -> Problem:
     return classify(output[-4000:].strip() or f"ansible-playbook ended as '{status}'")
 
 
+def of_remedy(problem: Problem) -> Problem:
+    """The problem of a job that was to mend something: what to do is not to provision the node."""
+    advice = problem.what_to_do.replace(AGAIN, "Then start the remedy again.").replace("…/provision", "…/remedy")
+    return problem.model_copy(update={"what_to_do": advice})
+
+
 def named_like_a_group(name: str) -> Problem:
     """A host whose name is a group's: a run limited to it would reach every host of the group."""
     return Problem(

@@ -27,7 +27,9 @@ from .store import Store, StoredJob
 
 log = logging.getLogger(__name__)
 
+# A remedy's playbook has its name.
 PLAYBOOKS = {"provision": "hive", "remove": "remove"}
+_BEGAN = {"provision": NodeEvent.PROVISION_BEGAN, "remove": NodeEvent.REMOVE_BEGAN}
 _ASK_AGAIN_S = 1.0
 
 
@@ -94,10 +96,11 @@ class JobWork:
         if job.wire.status is JobStatus.CANCELLING:
             self._interrupts[job_id].set()
         await self._store.start_job(job_id)
-        event = NodeEvent.PROVISION_BEGAN if job.wire.kind == "provision" else NodeEvent.REMOVE_BEGAN
-        await self._states.take(job.wire.node_name, event, job_id=job_id)
+        # A remedy leaves the node what it is: whether its hive answers is what the prober sees meanwhile.
+        if (event := _BEGAN.get(job.wire.kind)) is not None:
+            await self._states.take(job.wire.node_name, event, job_id=job_id)
         story = self._stories[job_id] = await self._events.story(job_id)
-        story.phase("the queen was restarted: the job goes on" if again else f"{job.wire.kind} begins")
+        story.phase("the queen was restarted: the job goes on" if again else f"{_what(job)} begins")
 
     async def preflight(self, job: StoredJob) -> Problem | None:
         """First contact: the host answers, takes the key, lets us use sudo."""
@@ -120,11 +123,12 @@ class JobWork:
         await self._runs.clear(job_id)
         if (problem := self._lost_password(job)) is not None:
             return problem
-        playbook, story = PLAYBOOKS[job.wire.kind], self._story(job)
+        playbook, story = _playbook(job), self._story(job)
         learnt = await self._store.learnt_tasks(playbook)
         story.phase(f"running playbooks/{playbook}.yml")
         story.progress.expect(learnt or GUESSED_TASKS.get(playbook, FALLBACK_TASKS))
-        spec = RunSpec(self._runs.next_run_id(job_id), playbook, name, self._extra_vars, self._passwords.get(job_id))
+        variables = self._extra_vars | ({"gpu_remedy_gpu": job.wire.gpu} if job.wire.gpu else {})
+        spec = RunSpec(self._runs.next_run_id(job_id), playbook, name, variables, self._passwords.get(job_id))
         result = await self._runs.run(spec, story.line, self._interrupts[job_id])
         await story.flush()
         if result.interrupted:
@@ -166,6 +170,8 @@ class JobWork:
 
     async def _settle_node(self, job: StoredJob, problem: Problem | None) -> Problem | None:
         name = job.wire.node_name
+        if job.wire.kind == "remedy":
+            return problem and failures.of_remedy(problem)
         if job.wire.kind == "provision":
             ended = NodeEvent.PROVISION_SUCCEEDED if problem is None else NodeEvent.PROVISION_FAILED
             if name in self._inventory.hosts:
@@ -244,3 +250,15 @@ class JobWork:
 
     def _story(self, job: StoredJob) -> Story:
         return self._stories[job.wire.job_id]
+
+
+def _playbook(job: StoredJob) -> str:
+    return PLAYBOOKS[job.wire.kind] if job.wire.remedy is None else job.wire.remedy.value
+
+
+def _what(job: StoredJob) -> str:
+    wire = job.wire
+    if wire.remedy is None:
+        return wire.kind
+    by_itself = f", as the site allows it for {wire.condition.value}," if wire.condition else ""
+    return f"the remedy {wire.remedy.value}{by_itself}"

@@ -27,7 +27,7 @@ from llama_orch.web import correlation
 from . import failures
 from .job_work import JobWork
 from .node_state import NodeEvent, NodeStates
-from .store import Store, StoredJob
+from .store import Cure, Store, StoredJob
 
 log = logging.getLogger(__name__)
 
@@ -82,14 +82,20 @@ class Jobs:
         await asyncio.get_running_loop().run_in_executor(self._threads, DBOS.destroy)
 
     async def submit(
-        self, kind: JobKind, node_name: str, *, force: bool = False, password: str | None = None
+        self,
+        kind: JobKind,
+        node_name: str,
+        *,
+        force: bool = False,
+        password: str | None = None,
+        cure: Cure | None = None,
     ) -> StoredJob:
         """Record a job and start it. Raises OpenJobExists, and NotReady while the queen stops."""
         if self._work.stopping:
             raise NotReady("the queen is stopping; ask again when it is back")
         job_id = f"job-{uuid.uuid4().hex[:20]}"
         job = await self._store.create_job(
-            job_id, kind, node_name, correlation.current(), force=force, had_password=password is not None
+            job_id, kind, node_name, correlation.current(), force=force, had_password=password is not None, cure=cure
         )
         self._work.keep_password(job_id, password)
         await self._states.belongs_to(node_name, job_id)

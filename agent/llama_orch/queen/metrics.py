@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from llama_orch.contract.queen import JobStatus, NodeStatus
+from llama_orch.contract.devices import ConditionType, Remedy
+from llama_orch.contract.queen import JobStatus, Node, NodeStatus
 
 PROBE_FAILURES = ("hive_unreachable", "hive_refused_token", "hive_unhealthy", "wrong_hive", "hive_token_unusable")
 RUN_RESULTS = ("succeeded", "failed", "interrupted")
-PLAYBOOKS = ("hive", "remove")
+PLAYBOOKS = ("hive", "remove", *(remedy.value for remedy in Remedy))
 
 
 class QueenMetrics:
@@ -23,6 +24,13 @@ class QueenMetrics:
         self._inventory = Gauge(
             "llama_orch_queen_inventory_valid",
             "1 where the inventory could be read, 0 where the last good view is shown",
+            registry=self.registry,
+        )
+        self._gpus = Gauge("llama_orch_queen_gpus", "GPUs that hives last told of", registry=self.registry)
+        self._conditions = Gauge(
+            "llama_orch_queen_gpu_conditions",
+            "What hives last said is wrong with GPUs",
+            ["type"],
             registry=self.registry,
         )
         self._runs = Counter(
@@ -44,6 +52,14 @@ class QueenMetrics:
         for job_status, count in jobs.items():
             self._jobs.labels(job_status.value).set(count)
         self._inventory.set(int(inventory_valid))
+
+    def show_gpus(self, nodes: Iterable[Node]) -> None:
+        """Rebuild the gauges of what hives tell of their GPUs."""
+        told = [node.hive.devices for node in nodes if node.hive and node.hive.devices]
+        found = [condition.type for devices in told for condition in devices.conditions]
+        for kind in ConditionType:
+            self._conditions.labels(kind.value).set(found.count(kind))
+        self._gpus.set(sum(len(devices.gpus) for devices in told))
 
     def ran(self, playbook: str, result: str) -> None:
         """A run ended."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llama_orch.contract.errors import ApiError, Conflict, NotFound, NotReady
 from llama_orch.contract.operations import PROVISION_NODE
-from llama_orch.contract.queen import Job, Node, NodeCreate, NodeList, NodeStatus
+from llama_orch.contract.queen import Job, Node, NodeCreate, NodeList, NodeStatus, RemedyRequest
 from llama_orch.web import correlation
 
 from .inventory import Host, Inventory
@@ -18,7 +18,7 @@ from .node_state import NodeStates
 from .preflight import port_answers
 from .registered_file import AlreadyRegistered, BrokenFile, RegisteredHost
 from .ssh_keys import KnownHosts
-from .store import OpenJobExists, Store
+from .store import Cure, OpenJobExists, Store
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +96,17 @@ class Nodes:
         await self._audit("provision", name)
         return await self._begin_provisioning(name, password)
 
+    async def remedy(self, name: str, wanted: RemedyRequest) -> Job:
+        """Begin to mend what is wrong with a node's GPUs. Raises NotFound, and Conflict while a job is open."""
+        self._host(name)
+        password = wanted.sudo_password.get_secret_value() if wanted.sudo_password else None
+        try:
+            job = await self._jobs.submit("remedy", name, password=password, cure=Cure(wanted.remedy, wanted.gpu))
+        except OpenJobExists as exists:
+            raise _busy(name, exists.job.wire) from None
+        await self._audit("remedy", name, remedy=wanted.remedy.value)
+        return job.wire
+
     async def delete(self, name: str, *, force: bool) -> Job:
         """Take the hive off the host and forget the node. Raises NotFound, Conflict."""
         host = self._host(name)
@@ -171,7 +182,7 @@ class Nodes:
             path=path,
         )
 
-    async def _audit(self, action: str, name: str, **details: bool) -> None:
+    async def _audit(self, action: str, name: str, **details: bool | str) -> None:
         await self._store.audit(action, name, correlation.current(), **details)
 
     def _host(self, name: str) -> Host:

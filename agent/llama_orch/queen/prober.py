@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+
+from llama_orch.contract.queen import NodeHive
 
 from .hive_client import HiveClient, HiveSilent, NoTokenYet
 from .inventory import Host, Inventory
@@ -34,13 +36,16 @@ class Prober:
         states: NodeStates,
         client: HiveClient,
         interval_s: float,
+        *,
         failed: Callable[[str], None],
+        seen: Callable[[str, NodeHive], Awaitable[None]],
     ) -> None:
         self._inventory = inventory
         self._states = states
         self._client = client
         self._interval_s = interval_s
         self._failed = failed
+        self._seen = seen
         self._at_once = asyncio.Semaphore(MAX_AT_ONCE)
         self._patience: dict[str, _Patience] = {}
         self._round = 0
@@ -83,6 +88,7 @@ class Prober:
             if host.name in self._inventory.hosts:
                 await self._states.seen(host.name, hive)
             patience.misses = 0
+            await self._seen(host.name, hive)
         except NoTokenYet:
             patience.misses = 0
         except HiveSilent as silence:

@@ -5,7 +5,7 @@ from __future__ import annotations
 PREFLIGHT_SHARE = 5.0
 PLAYBOOK_END = 95.0
 # Tasks of a playbook that has never run to its end here.
-GUESSED_TASKS = {"hive": 60, "remove": 20}
+GUESSED_TASKS = {"hive": 60, "remove": 20, "reboot": 20, "collect_gpu_report": 12}
 FALLBACK_TASKS = 40
 
 

@@ -11,7 +11,7 @@ from llama_orch import __version__
 from llama_orch.contract import operations as ops
 from llama_orch.contract.common import QueenHealth
 from llama_orch.contract.errors import BadRequest, NotFound
-from llama_orch.contract.queen import Job, JobList, Node, NodeCreate, NodeList, ProvisionRequest, SshKey
+from llama_orch.contract.queen import Job, JobList, Node, NodeCreate, NodeList, ProvisionRequest, RemedyRequest, SshKey
 from llama_orch.web.app import Routes
 from llama_orch.web.events import EventStream
 
@@ -61,6 +61,11 @@ def _nodes(routes: Routes, queen_of: Callable[[Request], Queen]) -> None:
         queen = queen_of(request)
         password = body.sudo_password.get_secret_value() if body.sudo_password else None
         return await queen.tasks.finish(queen.nodes.provision(node_name, password), "provision a node")
+
+    @routes.handle(ops.REMEDY_NODE)
+    async def remedy_node(request: Request, body: RemedyRequest, node_name: str) -> Job:
+        queen = queen_of(request)
+        return await queen.tasks.finish(queen.nodes.remedy(node_name, body), "remedy a node")
 
 
 def _jobs(routes: Routes, queen_of: Callable[[Request], Queen]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
+from llama_orch.contract.devices import Remedy
 from llama_orch.web import settings
 
 PROGRAM = "llama-orch-queen"
@@ -53,6 +54,20 @@ class QueenSettings(settings.Settings):
     verify_timeout_s: float = Field(default=60, gt=0, le=600, description="seconds a new hive has for its first answer")
     run_timeout_s: float = Field(default=3600, gt=0, description="seconds one playbook may take")
 
+    remedies_allowed: list[Remedy] = Field(
+        default_factory=list[Remedy],
+        description="remedies that the queen starts by itself where a condition keeps new workers off a GPU",
+    )
+    remedy_interval_s: float = Field(
+        default=3600, ge=60, description="seconds between two remedies of one node's condition that begin by themselves"
+    )
+
+    @field_validator("remedies_allowed", mode="before")
+    @classmethod
+    def _named_in_a_row(cls, value: object) -> object:
+        # As flags and environment variables say it.
+        return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
     @field_validator("database_url")
     @classmethod
     def _known_database(cls, value: str) -> str:
@@ -89,6 +104,11 @@ class QueenSettings(settings.Settings):
     def known_hosts(self) -> Path:
         """Host keys as first contact recorded them."""
         return self.data / "known_hosts"
+
+    @property
+    def reports(self) -> Path:
+        """Where the remedy collect_gpu_report puts what it collects."""
+        return self.data / "reports"
 
     @property
     def store_url(self) -> str:

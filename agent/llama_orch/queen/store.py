@@ -15,13 +15,16 @@ from sqlalchemy import Connection, create_engine, delete, event, func, insert, s
 from sqlalchemy.exc import IntegrityError
 
 from llama_orch.contract.common import Problem
+from llama_orch.contract.devices import ConditionType, Remedy
 from llama_orch.contract.queen import Job, JobEvent, JobKind, JobStatus, NodeHive, NodeStatus
 
 from .node_state import NodeRecord
 from .tables import AUDIT, JOB_EVENTS, JOBS, LEARNT, METADATA, NODES
 
 OPEN = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.CANCELLING)
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# What an older database lacks, by the version that brought it.
+_ADDED = {2: ("jobs", ("remedy", "gpu", "condition"))}
 KEPT_JOBS = 1000
 KEPT_AUDIT = 10_000
 T = TypeVar("T")
@@ -33,6 +36,15 @@ class OpenJobExists(Exception):
     def __init__(self, job: StoredJob) -> None:
         super().__init__(job.wire.job_id)
         self.job = job
+
+
+@dataclass(frozen=True)
+class Cure:
+    """What a job of the kind remedy is to do, and for which condition the queen began it by itself."""
+
+    remedy: Remedy
+    gpu: str | None = None
+    condition: ConditionType | None = None
 
 
 class WrongSchema(Exception):
@@ -91,7 +103,15 @@ class Store:
         await self._do(lambda c: c.execute(delete(NODES).where(NODES.c.node_name == name)))
 
     async def create_job(
-        self, job_id: str, kind: JobKind, node_name: str, correlation_id: str, *, force: bool, had_password: bool
+        self,
+        job_id: str,
+        kind: JobKind,
+        node_name: str,
+        correlation_id: str,
+        *,
+        force: bool = False,
+        had_password: bool = False,
+        cure: Cure | None = None,
     ) -> StoredJob:
         """Record a new job. Raises OpenJobExists where the node has one that has not ended."""
         values = {
@@ -104,6 +124,7 @@ class Store:
             "correlation_id": correlation_id,
             "force": int(force),
             "had_password": int(had_password),
+            **({"remedy": cure.remedy, "gpu": cure.gpu, "condition": cure.condition} if cure else {}),
         }
         try:
             await self._do(lambda c: c.execute(insert(JOBS).values(**values)))
@@ -125,6 +146,11 @@ class Store:
         """Jobs, newest first."""
         query = select(JOBS).order_by(JOBS.c.number.desc()).limit(limit)
         return await self._jobs(query if node_name is None else query.where(JOBS.c.node_name == node_name))
+
+    async def jobs_since(self, node_name: str, begin: datetime) -> list[StoredJob]:
+        """The node's jobs that were made since then, and those that have not ended."""
+        recent = (JOBS.c.created_at >= begin.astimezone(UTC).isoformat()) | JOBS.c.status.in_(OPEN)
+        return await self._jobs(select(JOBS).where(JOBS.c.node_name == node_name, recent).order_by(JOBS.c.number))
 
     async def open_jobs(self) -> list[StoredJob]:
         """Jobs that have not ended, oldest first."""
@@ -222,6 +248,9 @@ class Store:
         if found > SCHEMA_VERSION:
             raise WrongSchema(f"the queen's database has schema {found}, this version knows up to {SCHEMA_VERSION}")
         METADATA.create_all(connection)
+        for version, (table, columns) in _ADDED.items():
+            for column in columns if 0 < found < version else ():
+                connection.exec_driver_sql(f"ALTER TABLE {table} ADD COLUMN {column} VARCHAR")
         connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 

@@ -34,6 +34,9 @@ JOBS = Table(
     Column("correlation_id", String, nullable=False),
     Column("force", Integer, nullable=False, default=0),
     Column("had_password", Integer, nullable=False, default=0),
+    Column("remedy", String),
+    Column("gpu", String),
+    Column("condition", String),
 )
 # The rule that two jobs never work on one host at once is the database's, not the code's.
 Index(

@@ -202,6 +202,11 @@ def _add_node_routes(routes: Routes, fleet: Fleet) -> None:
         fleet.bodies.append(body)
         return fleet.add_job(node_of(node_name).node_name)
 
+    @routes.handle(ops.REMEDY_NODE)
+    async def remedy(_: Request, node_name: str, body: queen.RemedyRequest) -> queen.Job:
+        fleet.bodies.append(body)
+        return fleet.add_job(node_of(node_name).node_name)
+
     @routes.handle(ops.SSH_KEY)
     async def ssh_key(_: Request) -> queen.SshKey:
         return queen.SshKey(public_key="ssh-ed25519 AAAA", fingerprint="SHA256:x")

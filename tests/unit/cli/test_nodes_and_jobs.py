@@ -5,7 +5,8 @@ import json
 import pytest
 
 from llama_orch.contract.common import Problem, WorkerCounts
-from llama_orch.contract.queen import JobStatus, NodeCreate, NodeHive, ProvisionRequest
+from llama_orch.contract.devices import Condition, ConditionType, Remedy
+from llama_orch.contract.queen import JobStatus, NodeCreate, NodeHive, ProvisionRequest, RemedyRequest
 from tests.unit.cli.conftest import Command
 from tests.unit.cli.services import DEVICES, NOW, Fleet
 
@@ -131,3 +132,30 @@ async def test_watching_carries_on_where_the_stream_broke_off(fleet: Fleet, comm
 async def test_the_ssh_key_is_one_line_to_paste(command: Command):
     result = await command("ssh-key")
     assert result.exit_code == 0 and result.stdout.startswith("ssh-ed25519 ") and result.stdout.count("\n") == 1
+
+
+async def test_conditions_name_their_remedy_and_it_is_started_by_name(fleet: Fleet, command: Command):
+    ecc = Condition(
+        type=ConditionType.ECC_UNCORRECTED, uuid="GPU-7", index=0, message="GPU 0: errors", what_to_do="reset it",
+        cordons=True, remedy=Remedy.RESET_GPU,
+    )  # fmt: skip
+    hot = ecc.model_copy(update={"message": "GPU 0: hot", "remedy": Remedy.COLLECT_GPU_REPORT})
+    told = NodeHive(
+        hive_id="n1", version="0.1.0", url="http://x", workers=WorkerCounts(total=0, idle=0, busy=0),
+        devices=DEVICES.model_copy(update={"conditions": [ecc, hot]}),
+    )  # fmt: skip
+    fleet.add_node("n1", status="active", hive=told, last_seen=NOW)
+    listed = (await command("nodes", "list")).stdout
+    assert "n1: GPU 0: errors; reset it" in listed
+    assert "llama-orch nodes remedy n1 reset_gpu --gpu GPU-7" in listed
+    assert "llama-orch nodes remedy n1 collect_gpu_report\n" in listed
+
+    result = await command("nodes", "remedy", "n1", "reset_gpu", "--gpu", "GPU-7")
+    assert (result.exit_code, result.stdout) == (0, "reset_gpu of n1 is done\n"), result.stderr
+    assert "changed  Install packages  1.5 s" in result.stderr
+    assert fleet.bodies == [RemedyRequest(remedy=Remedy.RESET_GPU, gpu="GPU-7")]
+    assert "jobs watch job-2" in (await command("nodes", "remedy", "n1", "reboot", "--no-wait")).stdout
+    wrong = await command("nodes", "remedy", "n1", "rm")
+    assert wrong.exit_code == 2 and "reload_driver" in wrong.stderr
+    wrong = await command("nodes", "remedy", "n1", "reboot", "--gpu", "GPU-7")
+    assert wrong.exit_code == 2 and "gpu: goes with the remedy reset_gpu only" in wrong.stderr

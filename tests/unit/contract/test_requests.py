@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from llama_orch.contract.hive import DownloadRequest, SpawnRequest
-from llama_orch.contract.queen import NodeCreate
+from llama_orch.contract.queen import NodeCreate, RemedyRequest
 from llama_orch.web.errors import from_validation
 
 GOOD_NODE = {"node_name": "hive1", "ssh_host": "hive1.example.com", "ssh_port": 22, "ssh_user": "llama-orch"}
@@ -138,3 +138,17 @@ def test_a_wrong_spawn_field_is_named(field: str, value: object):
     with pytest.raises(ValidationError) as error:
         SpawnRequest.model_validate_json(json.dumps(body))
     assert {item["loc"][0] for item in error.value.errors()} == {field}
+
+
+@pytest.mark.parametrize("value", [*HOSTILE, "MIG-1", "GPU-", "gpu-1", "GPU-1,GPU-2", "all"], ids=repr)
+def test_a_gpu_to_reset_is_named_as_nvml_does(value: str):
+    with pytest.raises(ValidationError):
+        RemedyRequest.model_validate_json(json.dumps({"remedy": "reset_gpu", "gpu": value}))
+
+
+def test_a_remedy_is_one_of_the_list_and_one_gpu_is_for_one_of_them():
+    uuid = "GPU-4cf8db2d-06c0-7d70-1a51-e59b25b2c16c"
+    assert RemedyRequest.model_validate_json(json.dumps({"remedy": "reset_gpu", "gpu": uuid})).gpu == uuid
+    for body in ({"remedy": "site"}, {"remedy": "../reboot"}, {}, {"remedy": "reboot", "gpu": uuid}):
+        with pytest.raises(ValidationError):
+            RemedyRequest.model_validate_json(json.dumps(body))

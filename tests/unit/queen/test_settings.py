@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from llama_orch.contract.devices import Remedy
 from llama_orch.queen.executor_lock import AnotherQueen, hold
 from llama_orch.queen.settings import ENV_PREFIX, PROGRAM, QueenSettings
 from llama_orch.web.settings import WrongSetting, load
@@ -37,12 +38,21 @@ def test_flag_over_environment_over_file(tmp_path: Path):
         ('default_ssh_user = "Root; rm"', "'default_ssh_user'"),
         ('database_url = "postgresql://x"', "leave it empty or give sqlite"),
         ("probe_interval_s = 0", "'probe_interval_s'"),
+        ('remedies_allowed = ["rm_rf"]', "'remedies_allowed"),
+        ("remedy_interval_s = 1", "'remedy_interval_s'"),
         ("provision_on_inventory_change = 7", "'provision_on_inventory_change'"),
     ],
 )
 def test_a_wrong_one_is_named(tmp_path: Path, text: str, words: str):
     with pytest.raises(WrongSetting, match=words):
         read(tmp_path, text)
+
+
+def test_remedies_are_a_list_in_the_file_and_a_row_elsewhere(tmp_path: Path):
+    assert read(tmp_path).remedies_allowed == []
+    listed = read(tmp_path, 'remedies_allowed = ["reset_gpu", "reboot"]')
+    in_a_row = read(tmp_path, LLAMA_ORCH_QUEEN_REMEDIES_ALLOWED="reset_gpu, reboot")
+    assert listed.remedies_allowed == in_a_row.remedies_allowed == [Remedy.RESET_GPU, Remedy.REBOOT]
 
 
 def test_two_queens_do_not_share_a_folder(tmp_path: Path):

@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from llama_orch.contract.common import Problem
+from llama_orch.contract.devices import ConditionType, Remedy
 from llama_orch.contract.queen import JobEvent, JobStatus
-from llama_orch.queen.store import OpenJobExists, Store, WrongSchema
+from llama_orch.queen.store import Cure, OpenJobExists, Store, WrongSchema
 
 
 @pytest.fixture
@@ -18,6 +19,37 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
     await store.open()
     yield store
     await store.close()
+
+
+async def test_a_database_of_the_first_version_gets_what_it_lacks(tmp_path: Path):
+    path = tmp_path / "q.sqlite"
+    store = Store(f"sqlite:///{path}")
+    await store.open()
+    await a_job(store, "j1")
+    await store.close()
+    with sqlite3.connect(path) as connection:
+        for column in ("remedy", "gpu", "condition"):
+            connection.execute(f"ALTER TABLE jobs DROP COLUMN {column}")
+        connection.execute("PRAGMA user_version = 1")
+    store = Store(f"sqlite:///{path}")
+    await store.open()
+    await store.end_job("j1", JobStatus.SUCCEEDED, None)
+    cure = Cure(Remedy.RESET_GPU, "GPU-1", ConditionType.XID)
+    await store.create_job("j2", "remedy", "n", "c", cure=cure)
+    first, second = [job.wire for job in reversed(await store.jobs())]
+    assert (first.kind, first.remedy) == ("provision", None)
+    assert (second.remedy, second.gpu, second.condition) == (cure.remedy, cure.gpu, cure.condition)
+    await store.close()
+
+
+async def test_jobs_since_then_and_those_that_are_open(store: Store):
+    await a_job(store, "j1")
+    now = datetime.now(UTC)
+    assert [job.wire.job_id for job in await store.jobs_since("n", now + timedelta(hours=1))] == ["j1"]
+    await store.end_job("j1", JobStatus.SUCCEEDED, None)
+    assert await store.jobs_since("n", now + timedelta(hours=1)) == []
+    assert [job.wire.job_id for job in await store.jobs_since("n", now - timedelta(hours=1))] == ["j1"]
+    assert await store.jobs_since("other", now - timedelta(hours=1)) == []
 
 
 async def a_job(store: Store, job_id: str, node: str = "n") -> None:

@@ -1,0 +1,130 @@
+"""A real queen and the remedies of a node's conditions: asked for, and allowed beforehand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from llama_orch.contract.devices import Condition, ConditionType, Remedy
+from tests.fake_hive import fake_hive
+from tests.integration.test_queen_jobs import LOCAL, TOKEN
+from tests.queen_process import QueenProcess
+from tests.serving import serving
+
+UUID = "GPU-4cf8db2d-06c0-7d70-1a51-e59b25b2c16c"
+ECC = Condition(
+    type=ConditionType.ECC_UNCORRECTED, uuid=UUID, index=0, message="GPU 0: 1 uncorrectable memory errors",
+    what_to_do="run the remedy reset_gpu", cordons=True, remedy=Remedy.RESET_GPU,
+)  # fmt: skip
+# What the playbook is given, noted down; it fails where the file says so.
+RESET = """\
+- name: Reset the GPU
+  ansible.builtin.shell: echo "{{{{ gpu_remedy_gpu | default('all') }}}}" >> {log}
+- name: Stop where it did not help
+  ansible.builtin.fail:
+    msg: "[gpu_not_reset] it is in use. Run the remedy reboot"
+  when: "'{fails}' is exists"
+"""
+
+
+def resets(log: Path) -> list[str]:
+    """What was reset so far."""
+    return log.read_text().split() if log.exists() else []
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "resets"
+
+
+@pytest.fixture
+def queen(tmp_path: Path, log: Path) -> Iterator[QueenProcess]:
+    queen = QueenProcess(tmp_path)
+    queen.playbook("reset_gpu", RESET.format(log=log, fails=tmp_path / "fails"))
+    token = queen.secrets / "hives" / "here"
+    token.parent.mkdir(mode=0o700, parents=True)
+    token.touch(0o600)
+    token.write_text(TOKEN)
+    yield queen
+    queen.end()
+
+
+@pytest.fixture
+def conditions() -> list[Condition]:
+    return [ECC]
+
+
+@pytest.fixture
+async def hive(conditions: list[Condition]) -> AsyncIterator[int]:
+    async with serving(fake_hive("here", TOKEN, conditions)) as url:
+        yield int(url.rpartition(":")[2])
+
+
+async def test_a_remedy_that_is_asked_for_is_a_job_like_others(
+    queen: QueenProcess, hive: int, log: Path, tmp_path: Path
+):
+    queen.hosts(LOCAL % hive)
+    queen.start()
+    async with queen.client() as api:
+        node = await api.until(lambda node: node["status"] == "active", "/api/v1/nodes/here")
+        (condition,) = node["hive"]["devices"]["conditions"]
+        assert (condition["type"], condition["remedy"]) == ("ecc_uncorrected", "reset_gpu")
+        assert resets(log) == [], "nothing is done that the site did not allow"
+        body = {"remedy": "reset_gpu", "gpu": UUID}
+        status, job = await api.call("POST", "/api/v1/nodes/here/remedy", body)
+        assert (status, job["kind"], job["remedy"], job["gpu"]) == (200, "remedy", "reset_gpu", UUID)
+        status, busy = await api.call("POST", "/api/v1/nodes/here/remedy", body)
+        assert (status, busy["error"]["code"], busy["error"]["details"]["job_id"]) == (409, "job_open", job["job_id"])
+        assert (await api.node("here"))["status"] == "active", "its workers go on serving meanwhile"
+        events = [event async for event in api.events(job["job_id"])]
+        assert "the remedy reset_gpu begins" in [event["message"] for event in events]
+        assert (await api.job(job["job_id"]))["status"] == "succeeded"
+        assert resets(log) == [UUID]
+
+        (tmp_path / "fails").touch()
+        _, job = await api.call("POST", "/api/v1/nodes/here/remedy", {"remedy": "reset_gpu"})
+        job = await api.ended(job["job_id"])
+        assert (job["status"], job["error"]["code"]) == ("failed", "gpu_not_reset")
+        assert job["error"]["what_to_do"] == "Run the remedy reboot. Then start the remedy again."
+        node = await api.node("here")
+        assert (node["status"], node["last_error"]) == ("active", None), "what failed is the job, not the node"
+        assert resets(log) == [UUID, "all"]
+
+        _, text = await api.call("GET", "/metrics")
+        assert 'llama_orch_queen_runs_total{playbook="reset_gpu",result="succeeded"} 1.0' in text
+        assert 'llama_orch_queen_gpu_conditions{type="ecc_uncorrected"} 1.0' in text
+        for wrong in ({"remedy": "site"}, {"remedy": "reset_gpu", "gpu": "GPU-{{ x }}"}, {"gpu": UUID}):
+            assert (await api.call("POST", "/api/v1/nodes/here/remedy", wrong))[0] == 400
+        assert (await api.call("POST", "/api/v1/nodes/none/remedy", body))[0] == 404
+
+
+async def test_a_remedy_that_the_site_allows_begins_by_itself_and_once(
+    queen: QueenProcess, hive: int, conditions: list[Condition], log: Path
+):
+    allowed = 'remedies_allowed = ["reset_gpu"]\n'
+    queen.config.write_text(queen.config.read_text() + allowed)
+    queen.hosts(LOCAL % hive)
+    hot = ECC.model_copy(update={"type": ConditionType.OVER_TEMPERATURE, "remedy": Remedy.COLLECT_GPU_REPORT})
+    conditions.append(hot)
+    queen.start()
+    async with queen.client() as api:
+        jobs = (await api.until(lambda found: found["jobs"], "/api/v1/jobs"))["jobs"]
+        job = await api.ended(jobs[0]["job_id"])
+        assert (job["remedy"], job["gpu"], job["condition"]) == ("reset_gpu", UUID, "ecc_uncorrected")
+        events = json.dumps([event async for event in api.events(job["job_id"])])
+        assert "as the site allows it for ecc_uncorrected" in events
+        seen = (await api.node("here"))["last_seen"]
+        await api.until(lambda node: node["last_seen"] > seen, "/api/v1/nodes/here")
+    # A queen that is started anew knows what was tried.
+    queen.stop()
+    queen.start()
+    async with queen.client() as api:
+        seen = (await api.node("here"))["last_seen"]
+        await api.until(lambda node: node["last_seen"] and node["last_seen"] > (seen or ""), "/api/v1/nodes/here")
+        seen = (await api.node("here"))["last_seen"]
+        await api.until(lambda node: node["last_seen"] > seen, "/api/v1/nodes/here")
+        assert [one["job_id"] for one in (await api.call("GET", "/api/v1/jobs"))[1]["jobs"]] == [job["job_id"]]
+    assert resets(log) == [UUID]
