@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +20,7 @@ from llama_orch.hive.gpus import Gpus
 from llama_orch.hive.model_memory import CUDA_CONTEXT_BYTES
 from llama_orch.hive.process import start_time
 from tests.hives import HiveProcess, a_hive, until
-from tests.nvml import (
-    DRIVER_NOT_LOADED,
-    GIB,
-    GPU_IS_LOST,
-    NOT_SUPPORTED,
-    RESET_REQUIRED,
-    UNKNOWN,
-    VERSION_MISMATCH,
-    FakeNvml,
-    error,
-    gpu,
-)
+from tests.nvml import GIB, GPU_IS_LOST, VERSION_MISMATCH, FakeNvml, error, gpu, states
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="a C compiler makes the fake NVML: install gcc")
 
@@ -119,102 +107,47 @@ async def test_each_gpu_is_shown(hive: HiveProcess):
     assert found["conditions"] == []
 
 
-@dataclass(frozen=True)
-class State:
-    """What NVML says, and what is made of it: conditions, whether they cordon, parts of the GPU and of the status."""
-
-    nvml: dict[str, Any] = field(default_factory=dict[str, Any])
-    gpu: dict[str, Any] | None = field(default_factory=dict[str, Any])
-    conditions: list[str] = field(default_factory=list[str])
-    cordons: bool = False
-    shown: dict[str, Any] = field(default_factory=dict[str, Any])
-    status: dict[str, Any] = field(default_factory=dict[str, Any])
+@pytest.fixture(scope="module")
+def healthy(nvml: FakeNvml, tmp_path_factory: pytest.TempPathFactory) -> states.Seen:
+    return asyncio.run(states.observe(nvml, states.STATES["healthy"], tmp_path_factory.mktemp("healthy")))
 
 
-def code(number: int) -> str:
-    return error(number)
+@pytest.mark.parametrize("name", states.STATES)
+async def test_what_is_said_in_each_state_is_what_the_docs_say(
+    nvml: FakeNvml, healthy: states.Seen, tmp_path: Path, name: str
+):
+    seen = await states.observe(nvml, states.STATES[name], tmp_path)
+    assert states.row(name, seen, healthy) == states.rows_of_docs()[name], (
+        "where this is right, `python -m tests.nvml.states` writes the table of docs/gpu.md anew"
+    )
 
 
-STATES = {
-    "healthy": State(shown={"problem": None}),
-    "no GPU in the machine": State(gpu=None),
-    "driver not loaded": State({"init": DRIVER_NOT_LOADED}, status={"available": False, "fault": "driver_not_loaded"}),
-    "half updated": State(
-        {"init": VERSION_MISMATCH}, conditions=["driver_mismatch"], cordons=True, status={"fault": "version_mismatch"}
-    ),
-    "an error that nobody knows": State({"init": UNKNOWN}, status={"available": False, "fault": "other"}),
-    "the library crashes": State({"crash": True}, conditions=["driver_silent"], cordons=True),
-    "lost": State(gpu={"handle": code(GPU_IS_LOST)}, conditions=["gpu_lost"], cordons=True),
-    "lost while it is asked": State(
-        gpu={"temperature": code(GPU_IS_LOST)},
-        conditions=["gpu_lost"],
-        cordons=True,
-        shown={"uuid": "GPU-0", "problem": "gpu_lost"},
-    ),
-    "reset required": State(gpu={"utilization": code(RESET_REQUIRED)}, conditions=["reset_needed"], cordons=True),
-    "uncorrectable memory error": State(gpu={"uncorrected": 1}, conditions=["ecc_uncorrected"], cordons=True),
-    "corrected memory errors": State(gpu={"corrected": 7}),
-    "uncorrectable long ago": State(gpu={"uncorrected_ever": 3}),
-    "rows wait for a reset": State(gpu={"remap_pending": 1}, conditions=["row_remap_pending"]),
-    "no spare rows": State(gpu={"remap_failed": 1}, conditions=["row_remap_failed"], cordons=True),
-    "no ECC": State(
-        gpu=dict.fromkeys(("corrected", "uncorrected", "corrected_ever", "uncorrected_ever", "remap_pending")),
-        shown={"ecc": None},
-    ),
-    "over temperature": State(gpu={"temperature": 95}, conditions=["over_temperature"], cordons=True),
-    "slowed down by heat": State(
-        gpu={"reasons": 0x40}, conditions=["over_temperature"], cordons=True, shown={"slowdowns": ["hardware_thermal"]}
-    ),
-    "slowed down by its power limit": State(gpu={"reasons": 0x4}, shown={"slowdowns": ["power_cap"]}),
-    "idle clocks": State(gpu={"reasons": 0x1}, shown={"slowdowns": []}),
-    "fell off the bus": State({"xids": [(0, 79)]}, conditions=["xid"], cordons=True),
-    "a program's own fault": State({"xids": [(0, 31)]}),
-    "many corrected errors": State({"xids": [(0, 92)]}, conditions=["xid"]),
-    "shares the machine's memory": State(
-        gpu={"total": code(NOT_SUPPORTED)}, shown={"shares_memory": True, "memory_total_bytes": None}
-    ),
-    "divided up": State(
-        gpu={"mig": 1, "mig0.uuid": "MIG-0", "mig0.name": "1g.10gb", "mig0.total": 10 * GIB, "mig0.used": GIB},
-        shown={
-            "mig_enabled": True,
-            "mig_devices": [
-                {"uuid": "MIG-0", "name": "1g.10gb", "memory_total_bytes": 10 * GIB, "memory_used_bytes": GIB}
-            ],
-        },
-    ),
-    "somebody computes on it": State(
-        gpu={"process": 4711}, shown={"processes": [{"pid": 4711, "memory_bytes": GIB, "worker_id": None}]}
-    ),
-    "an old board that tells little": State(
-        gpu=dict.fromkeys(("utilization", "temperature", "slowdown", "power", "limit", "clock", "memory_clock")),
-        shown={"utilization_percent": None, "power_watts": None},
-    ),
-}
+def test_the_docs_know_these_states_and_no_other():
+    assert list(states.rows_of_docs()) == list(states.STATES)
 
 
-@pytest.mark.parametrize("name", STATES)
-async def test_what_is_made_of_what_nvml_says(reader: Gpus, nvml: FakeNvml, name: str):
-    state = STATES[name]
-    nvml.set(*([gpu(0, **state.gpu)] if state.gpu is not None else []), **state.nvml)
+@pytest.mark.parametrize("name", states.STATES)
+async def test_when_it_is_over_so_is_what_was_said_of_it(reader: Gpus, nvml: FakeNvml, name: str):
+    state = states.STATES[name]
+    told: dict[str, Any] = state.nvml | {"hang": 0}
+    nvml.set(*([gpu(0, **state.gpu)] if state.gpu is not None else []), **told)
     reading = await reader.read(now=True)
-    if "xids" in state.nvml:
-        # An event comes when it comes.
-        async with asyncio.timeout(10):
-            while not reading.xids:
-                reading = await reader.read(now=True)
-    assert [str(condition.type) for condition in reading.conditions] == state.conditions
-    assert any(condition.cordons for condition in reading.conditions) == state.cordons
     assert all(condition.what_to_do and condition.remedy for condition in reading.conditions)
-    status = reading.status.model_dump(mode="json")
-    assert {key: status[key] for key in state.status} == state.status
-    if state.shown:
-        (shown,) = (found.model_dump(mode="json") for found in reading.gpus)
-        assert {key: shown[key] for key in state.shown} == state.shown
-    # Whatever it was: when it is over, so is what was said of it. Only an Xid stays: somebody must look.
     nvml.set(gpu(0))
     again = await reader.read(now=True)
     assert again.status.available
+    # Only an Xid stays: somebody must look.
     assert {str(condition.type) for condition in again.conditions} <= {"xid"}
+
+
+async def test_what_shares_a_gpu_is_told_in_full(reader: Gpus, nvml: FakeNvml):
+    nvml.set(gpu(0, process=4711, **(states.STATES["divided up"].gpu or {})))
+    (found,) = (await reader.read(now=True)).model_dump(mode="json")["gpus"]
+    assert found["mig_enabled"] is True
+    assert found["mig_devices"] == [
+        {"uuid": "MIG-0", "name": "1g.10gb", "memory_total_bytes": 10 * GIB, "memory_used_bytes": GIB}
+    ]
+    assert found["processes"] == [{"pid": 4711, "memory_bytes": GIB, "worker_id": None}]
 
 
 async def test_a_gpu_that_was_there_is_missed(reader: Gpus, nvml: FakeNvml):

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pwd
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,33 @@ def test_prune_keeps_what_a_link_shows_and_what_runs(tmp_path: Path) -> None:
     assert printed == "removed old\n"
     assert sorted(path.name for path in (tmp_path / "releases").iterdir()) == ["linked", "running"]
     assert run(ROLES / "common" / "files" / "prune_releases.py", str(tmp_path)) == "removed running\n"
+
+
+def a_process(*arguments: str, ignore: str = "") -> subprocess.Popen[bytes]:
+    """One that lives until it is signalled, with these words in its command line."""
+    ignored = f"signal.signal(signal.{ignore}, signal.SIG_IGN); " if ignore else ""
+    code = f"import signal, time; {ignored}print(flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE)
+    assert process.stdout
+    process.stdout.readline()
+    return process
+
+
+def test_workers_are_ended_and_nobody_else() -> None:
+    script = ROLES / "hive" / "files" / "end_workers.py"
+    drains, stays = a_process("llama_orch.worker"), a_process("-m", "llama_orch.worker", ignore="SIGUSR1")
+    stranger = a_process("llama_orch.hive")
+    try:
+        pids = [str(process.pid) for process in (drains, stays, stranger)]
+        printed = run(script, "0.3", "10", *pids, "999999999")
+        assert printed.split() == pids[:2]
+        assert (drains.wait(10), stays.wait(10)) == (-signal.SIGUSR1, -signal.SIGTERM)
+        assert stranger.poll() is None
+        assert run(script, "0.3", "10", *pids) == "\n"
+    finally:
+        for process in (drains, stays, stranger):
+            process.kill()
+            process.communicate()
 
 
 def test_prune_says_nothing_where_nothing_was_installed(tmp_path: Path) -> None:
