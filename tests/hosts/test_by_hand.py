@@ -292,6 +292,58 @@ async def test_a_worker_killed_while_the_agent_was_down_is_reported(site: Site) 
     assert answer.choices[0].text == expected_completion("x", 4)
 
 
+# A driver that does nothing but write down what it was asked.
+DRIVER = """
+for tool in modinfo modprobe nvidia-smi; do
+  printf '#!/bin/sh\necho "%s $*" >> /root/asked\n' $tool > /usr/local/sbin/$tool
+  chmod +x /usr/local/sbin/$tool
+done
+"""
+
+
+async def test_remedies_go_through_where_they_can_and_say_why_where_not(site: Site) -> None:
+    host, before = site.hosts["one"], await workers(site, "one")
+    refused = site.play("reload_driver", "--limit=one")
+    assert (refused.status, refused.changed) == (2, {"one": 0})
+    assert "[no_driver] one has no NVIDIA driver" in refused.output
+
+    host.run(DRIVER, check=True)
+    async with hive(site, "one") as client:
+        agent = (await client.info()).pid
+    run = site.play("reset_gpu", "--limit=one", "-e", "gpu_remedy_gpu=GPU-1")
+    assert run.status == 0, run.output[-6000:]
+    assert "nvidia-smi --gpu-reset --id=GPU-1" in host.run("cat /root/asked").stdout.splitlines()
+    async with hive(site, "one") as client:
+        assert (await client.info()).pid != agent, "the agent holds the driver open"
+    after = await workers(site, "one")
+    assert {w.id: w.pid for w in after.values()} == {w.id: w.pid for w in before.values()}, "the CPU's serve on"
+
+    run = site.play("collect_gpu_report", "--limit=one")
+    assert run.status == 0, run.output[-6000:]
+    (report,) = (site.folder / "reports").glob("one-*.txt")
+    text = report.read_text()
+    assert "===== nvidia-smi -q\n" in text
+    assert '"nvml": {' in text
+    host.run("rm /usr/local/sbin/* /root/asked", check=True)
+
+
+async def test_a_reboot_drains_first_and_waits_until_the_hive_is_back(site: Site) -> None:
+    host, before = site.hosts["two"], (await workers(site, "two"))["chat"]
+    running = asyncio.create_task(asyncio.to_thread(site.play, "reboot", "--limit=two"))
+    # What boots the test host again is this test; a real machine does it by itself.
+    while host.running and not running.done():  # noqa: ASYNC110  a machine that goes off tells no event
+        await asyncio.sleep(0.2)
+    if not running.done():
+        await asyncio.to_thread(host.boot_again)
+    run = await running
+    assert run.status == 0, run.output[-6000:]
+    say(f"a reboot by its playbook: {run.seconds:.1f} s")
+    after = await idle(site, "two", "chat")
+    assert (after.id, after.restarts) == (before.id, before.restarts + 1)
+    assert after.last_error is not None
+    assert after.last_error.code == "machine_restarted"
+
+
 async def test_workers_come_back_after_a_power_cut(site: Site) -> None:
     host = site.hosts["two"]
     before = (await workers(site, "two"))["chat"]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import pytest
 from llama_orch.contract.devices import Condition, ConditionType, Remedy
 from tests.fake_hive import fake_hive
 from tests.integration.test_queen_jobs import LOCAL, TOKEN
-from tests.queen_process import QueenProcess
+from tests.queen_process import REPOSITORY, QueenProcess
 from tests.serving import serving
 
 UUID = "GPU-4cf8db2d-06c0-7d70-1a51-e59b25b2c16c"
@@ -128,3 +131,32 @@ async def test_a_remedy_that_the_site_allows_begins_by_itself_and_once(
         await api.until(lambda node: node["last_seen"] > seen, "/api/v1/nodes/here")
         assert [one["job_id"] for one in (await api.call("GET", "/api/v1/jobs"))[1]["jobs"]] == [job["job_id"]]
     assert resets(log) == [UUID]
+
+
+OWN = """\
+---
+- name: Reboot hosts
+  hosts: all
+  gather_facts: false
+  tasks:
+    - name: Reboot hosts
+      ansible.builtin.import_role:
+        name: gpu_remedy
+        tasks_from: reboot
+"""
+
+
+def test_the_machine_that_runs_the_playbook_is_not_rebooted_by_it(tmp_path: Path):
+    (tmp_path / "own.yml").write_text(OWN)
+    # Where the role did not refuse, Ansible's module would: it never reboots over a local connection.
+    done = subprocess.run(
+        [
+            Path(sys.executable).with_name("ansible-playbook"), "-i", "here,", "-c", "local",
+            "-e", f"ansible_python_interpreter={sys.executable}", tmp_path / "own.yml",
+        ],
+        env={**os.environ, "ANSIBLE_ROLES_PATH": str(REPOSITORY / "roles"), "ANSIBLE_NOCOLOR": "1"},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stdout
+    assert "[own_machine] here runs on the machine that this playbook runs on" in " ".join(done.stdout.split())
+    assert "Suspend the hive" not in done.stdout

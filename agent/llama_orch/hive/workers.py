@@ -281,6 +281,7 @@ class Workers:
             return
         if not gpus:
             placement.check_memory(record.memory_estimated_bytes, *self._available(record, None))
+            return
         for gpu, needed in zip(gpus, record.device_memory_bytes, strict=True):
             placement.check_memory(needed, *self._available(record, gpu), device=gpu.index)
 
