@@ -31,11 +31,12 @@ def os_release():
 
 def pythons():
     """Whole interpreters of 3.11 or newer, the system's own first."""
-    found = {}
+    found, asked = {}, set()
     for name in INTERPRETERS:
         path = shutil.which(name, path="/usr/bin:/usr/local/bin")
-        if path is None:
+        if path is None or os.path.realpath(path) in asked:
             continue
+        asked.add(os.path.realpath(path))
         done = subprocess.run([path, "-I", "-c", QUESTION], capture_output=True, text=True)
         answer = done.stdout.split()
         if done.returncode == 0 and answer[1:] == ["cpython", "False"]:
