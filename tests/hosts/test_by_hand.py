@@ -227,8 +227,12 @@ async def test_what_the_inventory_declares_is_what_runs(site: Site) -> None:
     await idle(site, "one", "mine")
     before = await workers(site, "one")
 
+    # What drifted is put right as well.
+    loose = "/etc/llama-orch/secrets/api-token /var/lib/llama-orch/models"
+    site.hosts["one"].run(f"chmod 0777 {loose}", check=True)
     site.of_host["one"] = {"hive_workers": [{**CHAT, "slots": 2}, LONG]}
     run = must_succeed(site.play("site", "--limit=hives"))
+    assert site.hosts["one"].run(f"stat --format=%a {loose}").stdout.split() == ["600", "755"]
     assert run.changed["one"] > 0
     assert run.changed["two"] == 0, run.output
     after = await workers(site, "one")
