@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 LOCKS := agent/requirements
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help up fleet test lint format test-unit test-integration test-hosts molecule bench-worker wheelhouse lock venv host-packages clean
+.PHONY: help up fleet test lint format test-unit test-integration test-hosts molecule bench-worker wheelhouse wheelhouse-cuda lock venv host-packages clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ bench-worker: $(VENV)/.dev ## the worker's speed beside llama-server's; builds t
 wheelhouse: $(VENV)/.dev ## the wheels that hives get, for every supported Python
 	@$(BIN)/python -m llama_orch.wheelhouse build
 
+wheelhouse-cuda: $(VENV)/.dev ## what hives with an NVIDIA GPU get beside; compiles for hours, once (docs/gpu.md)
+	@$(BIN)/python -m llama_orch.wheelhouse build-cuda $(CUDA_FLAGS)
+
 .PHONY: wheelhouse-hosts
 wheelhouse-hosts: $(VENV)/.dev # only what the test hosts run: Debian 12 and 13
 	@$(BIN)/python -m llama_orch.wheelhouse build --python 3.11 --python 3.13
@@ -66,7 +69,11 @@ lock: $(VENV)/.dev ## renew the locked dependencies
 	  for part in hive queen; do \
 	    compile --extra $$part --constraint $(LOCKS)/dev.txt pyproject.toml --output-file $(LOCKS)/$$part.txt; \
 	  done; \
-	  echo pip | compile - --output-file $(LOCKS)/pip.txt
+	  echo pip | compile - --output-file $(LOCKS)/pip.txt; \
+	  printf '%s\n' 'cuda-toolkit[nvcc,crt,nvvm,cccl,cudart,cublas]==13.0.*' cmake ninja | \
+	    compile - --no-emit-package cuda-toolkit --output-file $(LOCKS)/cuda13.txt; \
+	  printf '%s\n' 'cuda-toolkit[cudart,cublas]==12.9.*' cmake ninja | \
+	    compile - --no-emit-package cuda-toolkit --output-file $(LOCKS)/cuda12.txt
 
 venv: $(VENV)/.dev ## the virtual environment with everything
 

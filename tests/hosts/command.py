@@ -36,9 +36,9 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("list", help="print all hosts")
     for name, about in ACTIONS.items():
         commands.add_parser(name, help=about).add_argument("name")
-    gpus = commands.add_parser("gpu", help="put NVIDIA GPUs into a running host, by PCI device id")
+    gpus = commands.add_parser("gpu", help="put NVIDIA GPUs into a running host, by PCI device id, or take them out")
     gpus.add_argument("name")
-    gpus.add_argument("device", nargs="+", help="such as 2204")
+    gpus.add_argument("device", nargs="*", help="such as 2204; none takes them out")
     run = commands.add_parser("run", help="run a shell command in a host, past its network")
     run.add_argument("name")
     run.add_argument("line")
@@ -105,7 +105,10 @@ def main(argv: list[str] | None = None) -> int:
         else:
             host = fleet.host(arguments.name)
             if arguments.command == "gpu":
-                gpu.give(host, arguments.device)
+                if arguments.device:
+                    gpu.give(host, arguments.device)
+                else:
+                    gpu.take(host)
                 return 0
             if arguments.command == "run":
                 done = host.run(arguments.line, timeout=600)

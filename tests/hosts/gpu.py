@@ -62,6 +62,18 @@ def give(host: Host, devices: Sequence[str]) -> None:
     )
 
 
+def take(host: Host) -> None:
+    """Take a host's GPUs out again, and all that made it believe in them."""
+    name = Path(TOP).name
+    library = "/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1"
+    host.run(
+        f"systemctl disable {name}.service; umount $(readlink -e {library}) /sys/bus/pci/devices; "
+        f"rm -r /{TOP} /etc/systemd/system/{name}.service && systemctl daemon-reload && "
+        "mount -o remount,rw /sys && rm -rf /sys/module && mount -o remount,ro /sys",
+        check=True,
+    )
+
+
 def _files(devices: Sequence[str]) -> list[tuple[str, bytes, int]]:
     with tempfile.TemporaryDirectory() as folder:
         fake = nvml.FakeNvml(Path(folder), f"/{TOP}/gpus")

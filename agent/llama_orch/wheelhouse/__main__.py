@@ -1,4 +1,4 @@
-"""`python -m llama_orch.wheelhouse`: build wheelhouses, show where they are, build llama-cpp-python."""
+"""`python -m llama_orch.wheelhouse`: build wheelhouses and the CUDA add-on, show where they are."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import platform
 import sys
 from pathlib import Path
 
+from llama_orch.wheelhouse import architectures, cuda, cuda_house
 from llama_orch.wheelhouse.errors import WheelhouseError
 from llama_orch.wheelhouse.house import DEFAULT_PYTHONS, PARTS, House, Project
 from llama_orch.wheelhouse.llama import default_cache, llama_wheel
@@ -25,21 +26,31 @@ def _parser() -> argparse.ArgumentParser:
     build = commands.add_parser("build", help="build what is missing; print the folders")
     path = commands.add_parser("path", help="print the folder that playbooks push now")
     wheel = commands.add_parser("llama-wheel", help="print the built llama-cpp-python wheel; build it where missing")
-    for command in (build, path, wheel):
+    add_on = commands.add_parser("build-cuda", help="build the add-on for hives with an NVIDIA GPU; print its folder")
+    for command in (build, path, wheel, add_on):
         command.add_argument("--project", type=Path, default=_checkout(), help="the checkout (default: this one)")
         command.add_argument("--cache", type=Path, default=default_cache(), help="kept wheels (default: %(default)s)")
-    for command in (build, path):
+    for command in (build, path, add_on):
         command.add_argument("--out", type=Path, help="the wheelhouse (default: wheelhouse/ in the checkout)")
     build.add_argument("--python", action="append", help=f"target Python; repeatable (default: {DEFAULT_PYTHONS})")
     build.add_argument("--part", action="append", choices=PARTS, help="repeatable (default: both)")
     path.add_argument("--python", required=True, help="target Python, such as 3.11")
     path.add_argument("--part", choices=PARTS, default="hive")
+    add_on.add_argument("--nvcc", type=Path, help="this machine's nvcc (default: NVIDIA's wheels of CUDA 13)")
+    add_on.add_argument(
+        "--architectures",
+        help="GPU generations, as CMAKE_CUDA_ARCHITECTURES "
+        f"(default: {architectures.DEFAULT}; with CUDA 12: {architectures.DEFAULT_12})",
+    )
     return parser
 
 
+def _out(arguments: argparse.Namespace) -> Path:
+    return (arguments.out or arguments.project / "wheelhouse").resolve()
+
+
 def _house(arguments: argparse.Namespace, part: str, python: str) -> House:
-    out = arguments.out or arguments.project / "wheelhouse"
-    return House(Project(arguments.project.resolve()), part, Target(python), out.resolve(), arguments.cache)
+    return House(Project(arguments.project.resolve()), part, Target(python), _out(arguments), arguments.cache)
 
 
 def _run(arguments: argparse.Namespace) -> list[Path]:
@@ -48,10 +59,13 @@ def _run(arguments: argparse.Namespace) -> list[Path]:
         raise WheelhouseError(f"wheels are built on Linux on x86-64, this is {system}")
     if arguments.command == "llama-wheel":
         return [llama_wheel(arguments.project.resolve(), arguments.cache)]
+    if arguments.command == "build-cuda":
+        backend = cuda.backend(arguments.project.resolve(), arguments.cache, arguments.nvcc, arguments.architectures)
+        return [cuda_house.build(backend, _out(arguments))]
     if arguments.command == "build":
         targets = [(part, python) for part in arguments.part or PARTS for python in arguments.python or DEFAULT_PYTHONS]
-        return [_house(arguments, part, python).build() for part, python in targets]
-    pointer = _house(arguments, arguments.part, arguments.python).pointer()
+        return [_house(arguments, part, python).content().build() for part, python in targets]
+    pointer = _house(arguments, arguments.part, arguments.python).content().pointer()
     if not (pointer / "manifest.json").is_file():
         raise WheelhouseError(f"{pointer} is missing; build it with `make wheelhouse`")
     return [pointer.resolve()]

@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import shutil
 import tempfile
 import time
 from pathlib import Path
 
+from llama_orch.wheelhouse.compiler import need_compiler
 from llama_orch.wheelhouse.errors import WheelhouseError
 from llama_orch.wheelhouse.files import locked
 from llama_orch.wheelhouse.locks import Pin, pin_named, read_lock
@@ -37,13 +37,17 @@ def default_cache() -> Path:
     return Path(base if base else Path.home() / ".cache") / "llama-orch"
 
 
+def libc() -> str:
+    """The C library that is linked to here, such as "glibc 2.36"."""
+    try:
+        return os.confstr("CS_GNU_LIBC_VERSION") or ""
+    except (ValueError, OSError):
+        return ""
+
+
 def build_key(pin: Pin) -> str:
     """Names a build by all that decides its bytes: sources, options, architecture and the C library linked to."""
-    try:
-        libc = os.confstr("CS_GNU_LIBC_VERSION") or ""
-    except (ValueError, OSError):
-        libc = ""
-    parts = [pin.version, *pin.hashes, *CMAKE_ARGS, platform.machine(), libc]
+    parts = [pin.version, *pin.hashes, *CMAKE_ARGS, platform.machine(), libc()]
     return f"{pin.version}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}"
 
 
@@ -61,11 +65,7 @@ def _cached(folder: Path) -> Path | None:
 
 
 def _build(pin: Pin, folder: Path) -> Path:
-    if not (shutil.which("c++") or shutil.which("g++")) or not (shutil.which("cc") or shutil.which("gcc")):
-        raise WheelhouseError(
-            f"{NAME} has to be built and there is no C++ compiler; install one "
-            "(Debian and Ubuntu: `apt install build-essential`, RHEL: `dnf install gcc-c++`)"
-        )
+    need_compiler(NAME)
     say(f"building {NAME} {pin.version} for every x86-64 processor; about 21 minutes of CPU time, once per machine")
     began = time.monotonic()
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from llama_orch.contract.devices import Backend
 
 from .generation import CannotServe
 
+_FOLDERS = re.compile(r"(?<![^\s:'])/\S*/")
 _GPU_TYPES = {1, 2}  # GGML_BACKEND_DEVICE_TYPE_GPU, _IGPU
 
 
@@ -35,12 +37,17 @@ def show_only(backend: Backend, devices: list[str]) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices) if backend == "cuda" else ""
 
 
-def load() -> list[Device]:
-    """Load every backend that this machine can run and return their devices. Raises CannotServe without any."""
+def load(backend: Backend = "cpu") -> list[Device]:
+    """Load what this machine can run of the backend, and return all devices. Raises CannotServe without any.
+
+    For the CPU nothing else is touched: CUDA would ask the driver, and one that hangs must not hold up such a worker.
+    """
     ggml = library()
     folder = _package_folder().parent / "bin"
-    if any(folder.glob("libggml-*.so")):
+    if backend == "cuda" and any(folder.glob("libggml-*.so")):
         ggml.ggml_backend_load_all_from_path(os.fsencode(folder))
+    elif best := _best_for_this_processor(folder):
+        ggml.ggml_backend_load(os.fsencode(best))
     devices = [_describe(ggml, index) for index in range(ggml.ggml_backend_dev_count())]
     if not devices:
         raise CannotServe(
@@ -51,10 +58,11 @@ def load() -> list[Device]:
     return devices
 
 
-def choose(devices: list[Device], backend: Backend, asked: list[int]) -> list[Device]:
+def choose(devices: list[Device], backend: Backend, asked: list[int], said: str = "") -> list[Device]:
     """The devices to offload to: none for the CPU, all that were asked for with CUDA.
 
-    Raises CannotServe rather than fall back, or make do with fewer.
+    `said` is the last error of CUDA that ggml wrote to its log, "" for none. Raises CannotServe rather than fall back,
+    or make do with fewer.
     """
     if backend == "cpu":
         return []
@@ -63,11 +71,32 @@ def choose(devices: list[Device], backend: Backend, asked: list[int]) -> list[De
         seen = ", ".join(found.name for found in devices)
         raise CannotServe(
             "backend_unavailable",
-            f"CUDA device {', '.join(map(str, asked))} was asked for, but llama.cpp sees only: {seen}",
-            "check with nvidia-smi that the driver works and the device exists, and that the CUDA build of "
-            "llama-cpp-python is installed; or start the worker with backend cpu",
+            f"CUDA device {', '.join(map(str, asked))} was asked for, but llama.cpp sees only: {seen}; "
+            + _why_no_cuda(said),
+            "check with nvidia-smi that the driver works and the device exists, and that the hive was provisioned with "
+            "its CUDA wheels (`make wheelhouse-cuda`, then the playbook); or start the worker with backend cpu",
         )
     return cuda[: len(asked)]
+
+
+def _why_no_cuda(said: str) -> str:
+    """What the loader of libraries, or else CUDA itself, says of a backend that showed no device; names no path."""
+    package = _package_folder()
+    found = [path for folder in (package.parent / "bin", package / "lib") for path in folder.glob("libggml-cuda*.so")]
+    if not found:
+        return "its CUDA backend is not installed"
+    # ggml tries the same and keeps the reason to itself.
+    try:
+        ctypes.CDLL(str(found[0]))
+    except OSError as error:
+        return f"its CUDA backend cannot be loaded: {_FOLDERS.sub('', str(error))}"
+    return f"CUDA says: {said}" if said else "its CUDA backend was loaded and shows no device"
+
+
+def _best_for_this_processor(folder: Path) -> Path | None:
+    """The CPU backend with the highest score of its own, as ggml chooses; 0 is one that cannot run here."""
+    scores = {path: ctypes.CDLL(str(path)).ggml_backend_score() for path in sorted(folder.glob("libggml-cpu-*.so"))}
+    return max((path for path, score in scores.items() if score), key=scores.__getitem__, default=None)
 
 
 def _package_folder() -> Path:
@@ -94,6 +123,7 @@ def library() -> ctypes.CDLL:
     handle, text = ctypes.c_void_p, ctypes.c_char_p
     for name, arguments, result in (
         ("ggml_backend_load_all_from_path", [text], None),
+        ("ggml_backend_load", [text], handle),
         ("ggml_backend_dev_count", [], ctypes.c_size_t),
         ("ggml_backend_dev_get", [ctypes.c_size_t], handle),
         ("ggml_backend_dev_name", [handle], text),

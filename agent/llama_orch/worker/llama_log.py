@@ -34,6 +34,10 @@ class LlamaLog:
             self._errors.append(line)
         log.log(logging.ERROR if self._level >= _ERROR else logging.WARNING, "%s", line)
 
+    def last_error_of(self, part: str) -> str:
+        """The last error that names this part of llama.cpp, "" where there is none."""
+        return next((line for line in reversed(self._errors) if part in line), "")
+
     def why_not_loaded(self) -> CannotServe:
         """The failure that the last errors speak of."""
         said = " ".join(self._errors).lower()

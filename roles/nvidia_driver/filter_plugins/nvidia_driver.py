@@ -27,8 +27,9 @@ def decide(host: Facts, site: Facts, cuda: Facts, tables: Facts) -> Facts:
     """What is to be done on a host, as ``action``: none, keep, install or refuse.
 
     ``host``: os_id, os_version, nvidia_gpus (``[{address, device}]``, device as four hexadecimal digits) and what the
-    role's probe prints. ``site``: install, branch, flavour, source. ``cuda``: runtime, least_driver, architectures, or
-    empty. ``install`` comes with branch, flavour, source, packages and the offer; ``refuse`` with code and message.
+    role's probe prints. ``site``: install, branch, flavour, source. ``cuda``: runtime, least_driver, architectures,
+    ptx, or empty. ``install`` comes with branch, flavour, source, packages and the offer; ``refuse`` with code and
+    message.
     """
     if not host["nvidia_gpus"]:
         return {"action": "none", "gpus": [], "message": "no NVIDIA GPU"}
@@ -94,7 +95,7 @@ def _refuse_what_no_driver_helps(site: Facts, cuda: Facts, gpus: list[Facts]) ->
                 f"GPU {gpu['label']} is of no generation that this version knows. Set nvidia_driver_branch and "
                 "nvidia_driver_flavour to what NVIDIA names for it, or hive_cuda: false for a hive on the processor.",
             )
-        if cuda and not _runs_on(gpu["compute"], cuda["architectures"]):
+        if cuda and not _runs_on(gpu["compute"], cuda["architectures"], cuda.get("ptx", [])):
             raise Refused(
                 "gpu_not_in_wheels",
                 f"GPU {gpu['label']} has compute capability {gpu['compute']}, and the CUDA wheels (CUDA "
@@ -103,12 +104,16 @@ def _refuse_what_no_driver_helps(site: Facts, cuda: Facts, gpus: list[Facts]) ->
             )
 
 
-def _runs_on(compute: str, architectures: list[Any]) -> bool:
-    """Whether code for one of the architectures ("75", "86") runs: the same major version, no newer minor one."""
+def _runs_on(compute: str, architectures: list[Any], ptx: list[Any]) -> bool:
+    """Whether code for one of the architectures ("75", "86") runs: the same major version, no newer minor one.
+
+    PTX of an older one does as well: the driver compiles it.
+    """
     if not compute:
         return True
     own = int(compute.replace(".", ""))
-    return any(int(built) // 10 == own // 10 and int(built) <= own for built in architectures)
+    built_for = any(int(built) // 10 == own // 10 and int(built) <= own for built in architectures)
+    return built_for or any(int(built) <= own for built in ptx)
 
 
 def _driver_that_works(host: Facts, site: Facts, cuda: Facts, gpus: list[Facts]) -> Facts | None:

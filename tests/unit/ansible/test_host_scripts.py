@@ -38,6 +38,27 @@ def test_probe_answers_all_that_preflight_asks(tmp_path: Path) -> None:
     assert set(found) >= {"os_id", "os_version", "os_name", "systemd", "firewalls", "pythons"}
 
 
+def test_probe_finds_gpus_without_any_tool(tmp_path: Path) -> None:
+    devices = {
+        "0000:00:1f.0": ("0x8086", "0x7a04", "0x060100"),
+        "0000:01:00.0": ("0x10de", "0x2204", "0x030000"),
+        "0000:01:00.1": ("0x10de", "0x1aef", "0x040300"),
+        "0000:41:00.0": ("0x10de", "0x20b5", "0x030200"),
+    }
+    for address, words in devices.items():
+        (tmp_path / "pci" / address).mkdir(parents=True)
+        for name, word in zip(("vendor", "device", "class"), words, strict=True):
+            (tmp_path / "pci" / address / name).write_text(word + "\n")
+    script = tmp_path / "probe.py"
+    text = (ROLES / "preflight" / "files" / "probe.py").read_text(encoding="utf-8")
+    script.write_text(text.replace("/sys/bus/pci/devices", str(tmp_path / "pci")))
+
+    assert json.loads(run(script, "/"))["nvidia_gpus"] == [
+        {"address": "0000:01:00.0", "device": "2204"},
+        {"address": "0000:41:00.0", "device": "20b5"},
+    ]
+
+
 def test_prune_keeps_what_a_link_shows_and_what_runs(tmp_path: Path) -> None:
     for name in ("old", "linked", "running"):
         (tmp_path / "releases" / name).mkdir(parents=True)

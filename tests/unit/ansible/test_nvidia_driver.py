@@ -146,6 +146,8 @@ def test_a_host_without_gpu_is_left_alone() -> None:
         ("debian-12", "1b06", CUDA_13, "gpu_not_in_wheels"),
         ("debian-12", "2e12", CUDA_13, (580, "open", "nvidia")),
         ("debian-12", "3182", CUDA_13, (580, "open", "nvidia")),
+        ("debian-12", "3182", {**CUDA_13, "architectures": ["90"]}, "gpu_not_in_wheels"),
+        ("debian-12", "3182", {**CUDA_13, "architectures": ["90"], "ptx": ["90"]}, (580, "open", "nvidia")),
         ("debian-12", "102d", {}, "no_driver_for_gpu"),
         ("debian-13", "2331", {**CUDA_13, "least_driver": "999.1"}, "no_driver_for_gpu"),
         ("debian-12", "3000", CUDA_13, "gpu_unknown"),
@@ -213,7 +215,7 @@ def test_a_driver_of_others_is_left_where_it_does(loaded: str, flavour: str, exp
 
 
 def test_a_driver_of_others_that_the_site_wants_otherwise_is_replaced() -> None:
-    there = {"loaded": "595.58.03", "loaded_flavour": "open", "library": "595.58.03"}
+    there: dict[str, Any] = {"loaded": "595.58.03", "loaded_flavour": "open", "library": "595.58.03"}
 
     assert decide("2204", site={"branch": 580}, **there)["action"] == "install"
     assert decide("2204", site={"flavour": "proprietary"}, **there)["action"] == "install"
@@ -241,7 +243,7 @@ def test_a_site_that_installs_drivers_itself_is_told_what_is_missing(there: dict
 
 
 def test_open_modules_of_others_do_not_drive_what_is_older_than_turing() -> None:
-    there = {"loaded": "580.126.09", "loaded_flavour": "open"}
+    there: dict[str, Any] = {"loaded": "580.126.09", "loaded_flavour": "open"}
     plan = decide("1b06", cuda=CUDA_12, site={"install": False}, **there)
 
     assert plan["code"] == "driver_does_not_fit"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_orch.wheelhouse import house, llama
+from llama_orch.wheelhouse import content, llama
 from llama_orch.wheelhouse.files import point
 from llama_orch.wheelhouse.house import House, Project
 from llama_orch.wheelhouse.locks import Target, pin_named, read_lock
@@ -54,12 +54,12 @@ def test_each_part_and_target_has_a_key_of_its_own(project: Project, tmp_path: P
     houses = [made(project, tmp_path, part, python) for part in ("hive", "queen") for python in ("3.11", "3.13")]
 
     assert len({one.key() for one in houses}) == 4
-    assert houses[0].folder().name.endswith("-py3.11-x86_64")
-    assert houses[3].pointer().name == "queen-py3.13-x86_64"
+    assert houses[0].content().folder().name.endswith("-py3.11-x86_64")
+    assert houses[3].content().pointer().name == "queen-py3.13-x86_64"
 
 
 def test_what_is_there_is_not_built_again_and_pointed_to(project: Project, tmp_path: Path) -> None:
-    one = made(project, tmp_path / "out")
+    one = made(project, tmp_path / "out").content()
     one.folder().mkdir(parents=True)
     (one.folder() / "manifest.json").write_text("{}")
 
@@ -68,11 +68,11 @@ def test_what_is_there_is_not_built_again_and_pointed_to(project: Project, tmp_p
 
 
 def test_replaced_folders_go_once_no_run_can_still_push_them(project: Project, tmp_path: Path) -> None:
-    one = made(project, tmp_path / "out")
+    one = made(project, tmp_path / "out").content()
     for name in (one.folder().name, "fresh-py3.11-x86_64", "stale-py3.11-x86_64"):
         (one.out / name).mkdir(parents=True)
         (one.out / name / "manifest.json").write_text("{}")
-    long_ago = time.time() - house.KEEP_REPLACED_S - 60
+    long_ago = time.time() - content.KEEP_REPLACED_S - 60
     os.utime(one.out / "stale-py3.11-x86_64", (long_ago, long_ago))
 
     one.build()
@@ -91,7 +91,7 @@ def test_a_pointer_switches_to_another_folder(tmp_path: Path) -> None:
 
 
 def test_requirements_name_all_wheels_but_pips(tmp_path: Path) -> None:
-    text = house._requirements({"llama_orch-0.1.0-py3-none-any.whl": "aa", "pip-26.3-py3-none-any.whl": "bb"})
+    text = content.requirements({"llama_orch-0.1.0-py3-none-any.whl": "aa", "pip-26.3-py3-none-any.whl": "bb"})
 
     assert text == "llama-orch==0.1.0 --hash=sha256:aa\n"
 
@@ -102,7 +102,7 @@ def test_the_archive_has_the_same_bytes_whoever_made_it(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / "x.whl").write_text("wheel")
         os.utime(folder / "x.whl", (stamp, stamp))
-        house._write_tar(folder, ["x.whl"])
+        content.write_tar(folder, ["x.whl"])
         archives.append((folder / "wheels.tar").read_bytes())
 
     assert archives[0] == archives[1]

@@ -57,7 +57,7 @@ def test_markers_are_judged_for_the_target_and_not_for_this_python(tmp_path: Pat
     assert names("3.13") == ["new"]
 
 
-@pytest.mark.parametrize("part", ["hive", "queen", "dev", "pip"])
+@pytest.mark.parametrize("part", ["hive", "queen", "dev", "pip", "cuda13", "cuda12"])
 def test_our_locks_are_whole_and_name_no_index(part: str) -> None:
     path = REQUIREMENTS / f"{part}.txt"
 

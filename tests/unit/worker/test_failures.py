@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,61 @@ def test_cuda_never_falls_back(devices: list[Device]):
     with pytest.raises(CannotServe, match="CUDA device 2") as caught:
         backends.choose(devices, "cuda", [2])
     assert caught.value.code == "backend_unavailable"
+
+
+@pytest.fixture
+def cuda_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Puts a real library where a CUDA backend stands, linked to one that may be missing when it is loaded."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "llama_cpp").mkdir()
+    monkeypatch.setattr(backends, "_package_folder", lambda: tmp_path / "llama_cpp")
+
+    def link(name: str, soname: str) -> None:
+        flags = ["-shared", "-x", "c", "/dev/null", "-x", "none", f"-Wl,--no-as-needed,-rpath,{tmp_path}"]
+        subprocess.run(["cc", *flags, f"-Wl,-soname,{soname}", "-o", tmp_path / soname], check=True, timeout=60)
+        subprocess.run(["cc", *flags, tmp_path / soname, "-o", tmp_path / "bin" / name], check=True, timeout=60)
+
+    return link
+
+
+def refusal(said: str = "") -> str:
+    with pytest.raises(CannotServe) as caught:
+        backends.choose([CPU], "cuda", [0], said)
+    assert caught.value.code == "backend_unavailable"
+    return caught.value.message
+
+
+def test_a_missing_cuda_backend_is_said(cuda_backend: Callable[[str, str], None]):
+    assert refusal().endswith("; its CUDA backend is not installed")
+
+
+def test_the_loaders_words_come_through(cuda_backend: Callable[[str, str], None], tmp_path: Path):
+    cuda_backend("libggml-cuda.so", "libcuda-of-a-test.so.1")
+    (tmp_path / "libcuda-of-a-test.so.1").unlink()
+
+    message = refusal("not what the loader said")
+
+    assert "cannot be loaded: libcuda-of-a-test.so.1: cannot open shared object file" in message
+    assert str(tmp_path) not in message
+
+
+def test_a_broken_library_is_named_without_its_folder(cuda_backend: Callable[[str, str], None], tmp_path: Path):
+    (tmp_path / "bin" / "libggml-cuda.so").write_text("not a library, but as long as the header of one " * 9)
+
+    message = refusal()
+
+    assert "cannot be loaded: libggml-cuda.so: invalid ELF header" in message
+    assert str(tmp_path) not in message
+
+
+def test_cudas_own_words_come_through(cuda_backend: Callable[[str, str], None]):
+    cuda_backend("libggml-cuda.so", "libcuda-of-another-test.so.1")
+    log = LlamaLog()
+    log.receive(4, b"ggml_cuda_init: failed to initialize CUDA: CUDA driver version is insufficient\n")
+    log.receive(4, b"something else\n")
+
+    assert refusal(log.last_error_of("CUDA")).endswith("CUDA: CUDA driver version is insufficient")
+    assert refusal(log.last_error_of("Vulkan")).endswith("shows no device")
 
 
 def test_cuda_sees_the_devices_in_their_order(monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,219 @@
+"""Builds llama.cpp's CUDA backend from the sources of the locked llama-cpp-python, as a wheel that adds it to that one.
+
+The base wheel loads its backends at run time (GGML_BACKEND_DL), so the same wheel serves all hives and those with a
+GPU get one library more. It lands beside the CPU backends, in `<site-packages>/bin`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from llama_orch.wheelhouse import architectures, llama, toolkit
+from llama_orch.wheelhouse.backend_wheel import write_wheel
+from llama_orch.wheelhouse.compiler import need_compiler, run, run_ninja
+from llama_orch.wheelhouse.cuda_runtime import RUNTIMES, Runtime
+from llama_orch.wheelhouse.downloads import wheels_of
+from llama_orch.wheelhouse.errors import WheelhouseError
+from llama_orch.wheelhouse.files import locked
+from llama_orch.wheelhouse.locks import Pin, Target, pin_named, pins_for, read_lock
+from llama_orch.wheelhouse.pip import run_pip, say
+
+NAME = "llama-orch-cuda"
+LIBRARY = "libggml-cuda.so"
+# Raise it when what is built changes though nothing that it is made from did.
+FORMAT = "1"
+CMAKE_ARGS = (
+    "-DCMAKE_BUILD_TYPE=Release",
+    "-DBUILD_SHARED_LIBS=ON",
+    "-DGGML_NATIVE=OFF",
+    "-DGGML_BACKEND_DL=ON",
+    "-DGGML_OPENMP=OFF",
+    "-DGGML_CPU=OFF",
+    "-DGGML_CUDA=ON",
+    # A model that is split by layers or rows needs none.
+    "-DGGML_CUDA_NCCL=OFF",
+    "-DLLAMA_BUILD_COMMON=OFF",
+    "-DLLAMA_BUILD_TESTS=OFF",
+    "-DLLAMA_BUILD_TOOLS=OFF",
+    "-DLLAMA_BUILD_EXAMPLES=OFF",
+    "-DLLAMA_BUILD_SERVER=OFF",
+    "-DCMAKE_CUDA_RUNTIME_LIBRARY=Shared",
+    "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",
+    # The driver's library must be named in the result though the stub that is linked to is empty.
+    "-DCMAKE_SHARED_LINKER_FLAGS=-Wl,--no-as-needed",
+)
+# Minutes of CPU time on one core of 2024, measured with one architecture.
+_BASE_MINUTES, _MINUTES_PER_ARCHITECTURE = 10, 30
+# All wheels of it run on any Python; pip wants to know one.
+_TARGET = Target("3.11")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One build of the CUDA backend to be. `compiler` names all that compiles it, for the key."""
+
+    project: Path
+    cache: Path
+    runtime: Runtime
+    nvcc: Path | None
+    compiler: str
+    architectures: str
+
+    def pins(self) -> list[Pin]:
+        """What is locked for this CUDA."""
+        return pins_for(read_lock(self.project / "agent" / "requirements" / f"{self.runtime.lock()}.txt"), _TARGET)
+
+    def llama(self) -> Pin:
+        """The llama-cpp-python that it is built from and that it fits."""
+        return pin_named(read_lock(self.project / "agent" / "requirements" / "hive.txt"), llama.NAME)
+
+    def inputs(self) -> list[str]:
+        """All that decides what is built, but for the machine that builds."""
+        pin = self.llama()
+        wheels = [pin_named(self.pins(), name).requirement() for name in (*self.runtime.wheels(), *toolkit.TOOL_WHEELS)]
+        built_by = [*CMAKE_ARGS, self.compiler, self.architectures, *self.runtime.folders]
+        return [FORMAT, pin.version, *pin.hashes, *built_by, *wheels]
+
+    def key(self) -> str:
+        """Names the build in the cache; see `llama.build_key`."""
+        parts = [*self.inputs(), platform.machine(), llama.libc()]
+        return f"cuda-{self.llama().version}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}"
+
+    def runtime_wheels(self) -> list[Path]:
+        """NVIDIA's wheels that a hive installs. Raises WheelhouseError."""
+        pins = [pin_named(self.pins(), name) for name in self.runtime.wheels()]
+        return wheels_of(pins, _TARGET, self.cache, f"the CUDA {self.runtime.version(pins)} runtime")
+
+    def wheel(self) -> Path:
+        """The path of the built wheel; builds it where the cache has none. Raises WheelhouseError."""
+        folder = self.cache / "wheels" / self.key()
+        with locked(folder.with_name(folder.name + ".lock"), f"another build of {NAME}"):
+            built = sorted(folder.glob("llama_orch_cuda-*.whl"))
+            return built[0] if built else self._build(folder)
+
+    def _build(self, folder: Path) -> Path:
+        need_compiler(NAME)
+        minutes = _BASE_MINUTES + _MINUTES_PER_ARCHITECTURE * (1 + self.architectures.count(";"))
+        say(
+            f"building the CUDA backend of {llama.NAME} {self.llama().version} for {self.architectures}; about "
+            f"{minutes} minutes of CPU time, once per machine; a build that was stopped goes on where it was"
+        )
+        began = time.monotonic()
+        # Kept until the build is whole: hours of work may be in it.
+        work = self.cache / "cuda" / self.key()
+        self._compile(work)
+        library = next((work / "build").rglob(LIBRARY), None)
+        if library is None:
+            raise WheelhouseError(f"the build in {work} made no {LIBRARY}; remove that folder and try again")
+        folder.mkdir(parents=True, exist_ok=True)
+        runtimes = [pin_named(self.pins(), name) for name in self.runtime.wheels()]
+        needs = [f"{pin.name}=={pin.version}" for pin in (self.llama(), *runtimes)]
+        version = f"{self.llama().version}+cu{self.runtime.version(runtimes)}"
+        wheel = write_wheel(folder, NAME, version, {f"bin/{LIBRARY}": library}, needs)
+        shutil.rmtree(work)
+        say(f"built {wheel.name} in {time.monotonic() - began:.0f} s, kept in {folder}")
+        return wheel
+
+    def _compile(self, work: Path) -> None:
+        sources = self._once(work / "source", self._fetch_sources)
+        tools = self._once(work / "tools", self._fetch_tools)
+        cmake, ninja = toolkit.find_tools(tools)
+        compiler = [f"-DCMAKE_CUDA_COMPILER={self.nvcc}"]
+        if self.nvcc is None:
+            cuda = self._once(work / "toolkit", self._fetch_toolkit)
+            compiler = [f"-DCMAKE_CUDA_COMPILER={cuda / 'bin' / 'nvcc'}", f"-DCUDAToolkit_ROOT={cuda}"]
+        origin = ";".join(f"$ORIGIN/../{folder}" for folder in self.runtime.folders)
+        run(
+            [
+                str(cmake),
+                "-G",
+                "Ninja",
+                f"-DCMAKE_MAKE_PROGRAM={ninja}",
+                "-S",
+                str(next(sources.glob("*/vendor/llama.cpp"))),
+                "-B",
+                str(work / "build"),
+                *CMAKE_ARGS,
+                f"-DCMAKE_CUDA_ARCHITECTURES={self.architectures}",
+                *compiler,
+                f"-DCMAKE_INSTALL_RPATH={origin}",
+            ]
+        )
+        run_ninja([str(ninja), "-j", str(os.cpu_count() or 1), "-C", str(work / "build"), "ggml-cuda"])
+
+    def _once(self, folder: Path, fill: Callable[[Path], None]) -> Path:
+        """The folder, filled where an earlier build has not done so to the end."""
+        if not folder.is_dir():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+                whole = Path(temporary, "whole")
+                whole.mkdir()
+                fill(whole)
+                whole.rename(folder)
+        return folder
+
+    def _fetch_sources(self, folder: Path) -> None:
+        pin = self.llama()
+        with tempfile.TemporaryDirectory(prefix="llama-orch-source-") as temporary:
+            requirements = Path(temporary, "requirements.txt")
+            requirements.write_text(pin.requirement() + "\n", encoding="utf-8")
+            run_pip(
+                [
+                    "download",
+                    "--no-deps",
+                    f"--no-binary={llama.NAME}",
+                    "--require-hashes",
+                    f"--dest={temporary}",
+                    f"--requirement={requirements}",
+                ]
+            )
+            shutil.unpack_archive(next(Path(temporary).glob("*.tar.gz")), folder)
+
+    def _fetch_tools(self, folder: Path) -> None:
+        pins = [pin_named(self.pins(), name) for name in toolkit.TOOL_WHEELS]
+        toolkit.unpack_tools(wheels_of(pins, _TARGET, self.cache, "CMake and Ninja"), folder)
+
+    def _fetch_toolkit(self, folder: Path) -> None:
+        pins = [pin_named(self.pins(), name) for name in (*toolkit.COMPILER_WHEELS, *self.runtime.wheels())]
+        toolkit.lay_out(wheels_of(pins, _TARGET, self.cache, "the CUDA compiler"), folder)
+
+
+def backend(project: Path, cache: Path, nvcc: Path | None = None, wanted: str | None = None) -> Backend:
+    """The build that these settings ask for: which nvcc (None: NVIDIA's wheels), for which architectures.
+
+    Raises WheelhouseError where one of them cannot be used and where no locked runtime fits the compiler.
+    """
+    if nvcc is None:
+        runtime = RUNTIMES[13]
+        pins = read_lock(project / "agent" / "requirements" / f"{runtime.lock()}.txt")
+        compiler = "\n".join(pin_named(pins, name).requirement() for name in toolkit.COMPILER_WHEELS)
+    else:
+        nvcc = nvcc.resolve()
+        major, minor, compiler = toolkit.release_of(nvcc)
+        runtime = _runtime_for(project, major, minor)
+    wanted = wanted or (architectures.DEFAULT if runtime.major == 13 else architectures.DEFAULT_12)
+    architectures.check(wanted)
+    return Backend(project, cache, runtime, nvcc, compiler, wanted)
+
+
+def _runtime_for(project: Path, major: int, minor: int) -> Runtime:
+    runtime = RUNTIMES.get(major)
+    if runtime is None:
+        known = " and ".join(str(one) for one in sorted(RUNTIMES))
+        raise WheelhouseError(f"nvcc is of CUDA {major}.{minor}; hives can get CUDA {known}: give another with --nvcc")
+    pins = read_lock(project / "agent" / "requirements" / f"{runtime.lock()}.txt")
+    locked_version = runtime.version(pins)
+    if minor > int(locked_version.split(".")[1]):
+        raise WheelhouseError(
+            f"nvcc is of CUDA {major}.{minor}, newer than the runtime that is locked ({locked_version}): "
+            f"give an older one with --nvcc, or leave it out for NVIDIA's wheels"
+        )
+    return runtime
