@@ -80,7 +80,7 @@ def choose(devices: list[Device], backend: Backend, asked: list[int], said: str 
 
 
 def _why_no_cuda(said: str) -> str:
-    """What the loader of libraries, or else CUDA itself, says of a backend that showed no device; names no path."""
+    """What the loader of libraries, or else CUDA itself, says where there are too few devices; names no path."""
     package = _package_folder()
     found = [path for folder in (package.parent / "bin", package / "lib") for path in folder.glob("libggml-cuda*.so")]
     if not found:
@@ -90,7 +90,7 @@ def _why_no_cuda(said: str) -> str:
         ctypes.CDLL(str(found[0]))
     except OSError as error:
         return f"its CUDA backend cannot be loaded: {_FOLDERS.sub('', str(error))}"
-    return f"CUDA says: {said}" if said else "its CUDA backend was loaded and shows no device"
+    return f"CUDA says: {said}" if said else "its CUDA backend was loaded and shows no more devices"
 
 
 def _best_for_this_processor(folder: Path) -> Path | None:

@@ -135,6 +135,26 @@ def test_without_a_compiler_the_message_says_what_to_install(tmp_path: Path, mon
     assert not (tmp_path / "cuda").exists()
 
 
+@pytest.mark.parametrize(("content", "kept"), [(ELF, False), (ELF + b"\0libcuda.so.1\0", True)])
+def test_a_library_that_would_not_load_the_driver_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, kept: bool
+) -> None:
+    def compile_(self: cuda.Backend, work: Path) -> None:
+        (work / "build" / "bin").mkdir(parents=True)
+        (work / "build" / "bin" / "libggml-cuda.so").write_bytes(content)
+
+    monkeypatch.setattr(cuda.Backend, "_compile", compile_)
+    made = cuda.backend(ROOT, tmp_path, wanted="86-real")
+
+    if kept:
+        assert made.wheel().name == f"llama_orch_cuda-{made.llama().version}+cu13.0-py3-none-linux_x86_64.whl"
+        assert not (tmp_path / "cuda" / made.key()).exists()
+    else:
+        with pytest.raises(WheelhouseError, match="asks for the driver; remove that folder"):
+            made.wheel()
+    assert made.wheel().is_file() if kept else not list(tmp_path.rglob("*.whl"))
+
+
 def test_nvidias_wheels_become_a_toolkit_that_can_be_linked_to(tmp_path: Path) -> None:
     wheels = [
         wheel_of(tmp_path, "nvcc", **{"nvidia/cu13/bin/nvcc": b"#!/bin/sh\n", "nvidia/cu13/nvvm/bin/cicc": b""}),
