@@ -67,7 +67,8 @@ def take(host: Host) -> None:
     name = Path(TOP).name
     library = "/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1"
     host.run(
-        f"systemctl disable {name}.service; umount $(readlink -e {library}) /sys/bus/pci/devices; "
+        # The agent still has the library open.
+        f"systemctl disable {name}.service && umount --lazy $(readlink -e {library}) /sys/bus/pci/devices && "
         f"rm -r /{TOP} /etc/systemd/system/{name}.service && systemctl daemon-reload && "
         "mount -o remount,rw /sys && rm -rf /sys/module && mount -o remount,ro /sys",
         check=True,
