@@ -66,7 +66,7 @@ from llama_orch.worker.scheduler import Part
 
 # llama.cpp takes the same device twice, as if it were two.
 cpu = next(device for device in backends.load() if device.name == "CPU")
-backends.choose = lambda devices, backend, asked: [cpu for _ in asked]
+backends.choose = lambda devices, backend, asked, said: [cpu for _ in asked]
 load, given = llama_cpp.llama_model_load_from_file, []
 
 def note(path, parameters):
