@@ -641,7 +641,7 @@ async def test_an_address_of_another_machine_is_said(start: Start):
 
 
 async def test_cuda_that_is_not_there_is_refused(start: Start):
-    worker = start("demo", backend="cuda", device=1)
+    worker = start("demo", backend="cuda", devices=[1])
     assert await worker.ended() == 3
     assert worker.failure().code == "backend_unavailable" and "device 1" in worker.failure().message
 
