@@ -22,6 +22,7 @@ ECC = Condition(
     type=ConditionType.ECC_UNCORRECTED, uuid=UUID, index=0, message="GPU 0: 1 uncorrectable memory errors",
     what_to_do="run the remedy reset_gpu", cordons=True, remedy=Remedy.RESET_GPU,
 )  # fmt: skip
+ALLOWED = 'remedies_allowed = ["reset_gpu"]\nremedy_after_s = 0\n'
 # What the playbook is given, noted down; it fails where the file says so.
 RESET = """\
 - name: Reset the GPU
@@ -107,8 +108,7 @@ async def test_a_remedy_that_is_asked_for_is_a_job_like_others(
 async def test_a_remedy_that_the_site_allows_begins_by_itself_and_once(
     queen: QueenProcess, hive: int, conditions: list[Condition], log: Path
 ):
-    allowed = 'remedies_allowed = ["reset_gpu"]\n'
-    queen.config.write_text(queen.config.read_text() + allowed)
+    queen.config.write_text(queen.config.read_text() + ALLOWED)
     queen.hosts(LOCAL % hive)
     hot = ECC.model_copy(update={"type": ConditionType.OVER_TEMPERATURE, "remedy": Remedy.COLLECT_GPU_REPORT})
     conditions.append(hot)
@@ -131,6 +131,40 @@ async def test_a_remedy_that_the_site_allows_begins_by_itself_and_once(
         await api.until(lambda node: node["last_seen"] > seen, "/api/v1/nodes/here")
         assert [one["job_id"] for one in (await api.call("GET", "/api/v1/jobs"))[1]["jobs"]] == [job["job_id"]]
     assert resets(log) == [UUID]
+
+
+async def test_what_begins_by_itself_runs_on_one_node_at_a_time(queen: QueenProcess, hive: int, log: Path):
+    queen.config.write_text(queen.config.read_text() + ALLOWED)
+    token = queen.secrets / "hives" / "there"
+    token.touch(0o600)
+    token.write_text(TOKEN)
+    async with serving(fake_hive("there", TOKEN, [ECC])) as url:
+        other = LOCAL.partition("hosts:\n")[2].replace("here:", "there:") % int(url.rpartition(":")[2])
+        queen.hosts(LOCAL % hive + other)
+        queen.start()
+        async with queen.client() as api:
+            found = await api.until(
+                lambda found: len(found["jobs"]) == 2 and all(job["ended_at"] for job in found["jobs"]), "/api/v1/jobs"
+            )
+    second, first = found["jobs"]
+    assert {first["node_name"], second["node_name"]} == {"here", "there"}
+    assert second["created_at"] >= first["ended_at"]
+    assert resets(log) == [UUID, UUID]
+
+
+async def test_what_a_hive_calls_a_gpu_is_not_evaluated(
+    queen: QueenProcess, hive: int, conditions: list[Condition], log: Path, tmp_path: Path
+):
+    hostile = "GPU-{{ lookup('ansible.builtin.pipe', 'touch %s') }}" % (tmp_path / "evaluated")
+    conditions[:] = [ECC.model_copy(update={"uuid": hostile})]
+    queen.config.write_text(queen.config.read_text() + ALLOWED)
+    queen.hosts(LOCAL % hive)
+    queen.start()
+    async with queen.client() as api:
+        jobs = (await api.until(lambda found: found["jobs"], "/api/v1/jobs"))["jobs"]
+        assert (await api.ended(jobs[0]["job_id"]))["status"] == "succeeded"
+    assert resets(log) == ["all"]
+    assert not (tmp_path / "evaluated").exists()
 
 
 OWN = """\

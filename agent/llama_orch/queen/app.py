@@ -93,7 +93,13 @@ class Queen:
         )
         database = settings.data / "dbos.sqlite"
         self.jobs = Jobs(self.store, work, self._states, database, settings.max_concurrent_jobs)
-        remedies = Remedies(self.store, self.jobs, settings.remedies_allowed, settings.remedy_interval_s)
+        remedies = Remedies(
+            self.store,
+            self.jobs,
+            settings.remedies_allowed,
+            after_s=settings.remedy_after_s,
+            interval_s=settings.remedy_interval_s,
+        )
         self._prober = Prober(
             self._inventory,
             self._states,

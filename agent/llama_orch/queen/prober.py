@@ -85,10 +85,10 @@ class Prober:
         try:
             async with self._at_once:
                 hive = await self._client.ask(host)
+            patience.misses = 0
             if host.name in self._inventory.hosts:
                 await self._states.seen(host.name, hive)
-            patience.misses = 0
-            await self._seen(host.name, hive)
+                await self._seen(host.name, hive)
         except NoTokenYet:
             patience.misses = 0
         except HiveSilent as silence:
@@ -99,3 +99,6 @@ class Prober:
                 await self._states.missed(host.name, silence.problem)
             elif patience.misses < MISSES_UNTIL_UNREACHABLE:
                 patience.next_round = self._round + 1
+        except Exception:
+            # The other hives' answers must not be lost with this one's.
+            log.exception("what the hive of %s answered could not be dealt with", host.name)

@@ -1,12 +1,18 @@
-"""Starts the remedies that the site allows where a condition keeps new workers off a GPU: rarely, never two at once."""
+"""Starts the remedies that the site allows where a condition keeps new workers off a GPU.
+
+Rarely, never two at once in the whole fleet, and not for what passes by itself.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import re
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
-from llama_orch.contract.devices import Condition, Remedy
+from llama_orch.contract.devices import Condition, ConditionType, Remedy
+from llama_orch.contract.patterns import WHOLE_GPU_UUID
 from llama_orch.contract.queen import Job, NodeHive
 from llama_orch.web import correlation
 
@@ -32,27 +38,54 @@ def due(
         if condition.remedy is None or condition.remedy not in allowed or not condition.cordons:
             continue
         if condition.type not in tried:
-            is_of_one = condition.remedy is Remedy.RESET_GPU and (condition.uuid or "").startswith("GPU-")
+            # A hive may answer anything, and Ansible evaluates what it is given.
+            is_of_one = condition.remedy is Remedy.RESET_GPU and re.fullmatch(WHOLE_GPU_UUID, condition.uuid or "")
             return Cure(condition.remedy, condition.uuid if is_of_one else None, condition.type)
     return None
+
+
+class Standing:
+    """Which conditions of one hive have been there at each look for `after`."""
+
+    def __init__(self, after: timedelta) -> None:
+        self._after = after
+        self._since: dict[tuple[ConditionType, str | None], datetime] = {}
+
+    def of(self, conditions: Iterable[Condition], now: datetime) -> list[Condition]:
+        """Those of `conditions`, which are all that the hive tells now."""
+        told = [((condition.type, condition.uuid), condition) for condition in conditions]
+        self._since = {key: self._since.get(key, now) for key, _ in told}
+        return [condition for key, condition in told if now - self._since[key] >= self._after]
 
 
 class Remedies:
     """Looks at what each hive tells."""
 
-    def __init__(self, store: Store, jobs: Jobs, allowed: Iterable[Remedy], interval_s: float) -> None:
+    def __init__(
+        self, store: Store, jobs: Jobs, allowed: Iterable[Remedy], *, after_s: float, interval_s: float
+    ) -> None:
         self._store = store
         self._jobs = jobs
         self._allowed = frozenset(allowed)
+        self._after = timedelta(seconds=after_s)
         self._interval = timedelta(seconds=interval_s)
+        self._standing: dict[str, Standing] = {}
+        self._one_at_a_time = asyncio.Lock()
 
     async def seen(self, node_name: str, hive: NodeHive) -> None:
         """The node's hive answered: start what is due."""
-        conditions = hive.devices.conditions if hive.devices else []
-        if not any(one.cordons and one.remedy in self._allowed for one in conditions):
-            return
         now = datetime.now(UTC)
+        conditions = hive.devices.conditions if hive.devices else []
+        standing = self._standing.setdefault(node_name, Standing(self._after)).of(conditions, now)
+        if not any(one.cordons and one.remedy in self._allowed for one in standing):
+            return
+        async with self._one_at_a_time:
+            await self._start_what_is_due(node_name, standing, now)
+
+    async def _start_what_is_due(self, node_name: str, conditions: list[Condition], now: datetime) -> None:
         # From the store, not from memory: a queen that is restarted must not start anew what it just tried.
+        if any(job.wire.kind == "remedy" for job in await self._store.open_jobs()):
+            return
         jobs = await self._store.jobs_since(node_name, now - self._interval)
         cure = due(conditions, self._allowed, (job.wire for job in jobs), now, self._interval)
         if cure is None:

@@ -58,6 +58,9 @@ class QueenSettings(settings.Settings):
         default_factory=list[Remedy],
         description="remedies that the queen starts by itself where a condition keeps new workers off a GPU",
     )
+    remedy_after_s: float = Field(
+        default=300, ge=0, description="seconds that a condition has to last before its remedy begins by itself"
+    )
     remedy_interval_s: float = Field(
         default=3600, ge=60, description="seconds between two remedies of one node's condition that begin by themselves"
     )

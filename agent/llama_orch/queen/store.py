@@ -249,8 +249,11 @@ class Store:
             raise WrongSchema(f"the queen's database has schema {found}, this version knows up to {SCHEMA_VERSION}")
         METADATA.create_all(connection)
         for version, (table, columns) in _ADDED.items():
+            # SQLite's driver commits each of these by itself: after a crash in between some are there.
+            there = {row[1] for row in connection.exec_driver_sql(f"PRAGMA table_info({table})")}
             for column in columns if 0 < found < version else ():
-                connection.exec_driver_sql(f"ALTER TABLE {table} ADD COLUMN {column} VARCHAR")
+                if column not in there:
+                    connection.exec_driver_sql(f"ALTER TABLE {table} ADD COLUMN {column} VARCHAR")
         connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from llama_orch.contract.devices import Condition, ConditionType, Remedy
 from llama_orch.contract.queen import Job, JobStatus
-from llama_orch.queen.remedies import due
+from llama_orch.queen.remedies import Standing, due
 from llama_orch.queen.store import Cure
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -44,6 +44,22 @@ def test_only_a_reset_is_for_one_gpu():
     assert due([lost], frozenset(Remedy), [], NOW, HOUR) == Cure(Remedy.REBOOT, None, ConditionType.GPU_LOST)
     part = ECC.model_copy(update={"uuid": "MIG-1"})
     assert due([part], RESET, [], NOW, HOUR) == Cure(Remedy.RESET_GPU, None, ConditionType.ECC_UNCORRECTED)
+
+
+@pytest.mark.parametrize("uuid", ["GPU-{{ lookup('pipe', 'id') }}", "GPU-1\n", "GPU-1 --all", "GPU-", ""])
+def test_what_is_no_uuid_goes_nowhere(uuid: str):
+    told = ECC.model_copy(update={"uuid": uuid})
+    assert due([told], RESET, [], NOW, HOUR) == Cure(Remedy.RESET_GPU, None, ConditionType.ECC_UNCORRECTED)
+
+
+def test_what_was_there_at_each_look_for_that_long_stands():
+    standing = Standing(timedelta(minutes=5))
+    assert standing.of([ECC, XID], NOW) == []
+    assert standing.of([ECC], NOW + timedelta(minutes=4)) == []
+    assert standing.of([ECC, XID], NOW + timedelta(minutes=5)) == [ECC], "the other one was gone in between"
+    other_gpu = ECC.model_copy(update={"uuid": "GPU-2"})
+    assert standing.of([other_gpu, XID], NOW + timedelta(minutes=10)) == [XID]
+    assert Standing(timedelta()).of([ECC], NOW) == [ECC]
 
 
 @pytest.mark.parametrize(

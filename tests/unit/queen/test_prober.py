@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from typing import Any, cast
+
+from llama_orch.contract.queen import NodeHive
+from llama_orch.queen.hive_client import HiveClient
+from llama_orch.queen.inventory import Host, Inventory
+from llama_orch.queen.node_state import NodeStates
+from llama_orch.queen.prober import Prober
+
+
+class Surroundings:
+    """Nodes by name, and what was noted of them. The hive of `leaves` answers when its node is gone."""
+
+    def __init__(self, *names: str, leaves: str | None = None) -> None:
+        self.hosts = {name: Host(name, name, 22, "u", {}, "rest", name, 8081) for name in names}
+        self.leaves = leaves
+        self.noted: list[str] = []
+        self.flushed = 0
+
+    async def ask(self, host: Host) -> NodeHive:
+        if host.name == self.leaves:
+            del self.hosts[host.name]
+        return cast("NodeHive", None)
+
+    async def seen(self, name: str, _hive: NodeHive) -> None:
+        self.noted.append(name)
+
+    async def flush(self) -> None:
+        self.flushed += 1
+
+
+def a_prober(around: Surroundings, seen: Any) -> Prober:
+    return Prober(
+        cast("Inventory", around), cast("NodeStates", around), cast("HiveClient", around), 1,
+        failed=lambda _: None, seen=seen,
+    )  # fmt: skip
+
+
+async def test_what_cannot_be_dealt_with_costs_no_other_hive_its_answer():
+    around = Surroundings("a", "b", "c")
+    dealt_with: list[str] = []
+
+    async def deal_with(name: str, _hive: NodeHive) -> None:
+        if name == "b":
+            raise OSError("the disk is full")
+        dealt_with.append(name)
+
+    await a_prober(around, deal_with).ask_all()
+    assert (around.noted, dealt_with, around.flushed) == (["a", "b", "c"], ["a", "c"], 1)
+
+
+async def test_a_node_that_leaves_while_its_hive_is_asked_is_not_noted():
+    around = Surroundings("a", "b", leaves="a")
+    dealt_with: list[str] = []
+
+    async def deal_with(name: str, _hive: NodeHive) -> None:
+        dealt_with.append(name)
+
+    await a_prober(around, deal_with).ask_all()
+    assert around.noted == dealt_with == ["b"]
