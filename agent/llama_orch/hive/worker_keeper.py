@@ -37,7 +37,10 @@ READY_SECONDS_PER_BYTE = 20 / 1e9
 
 @dataclass
 class Surroundings:
-    """What keepers share. `ports` and `threads_used` speak of all workers but the one with that id."""
+    """What keepers share. `ports` and `threads_used` speak of all workers but the one with that id.
+
+    `take_on` promises a worker bytes of each of its devices, and raises ApiError where it cannot be started there.
+    """
 
     settings: HiveSettings
     records: WorkerRecords
@@ -46,7 +49,7 @@ class Surroundings:
     inference_token: Token | None
     ports: Callable[[str], set[int]]
     threads_used: Callable[[str], int]
-    check_memory: Callable[[WorkerRecord], Awaitable[None]]
+    take_on: Callable[[WorkerRecord, list[int]], Awaitable[None]]
     count_restart: Callable[[], None]
 
 
@@ -213,9 +216,11 @@ class WorkerKeeper:
         facts = await asyncio.to_thread(model_facts.read, path)
         record.model_path = str(path)
         record.ctx_per_slot = placement.context(request.ctx_per_slot, facts)
-        record.promise(model_memory.of_worker(facts, request, record.ctx_per_slot, record.tensor_split))
+        needed = model_memory.of_worker(facts, request, record.ctx_per_slot, record.tensor_split)
         if record.restarts == 0:
-            await around.check_memory(record)
+            await around.take_on(record, needed)
+        else:
+            record.promise(needed)
         record.threads = placement.threads(request.threads, around.threads_used(record.id))
         # Its own port again where that is free, so that those who know its address find it.
         record.port = placement.free_port(around.settings, around.ports(record.id), prefer=record.port)

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from . import devices, engine_build, model_facts, model_memory, placement, proce
 from .download_job import Job
 from .downloads import Downloads
 from .gpus import Gpus
+from .model_facts import ModelFacts
 from .problems import Failed
 from .settings import HiveSettings
 from .worker_keeper import Surroundings, WorkerKeeper
@@ -51,7 +53,7 @@ class Workers:
         self._probe = Probe(settings)
         self._keepers: dict[str, WorkerKeeper] = {}
         self._stopping: dict[str, asyncio.Task[Worker]] = {}
-        self._spawning = asyncio.Lock()
+        self._admitting = asyncio.Lock()
         self._tasks = OwnedTasks()
         self._around = Surroundings(
             settings=settings,
@@ -61,7 +63,7 @@ class Workers:
             inference_token=inference_token,
             ports=self._ports,
             threads_used=self._threads_used,
-            check_memory=self._check_memory,
+            take_on=self._take_on,
             count_restart=count_restart,
         )
 
@@ -147,32 +149,36 @@ class Workers:
             raise
 
     async def _spawn_checked(self, request: SpawnRequest, path: Path, job: Job | None) -> Worker:
-        async with self._spawning:
+        async with self._admitting:
             if (existing := self._named(request)) is not None:
                 return existing
             broken: Failed | None = None
+            facts: ModelFacts | None = None
             record = WorkerRecord(id=uuid.uuid4().hex[:12], request=request, created_at=datetime.now(UTC))
-            # Again, and last: a GPU's memory may be taken by programs that are not ours at any moment.
-            gpus = await self._the_gpus(request, now=True)
-            record.device_uuids = [gpu.uuid for gpu in gpus]
-            record.tensor_split = placement.tensor_split(request, [self._available(record, gpu)[0] for gpu in gpus])
             if job is None or job.ready:
                 try:
                     facts = await asyncio.to_thread(model_facts.read, path)
                     record.model_path = str(path)
                     record.ctx_per_slot = placement.context(request.ctx_per_slot, facts)
-                    record.promise(model_memory.of_worker(facts, request, record.ctx_per_slot, record.tensor_split))
                 except Failed as failed:
                     if failed.problem.code == "model_not_found":
                         raise NotFound(f"model_ref: {failed.problem.message}", code="model_not_found") from None
                     broken = failed
-            elif job.record.model:
+            spoken_for = self._spoken_for(record.id)
+            # Again, and last: a GPU's memory may be taken by programs that are not ours at any moment.
+            gpus = await self._the_gpus(request, now=True)
+            record.device_uuids = [gpu.uuid for gpu in gpus]
+            available = [placement.free_memory(self._settings, gpu, spoken_for[gpu.uuid])[0] for gpu in gpus]
+            record.tensor_split = placement.tensor_split(request, available)
+            if facts is not None and record.ctx_per_slot is not None:
+                record.promise(model_memory.of_worker(facts, request, record.ctx_per_slot, record.tensor_split))
+            elif job is not None and job.record.model:
                 # What its weights alone need; the whole is known when its header is here.
                 shares = record.tensor_split or [1.0]
                 record.promise([int(job.record.model.size_bytes * share) for share in shares])
             record.filename = job.record.filename if job else path.name
             record.download_id = job.record.download_id if job else None
-            self._check_fits(record, gpus)
+            self._check_fits(record, gpus, spoken_for)
             self._check_build(request)
             record.port = placement.free_port(self._settings, self._ports(record.id))
             self._save_new(record)
@@ -266,39 +272,40 @@ class Workers:
     def _wanted(self, but: str) -> list[WorkerKeeper]:
         return [k for k in self._keepers.values() if k.record.id != but and not k.record.failed]
 
-    async def _check_memory(self, record: WorkerRecord) -> None:
-        """Raises DoesNotFit where a device that the worker is about to be started on has too little memory by now."""
-        there = {gpu.uuid: gpu for gpu in (await self._gpus.read(now=True)).gpus} if record.device_uuids else {}
-        if missing := [one for one in record.device_uuids if one not in there]:
-            raise DoesNotFit(
-                f"a GPU of this worker ({missing[0]}) is not there: see GET /api/v1/devices", code="gpu_missing"
-            )
-        self._check_fits(record, [there[uuid] for uuid in record.device_uuids])
+    async def _take_on(self, record: WorkerRecord, needed: list[int]) -> None:
+        """Promise a worker that is about to be started so much of each of its devices. Raises DoesNotFit."""
+        async with self._admitting:
+            record.promise(needed)
+            spoken_for = self._spoken_for(record.id)
+            there = {gpu.uuid: gpu for gpu in (await self._gpus.read(now=True)).gpus} if record.device_uuids else {}
+            if missing := [one for one in record.device_uuids if one not in there]:
+                raise DoesNotFit(
+                    f"a GPU of this worker ({missing[0]}) is not there: see GET /api/v1/devices", code="gpu_missing"
+                )
+            self._check_fits(record, [there[uuid] for uuid in record.device_uuids], spoken_for)
 
-    def _check_fits(self, record: WorkerRecord, gpus: list[Gpu]) -> None:
-        """Raises DoesNotFit, naming the device. `gpus` are those of the record, as they are now."""
+    def _check_fits(self, record: WorkerRecord, gpus: list[Gpu], spoken_for: Mapping[str | None, int]) -> None:
+        """Raises DoesNotFit, naming the device. `gpus` are those of the record, read after `spoken_for`."""
         if record.memory_estimated_bytes is None:
             return
-        if not gpus:
-            placement.check_memory(record.memory_estimated_bytes, *self._available(record, None))
-            return
-        for gpu, needed in zip(gpus, record.device_memory_bytes, strict=True):
-            placement.check_memory(needed, *self._available(record, gpu), device=gpu.index)
+        for gpu, needed in zip(gpus or [None], record.device_memory_bytes, strict=True):
+            available, of_what = placement.free_memory(self._settings, gpu, spoken_for[gpu.uuid if gpu else None])
+            placement.check_memory(needed, available, of_what, device=gpu.index if gpu else None)
 
-    def _available(self, record: WorkerRecord, gpu: Gpu | None) -> tuple[int, str]:
-        """Bytes that this worker may use of the GPU or of memory, and of what: not what others were promised."""
-        return placement.free_memory(self._settings, gpu, self._spoken_for(gpu.uuid if gpu else None, record.id))
+    def _spoken_for(self, but: str) -> Mapping[str | None, int]:
+        """Bytes of each GPU, and of memory under None, that other workers were promised and do not hold yet.
 
-    def _spoken_for(self, device_uuid: str | None, but: str) -> int:
-        """Bytes of a device that other workers were promised and do not hold yet."""
-        total = 0
+        To be taken before the memory is read: one that is ready in between counts twice then, and not never.
+        """
+        total: Counter[str | None] = Counter()
         for keeper in self._wanted(but):
-            promised = keeper.record.promised_on(device_uuid)
-            if device_uuid is None:
-                held = devices.held_memory(keeper.process.pid) if keeper.process and promised else 0
-            else:
-                held = promised if keeper.state.serving else 0
-            total += max(0, promised - held)
+            for device_uuid in keeper.record.device_uuids or [None]:
+                promised = keeper.record.promised_on(device_uuid)
+                if device_uuid is None:
+                    held = devices.held_memory(keeper.process.pid) if keeper.process and promised else 0
+                else:
+                    held = promised if keeper.state.serving else 0
+                total[device_uuid] += max(0, promised - held)
         return total
 
     def _prune_logs(self) -> None:

@@ -1,0 +1,117 @@
+"""Who gets the last gigabytes: `Workers` with GPUs and files as the tests say, and without any process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from llama_orch.contract.devices import Gpu, GpuStatus
+from llama_orch.contract.errors import DoesNotFit
+from llama_orch.contract.hive import SpawnRequest, Worker
+from llama_orch.hive import engine_build, model_facts, model_memory
+from llama_orch.hive.gpus import Reading
+from llama_orch.hive.model_facts import ModelFacts
+from llama_orch.hive.settings import HiveSettings
+from llama_orch.hive.worker_keeper import WorkerKeeper
+from llama_orch.hive.workers import Workers
+
+GIB = 2**30
+FACTS = ModelFacts("llama", 1, 1, 8192, 1, 1, 1)
+
+
+class World:
+    """What the hive's workers find: GPUs, a model of `needed` bytes, and what happens while they look."""
+
+    def __init__(self) -> None:
+        self.gpus = [a_gpu(0)]
+        self.needed = 15 * GIB
+        self.while_asked: Callable[[], None] = lambda: None
+        self.while_reading: Callable[[], None] = lambda: None
+        self.workers = cast("Workers", None)
+
+    async def read(self, *, now: bool = False) -> Reading:
+        """As `Gpus.read`: the answer is of when it was asked for, and comes later."""
+        serving = [keeper.record for keeper in self.keepers() if keeper.state.serving]
+        gpus: list[Gpu] = []
+        for gpu in self.gpus:
+            taken = sum(record.promised_on(gpu.uuid) for record in serving)
+            gpus.append(gpu.model_copy(update={"memory_free_bytes": (gpu.memory_free_bytes or 0) - taken}))
+        await asyncio.sleep(0)
+        if now:
+            self.while_asked()
+        return Reading(status=GpuStatus(available=True), gpus=gpus)
+
+    def facts(self, _: Path) -> ModelFacts:
+        """As `model_facts.read`."""
+        self.while_reading()
+        return FACTS
+
+    def keepers(self) -> list[WorkerKeeper]:
+        """The workers, as those who keep them."""
+        return list(self.workers._keepers.values())
+
+    def serve(self) -> None:
+        """Every worker that loads serves from now on."""
+        for keeper in self.keepers():
+            keeper.state.serve(0)
+
+    async def spawn(self, **fields: object) -> Worker:
+        """Ask for a worker on GPU 0."""
+        body = {"model_ref": "file:/models/a.gguf", "backend": "cuda", **fields}
+        return await self.workers.spawn(SpawnRequest.model_validate(body))
+
+
+def a_gpu(index: int, **fields: object) -> Gpu:
+    return Gpu.model_validate(
+        {"index": index, "uuid": f"GPU-{index}", "name": "GPU", "memory_free_bytes": 20 * GIB, **fields}
+    )
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    world = World()
+
+    async def request(*_: object, **__: object) -> None: ...
+
+    downloads = SimpleNamespace(request=request, all=list)
+    settings = HiveSettings(state_dir=tmp_path, log_dir=tmp_path, reserve_gpu_bytes=0, reserve_ram_bytes=0)
+    world.workers = Workers(settings, cast("Any", downloads), cast("Any", world), None)
+    monkeypatch.setattr(WorkerKeeper, "start", lambda _: None)
+    monkeypatch.setattr(engine_build, "has_cuda", lambda: True)
+    monkeypatch.setattr(model_facts, "read", world.facts)
+    monkeypatch.setattr(model_memory, "of_worker", lambda _, request, *__: [world.needed] * len(request.all_devices))
+    return world
+
+
+@pytest.mark.parametrize("when", ["while_asked", "while_reading"])
+async def test_a_worker_that_is_ready_meanwhile_does_not_free_what_it_took(world: World, when: str):
+    await world.spawn(name="first")
+    setattr(world, when, world.serve)
+    with pytest.raises(DoesNotFit) as error:
+        await world.spawn(name="second")
+    assert error.value.details["available_bytes"] < world.needed
+    assert len(world.keepers()) == 1
+
+
+async def test_gpus_share_a_model_by_what_is_left_of_them(world: World):
+    world.gpus = [a_gpu(0), a_gpu(1)]
+    await world.spawn(name="first", device=0)
+    world.while_asked = world.serve
+    world.needed = 1
+    assert (await world.spawn(devices=[0, 1], split_mode="layer")).tensor_split == [0.2, 0.8]
+
+
+async def test_a_worker_that_turns_out_larger_and_a_new_one_do_not_get_the_same_memory(world: World):
+    world.needed = GIB
+    await world.spawn(name="first")
+    world.needed = 15 * GIB
+    (first,) = world.keepers()
+    results = await asyncio.gather(
+        world.workers._take_on(first.record, [world.needed]), world.spawn(name="second"), return_exceptions=True
+    )
+    assert [type(result) for result in results] == [type(None), DoesNotFit]
