@@ -166,7 +166,7 @@ class Worker(Response):
     `tokens_per_second` is what all of its slots together generate, 0 where it does not answer.
     `device` is the first of `devices`, whose GPUs are `device_uuids`; `tensor_split` is the part of the model that each
     of several gets, together 1. `memory_estimated_bytes` is of all of its devices together,
-    `device_memory_estimated_bytes` of each.
+    `device_memory_estimated_bytes` of each, `host_memory_estimated_bytes` of the machine's memory beside GPUs.
     """
 
     id: str
@@ -190,6 +190,7 @@ class Worker(Response):
     restarts: int
     memory_estimated_bytes: int | None
     device_memory_estimated_bytes: list[int] = Field(default_factory=list)
+    host_memory_estimated_bytes: int = 0
     last_error: Problem | None
     percentage: float | None = None
     download_id: str | None = None

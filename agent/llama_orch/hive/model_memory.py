@@ -12,6 +12,7 @@ import ctypes
 import itertools
 from bisect import bisect_right
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from llama_orch.contract.devices import SplitMode
 from llama_orch.contract.hive import SpawnRequest
@@ -46,27 +47,57 @@ CUDA_CONTEXT_BYTES = 450 * _MIB
 _COPIES = 4
 
 
+class Needed(NamedTuple):
+    """Bytes that a worker takes at most: of each of its devices, and of the machine's memory beside GPUs."""
+
+    of_each: list[int]
+    host: int = 0
+
+
 def of_worker(
     facts: ModelFacts, request: SpawnRequest, ctx_per_slot: int, tensor_split: Sequence[float] | None
-) -> list[int]:
-    """Bytes that the worker takes at most of each of its devices."""
+) -> Needed:
+    """What the worker takes at most."""
+    slots, layers = request.slots, request.gpu_layers
     if request.backend == "cpu":
-        return [needed_bytes(facts, request.slots, ctx_per_slot)]
+        return Needed([needed_bytes(facts, slots, ctx_per_slot)])
     shares = tensor_split or [1.0]
-    return gpu_bytes(facts, request.slots, ctx_per_slot, request.gpu_layers, shares=shares, split=request.split)
+    of_each = gpu_bytes(facts, slots, ctx_per_slot, layers, shares=shares, split=request.split)
+    return Needed(of_each, host_bytes(facts, slots, ctx_per_slot, layers))
+
+
+def of_weights(size_bytes: int, request: SpawnRequest, tensor_split: Sequence[float] | None) -> Needed:
+    """What the weights of a model take whose header is not here yet."""
+    shares = tensor_split or [1.0]
+    if request.gpu_layers == 0 and request.backend == "cuda":
+        return Needed([0] * len(shares), size_bytes)
+    return Needed([int(size_bytes * share) for share in shares])
 
 
 def needed_bytes(facts: ModelFacts, slots: int, ctx_per_slot: int) -> int:
-    """Bytes of memory that a worker on the CPU takes at most.
+    """Bytes of memory that a worker on the CPU takes at most."""
+    return host_bytes(facts, slots, ctx_per_slot, 0)
+
+
+def host_bytes(facts: ModelFacts, slots: int, ctx_per_slot: int, gpu_layers: int | None) -> int:
+    """Bytes of memory that a worker takes at most for what is not on GPUs.
 
     The weights are the file's own pages, counted once: where llama.cpp lays them out anew for the processor (Q4_0, Q4_K
     and others), the file's pages are read once, and then the kernel may have them back.
     """
-    cache, batch = cache_bytes(facts, slots, ctx_per_slot), _batch(facts, slots, ctx_per_slot)
+    offloaded = _offloaded_layers(facts, gpu_layers)
+    has_output = int(offloaded > 0)
+    gone = offloaded - has_output
+    weights = facts.weights_bytes - _block_bytes(facts) * gone // max(facts.blocks, 1)
+    if has_output and not facts.shares_input:
+        weights -= facts.last_bytes
+    cache = cache_bytes(facts, slots, ctx_per_slot)
+    cache -= cache * gone // max(facts.blocks, 1)
+    batch = _batch(facts, slots, ctx_per_slot)
     words = facts.vocabulary * (_BYTES_PER_TOKEN + slots * _CANDIDATE_BYTES) + facts.merges * _BYTES_PER_MERGE
     outputs = batch if facts.makes_vectors else min(batch, slots * OUTPUTS_PER_SLOT)
     work = compute_bytes(facts, slots, ctx_per_slot, outputs) + output_bytes(facts, outputs)
-    return facts.weights_bytes + cache + work + words + PROCESS_BYTES
+    return weights + cache + work + words + PROCESS_BYTES
 
 
 def gpu_bytes(
@@ -79,17 +110,14 @@ def gpu_bytes(
     split: SplitMode | None = None,
 ) -> list[int]:
     """Bytes that a worker takes at most of each GPU's memory, where the model is split among them by `shares`."""
-    # The last blocks are offloaded with their caches, and the output counts as one more.
-    layers = facts.blocks + 1
-    offloaded = layers if gpu_layers is None or gpu_layers < 0 else min(gpu_layers, layers)
+    offloaded = _offloaded_layers(facts, gpu_layers)
     has_output = int(offloaded > 0)
-    # The table of embeddings stays in memory; a model whose output is the same table has a copy on the GPU.
-    in_blocks = facts.weights_bytes - facts.input_bytes - (0 if facts.shares_input else facts.last_bytes)
+    in_blocks = _block_bytes(facts)
     cache = cache_bytes(facts, slots, ctx_per_slot)
     batch = _batch(facts, slots, ctx_per_slot)
     # Taken in full, whether it is used or not; in memory only what was written to is.
     fixed = compute_bytes(facts, slots, ctx_per_slot, batch) + CUDA_CONTEXT_BYTES
-    if split == "layer" and offloaded == layers:
+    if split == "layer" and offloaded == facts.blocks + 1:
         fixed += (_COPIES - 1) * (_mask_bytes(facts, slots, ctx_per_slot) + batch * facts.embedding * _F32)
     weights = in_blocks * (offloaded - has_output) // max(facts.blocks, 1) + has_output * facts.last_bytes
     found: list[int] = []
@@ -102,6 +130,17 @@ def gpu_bytes(
             part = in_blocks * blocks // max(facts.blocks, 1) + (facts.last_bytes if is_last else 0)
         found.append(part + cache * blocks // max(facts.blocks, 1) + fixed)
     return found
+
+
+def _offloaded_layers(facts: ModelFacts, gpu_layers: int | None) -> int:
+    """How many layers are on GPUs: the last blocks with their caches, and the output, which counts as one more."""
+    layers = facts.blocks + 1
+    return layers if gpu_layers is None or gpu_layers < 0 else min(gpu_layers, layers)
+
+
+def _block_bytes(facts: ModelFacts) -> int:
+    """The weights of all blocks: neither the table of embeddings, which always stays in memory, nor the output."""
+    return facts.weights_bytes - facts.input_bytes - (0 if facts.shares_input else facts.last_bytes)
 
 
 def _layers_of_each(offloaded: int, shares: Sequence[float]) -> list[int]:

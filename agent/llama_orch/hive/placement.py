@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llama_orch.contract.devices import Condition, Gpu, GpuStatus
@@ -14,6 +14,7 @@ from llama_orch.contract.hive import SpawnRequest
 from . import devices, gpu_conditions
 from .model_facts import ModelFacts
 from .settings import HiveSettings
+from .worker_records import RAM
 
 DEFAULT_CONTEXT = 4096
 
@@ -111,16 +112,16 @@ def context(asked: int | None, facts: ModelFacts) -> int:
     return asked
 
 
-def free_memory(settings: HiveSettings, gpu: Gpu | None, spoken_for: int) -> tuple[int, str]:
+def free_memory(settings: HiveSettings, gpu: Gpu | None, spoken_for: Mapping[str, int]) -> tuple[int, str]:
     """Bytes that a new worker on the GPU, or on the CPU, may use, and of what.
 
-    `spoken_for` is what others will still take.
+    `spoken_for` is what others will still take of each memory.
     """
     if gpu is None or gpu.shares_memory:
-        available = max(0, devices.memory().available_bytes - settings.reserve_ram_bytes - spoken_for)
-        return available, "memory that the GPU shares" if gpu else "memory"
-    free = gpu.memory_free_bytes or 0
-    return max(0, free - settings.reserve_gpu_bytes - spoken_for), f"memory of GPU {gpu.index}"
+        available = devices.memory().available_bytes - settings.reserve_ram_bytes - spoken_for.get(RAM, 0)
+        return max(0, available), "memory"
+    available = (gpu.memory_free_bytes or 0) - settings.reserve_gpu_bytes - spoken_for.get(gpu.uuid, 0)
+    return max(0, available), f"memory of GPU {gpu.index}"
 
 
 def check_memory(needed: int, available: int, of_what: str, *, device: int | None = None) -> None:

@@ -21,6 +21,7 @@ from llama_orch.web.auth import Token
 from . import backoff, model_facts, model_memory, placement, process, worker_ending, worker_launch
 from .download_job import Job
 from .downloads import Downloads
+from .model_memory import Needed
 from .problems import Failed, as_failed
 from .settings import HiveSettings
 from .worker_probe import Probe
@@ -39,7 +40,7 @@ READY_SECONDS_PER_BYTE = 20 / 1e9
 class Surroundings:
     """What keepers share. `ports` and `threads_used` speak of all workers but the one with that id.
 
-    `take_on` promises a worker bytes of each of its devices, and raises ApiError where it cannot be started there.
+    `take_on` promises a worker memory, and raises ApiError where it cannot be started there.
     """
 
     settings: HiveSettings
@@ -49,7 +50,7 @@ class Surroundings:
     inference_token: Token | None
     ports: Callable[[str], set[int]]
     threads_used: Callable[[str], int]
-    take_on: Callable[[WorkerRecord, list[int]], Awaitable[None]]
+    take_on: Callable[[WorkerRecord, Needed], Awaitable[None]]
     count_restart: Callable[[], None]
 
 
@@ -133,6 +134,7 @@ class WorkerKeeper:
             restarts=record.restarts,
             memory_estimated_bytes=record.memory_estimated_bytes,
             device_memory_estimated_bytes=record.device_memory_bytes,
+            host_memory_estimated_bytes=record.host_memory_bytes,
             last_error=record.last_error,
             percentage=download.view().percentage if download else self._percentage,
             download_id=record.download_id,
@@ -258,7 +260,7 @@ class WorkerKeeper:
         """Ask the worker how it is until its process is gone."""
         began = self._answered_at = time.monotonic()
         allowed = self._around.settings.ready_timeout_s
-        allowed += (self.record.memory_estimated_bytes or 0) * READY_SECONDS_PER_BYTE
+        allowed += self.record.promised().total() * READY_SECONDS_PER_BYTE
         killed = ""
         while self.process is not None and self.process.lives():
             now = time.monotonic()

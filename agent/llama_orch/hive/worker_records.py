@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
@@ -13,18 +14,22 @@ from llama_orch.contract.common import Problem
 from llama_orch.contract.hive import SpawnRequest
 
 from . import atomic
+from .model_memory import Needed
 from .process import workers_dir
 
 log = logging.getLogger(__name__)
 RECORD_FILE = "record.json"
+# The machine's memory among those that promises are of: beside it, GPUs' by their UUIDs.
+RAM = "ram"
 
 
 class WorkerRecord(BaseModel):
     """One worker as it should be, and what must be known to take it over after a restart of the agent.
 
-    `device_uuids` are the GPUs that were meant when it was asked for, none for the CPU; `tensor_split` is the part of
-    the model that each gets, `device_memory_bytes` what it is promised on each (on the CPU: of memory). `boot_id` is
-    the boot in which it was last started, None before its first start. `streak` counts crashes without enough service
+    `device_uuids` are the GPUs that were meant when it was asked for, none for the CPU, and `sharing_uuids` those of
+    them that use the machine's memory. `tensor_split` is the part of the model that each gets, `device_memory_bytes`
+    what it is promised on each (on the CPU: of memory), `host_memory_bytes` of memory beside GPUs. `boot_id` is the
+    boot in which it was last started, None before its first start. `streak` counts crashes without enough service
     between them. `stopping` and `failed` outlive the agent like everything else here.
     """
 
@@ -36,11 +41,13 @@ class WorkerRecord(BaseModel):
     download_id: str | None = None
     port: int | None = None
     device_uuids: list[str] = Field(default_factory=list)
+    sharing_uuids: list[str] = Field(default_factory=list)
     tensor_split: list[float] | None = None
     ctx_per_slot: int | None = None
     threads: int | None = None
     memory_estimated_bytes: int | None = None
     device_memory_bytes: list[int] = Field(default_factory=list)
+    host_memory_bytes: int = 0
     boot_id: str | None = None
     started_at: datetime | None = None
     ready_at: datetime | None = None
@@ -55,15 +62,24 @@ class WorkerRecord(BaseModel):
         """How many cores it keeps busy."""
         return (self.threads or 1) if self.request.backend == "cpu" else 1
 
-    def promise(self, bytes_of_each: list[int]) -> None:
-        """Promise it that much of each of its devices."""
-        self.device_memory_bytes, self.memory_estimated_bytes = bytes_of_each, sum(bytes_of_each)
+    def promise(self, needed: Needed) -> None:
+        """Promise it that much."""
+        self.device_memory_bytes, self.host_memory_bytes = needed.of_each, needed.host
+        self.memory_estimated_bytes = sum(needed.of_each)
 
-    def promised_on(self, device_uuid: str | None) -> int:
-        """Bytes that it was promised of that GPU, or of the machine's memory where it is None."""
-        if device_uuid is None:
-            return 0 if self.device_uuids else (self.memory_estimated_bytes or 0)
-        return dict(zip(self.device_uuids, self.device_memory_bytes, strict=False)).get(device_uuid, 0)
+    def promised(self, *, serving: bool = False) -> Counter[str]:
+        """Bytes that it was promised of each memory: of GPUs by their UUIDs, of the machine's under RAM.
+
+        One that is `serving` has taken all that it was promised of GPUs; what it holds of memory is to be measured.
+        """
+        found: Counter[str] = Counter()
+        if not (serving and self.device_uuids):
+            memories = [RAM if uuid in self.sharing_uuids else uuid for uuid in self.device_uuids] or [RAM]
+            for memory, needed in zip(memories, self.device_memory_bytes, strict=False):
+                found[memory] += needed
+        if self.host_memory_bytes:
+            found[RAM] += self.host_memory_bytes
+        return found
 
     def same_spec(self, request: SpawnRequest) -> bool:
         """Whether that request asks for this worker; who asks, and in which words, does not matter."""

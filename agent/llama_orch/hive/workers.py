@@ -7,7 +7,7 @@ import contextlib
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,11 +23,12 @@ from .download_job import Job
 from .downloads import Downloads
 from .gpus import Gpus
 from .model_facts import ModelFacts
+from .model_memory import Needed
 from .problems import Failed
 from .settings import HiveSettings
 from .worker_keeper import Surroundings, WorkerKeeper
 from .worker_probe import Probe
-from .worker_records import WorkerRecord, WorkerRecords
+from .worker_records import RAM, WorkerRecord, WorkerRecords
 
 log = logging.getLogger(__name__)
 FRESH_S = 0.2
@@ -168,14 +169,14 @@ class Workers:
             # Again, and last: a GPU's memory may be taken by programs that are not ours at any moment.
             gpus = await self._the_gpus(request, now=True)
             record.device_uuids = [gpu.uuid for gpu in gpus]
-            available = [placement.free_memory(self._settings, gpu, spoken_for[gpu.uuid])[0] for gpu in gpus]
+            record.sharing_uuids = [gpu.uuid for gpu in gpus if gpu.shares_memory]
+            available = [placement.free_memory(self._settings, gpu, spoken_for)[0] for gpu in gpus]
             record.tensor_split = placement.tensor_split(request, available)
             if facts is not None and record.ctx_per_slot is not None:
                 record.promise(model_memory.of_worker(facts, request, record.ctx_per_slot, record.tensor_split))
             elif job is not None and job.record.model:
                 # What its weights alone need; the whole is known when its header is here.
-                shares = record.tensor_split or [1.0]
-                record.promise([int(job.record.model.size_bytes * share) for share in shares])
+                record.promise(model_memory.of_weights(job.record.model.size_bytes, request, record.tensor_split))
             record.filename = job.record.filename if job else path.name
             record.download_id = job.record.download_id if job else None
             self._check_fits(record, gpus, spoken_for)
@@ -272,8 +273,8 @@ class Workers:
     def _wanted(self, but: str) -> list[WorkerKeeper]:
         return [k for k in self._keepers.values() if k.record.id != but and not k.record.failed]
 
-    async def _take_on(self, record: WorkerRecord, needed: list[int]) -> None:
-        """Promise a worker that is about to be started so much of each of its devices. Raises DoesNotFit."""
+    async def _take_on(self, record: WorkerRecord, needed: Needed) -> None:
+        """Promise a worker that is about to be started so much. Raises DoesNotFit."""
         async with self._admitting:
             record.promise(needed)
             spoken_for = self._spoken_for(record.id)
@@ -284,28 +285,25 @@ class Workers:
                 )
             self._check_fits(record, [there[uuid] for uuid in record.device_uuids], spoken_for)
 
-    def _check_fits(self, record: WorkerRecord, gpus: list[Gpu], spoken_for: Mapping[str | None, int]) -> None:
+    def _check_fits(self, record: WorkerRecord, gpus: list[Gpu], spoken_for: Counter[str]) -> None:
         """Raises DoesNotFit, naming the device. `gpus` are those of the record, read after `spoken_for`."""
-        if record.memory_estimated_bytes is None:
-            return
-        for gpu, needed in zip(gpus or [None], record.device_memory_bytes, strict=True):
-            available, of_what = placement.free_memory(self._settings, gpu, spoken_for[gpu.uuid if gpu else None])
+        by_uuid = {gpu.uuid: gpu for gpu in gpus}
+        for memory, needed in record.promised().items():
+            gpu = by_uuid.get(memory)
+            available, of_what = placement.free_memory(self._settings, gpu, spoken_for)
             placement.check_memory(needed, available, of_what, device=gpu.index if gpu else None)
 
-    def _spoken_for(self, but: str) -> Mapping[str | None, int]:
-        """Bytes of each GPU, and of memory under None, that other workers were promised and do not hold yet.
+    def _spoken_for(self, but: str) -> Counter[str]:
+        """Bytes of each memory that other workers were promised and do not hold yet.
 
         To be taken before the memory is read: one that is ready in between counts twice then, and not never.
         """
-        total: Counter[str | None] = Counter()
+        total: Counter[str] = Counter()
         for keeper in self._wanted(but):
-            for device_uuid in keeper.record.device_uuids or [None]:
-                promised = keeper.record.promised_on(device_uuid)
-                if device_uuid is None:
-                    held = devices.held_memory(keeper.process.pid) if keeper.process and promised else 0
-                else:
-                    held = promised if keeper.state.serving else 0
-                total[device_uuid] += max(0, promised - held)
+            left = keeper.record.promised(serving=keeper.state.serving)
+            if left[RAM] and keeper.process:
+                left[RAM] = max(0, left[RAM] - devices.held_memory(keeper.process.pid))
+            total.update(left)
         return total
 
     def _prune_logs(self) -> None:

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from llama_orch.contract.hive import SpawnRequest
 from llama_orch.hive import model_memory
 from llama_orch.hive.model_facts import ModelFacts
-from llama_orch.hive.model_memory import CUDA_CONTEXT_BYTES, PROCESS_BYTES, gpu_bytes, needed_bytes
+from llama_orch.hive.model_memory import CUDA_CONTEXT_BYTES, PROCESS_BYTES, Needed, gpu_bytes, host_bytes, needed_bytes
 
 FACTS = ModelFacts(
     architecture="llama",
@@ -82,9 +83,34 @@ def test_a_gpu_holds_the_output_the_last_blocks_and_its_own_context(layers: int 
     assert gpu_bytes(FACTS, 1, 4096, 0) == [FIXED]
 
 
+# What llama.cpp keeps in memory beside a model: a block's work, 64 tokens' logits, the vocabulary, the process.
+HOST_FIXED = (
+    model_memory.compute_bytes(FACTS, 1, 4096, 64) + 64 * 1000 * 4 + 1000 * (240 + 12) + 500 * 90 + PROCESS_BYTES
+)
+
+
+@pytest.mark.parametrize(
+    ("layers", "blocks", "output"), [(None, 0, 0), (-1, 0, 0), (99, 0, 0), (5, 5, 0), (1, 9, 0), (0, 9, 90_000)]
+)
+def test_what_is_not_on_the_gpu_is_in_memory(layers: int | None, blocks: int, output: int):
+    held = 100_000 + BLOCK * blocks + output + CACHE - CACHE * (9 - blocks) // 9
+    assert host_bytes(FACTS, 1, 4096, layers) == held + HOST_FIXED
+
+
+def test_a_worker_on_gpus_needs_memory_beside_and_one_on_the_cpu_needs_nothing_else():
+    def needed(**fields: object) -> Needed:
+        request = SpawnRequest.model_validate({"model_ref": "hf:a/b", **fields})
+        return model_memory.of_worker(FACTS, request, 4096, None)
+
+    assert needed(backend="cpu") == Needed([needed_bytes(FACTS, 1, 4096)])
+    assert needed(backend="cuda", gpu_layers=0) == Needed([FIXED], host=needed_bytes(FACTS, 1, 4096))
+    assert needed(backend="cuda").host == 100_000 + HOST_FIXED
+
+
 def test_an_output_that_is_the_table_of_embeddings_is_on_the_gpu():
     shared = replace(FACTS, shares_input=True, last_bytes=100_000)
     assert gpu_bytes(shared, 1, 4096, None) == [900_000 + 100_000 + CACHE + FIXED]
+    assert host_bytes(shared, 1, 4096, None) == 100_000 + HOST_FIXED, "and in memory as well"
 
 
 def test_layers_go_to_the_gpus_as_llama_cpp_deals_them_out():

@@ -77,7 +77,7 @@ def test_a_model_is_split_as_asked_or_as_there_is_memory():
 
 def test_gpu_memory_leaves_the_reserve_and_what_others_were_promised():
     settings = HiveSettings(reserve_gpu_bytes=2**30)
-    available, what = placement.free_memory(settings, GPUS[1], 4 * 2**30)
+    available, what = placement.free_memory(settings, GPUS[1], {"GPU-1": 4 * 2**30, "GPU-0": 1})
     assert (available, what) == (15 * 2**30, "memory of GPU 1")
     with pytest.raises(DoesNotFit) as error:
         placement.check_memory(available + 1, available, what)
@@ -90,9 +90,9 @@ def test_gpu_memory_leaves_the_reserve_and_what_others_were_promised():
 
 def test_a_gpu_that_shares_memory_is_judged_by_the_machines():
     shared = GPUS[0].model_copy(update={"memory_free_bytes": None, "shares_memory": True})
-    available, what = placement.free_memory(HiveSettings(reserve_ram_bytes=0), shared, 0)
+    available, what = placement.free_memory(HiveSettings(reserve_ram_bytes=0), shared, {})
     assert available > 0
-    assert what == "memory that the GPU shares"
+    assert what == "memory"
 
 
 def test_a_gpu_with_something_wrong_takes_no_new_worker():

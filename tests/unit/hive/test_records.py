@@ -10,7 +10,8 @@ from llama_orch.contract.hive import DownloadStatus, SpawnRequest
 from llama_orch.hive import atomic
 from llama_orch.hive.download_records import DownloadRecord, DownloadRecords
 from llama_orch.hive.hub_model import HubFile, Resolved
-from llama_orch.hive.worker_records import RECORD_FILE, WorkerRecord, WorkerRecords
+from llama_orch.hive.model_memory import Needed
+from llama_orch.hive.worker_records import RAM, RECORD_FILE, WorkerRecord, WorkerRecords
 
 REQUEST = SpawnRequest(model_ref="hf:a/b@main", backend="cpu", slots=4, name="x", ctx_per_slot=512, origin="inventory")
 
@@ -77,14 +78,18 @@ def test_the_same_devices_in_other_words_are_the_same(first: dict[str, object], 
     assert record.same_spec(on_gpus(**other)) is same
 
 
-def test_what_was_promised_is_known_for_each_gpu():
+def test_what_was_promised_is_known_for_each_memory():
     record = a_worker()
-    record.promise([7])
-    assert (record.promised_on(None), record.promised_on("GPU-0"), record.memory_estimated_bytes) == (7, 0, 7)
+    record.promise(Needed([7]))
+    assert (record.promised(), record.memory_estimated_bytes) == ({RAM: 7}, 7)
+    assert record.promised(serving=True) == {RAM: 7}, "its file's pages never count as taken"
     record.device_uuids = ["GPU-1", "GPU-0"]
-    record.promise([5, 3])
-    assert [record.promised_on(uuid) for uuid in (None, "GPU-0", "GPU-1")] == [0, 3, 5]
-    assert record.memory_estimated_bytes == 8
+    record.promise(Needed([5, 3], host=2))
+    assert (record.promised(), record.memory_estimated_bytes) == ({"GPU-1": 5, "GPU-0": 3, RAM: 2}, 8)
+    assert record.promised(serving=True) == {RAM: 2}
+    record.sharing_uuids = ["GPU-0"]
+    assert record.promised() == {"GPU-1": 5, RAM: 5}
+    assert record.promised(serving=True) == {RAM: 2}
 
 
 def test_a_download_record_comes_back_as_it_was(tmp_path: Path):

@@ -10,12 +10,13 @@ from typing import Any, cast
 
 import pytest
 
-from llama_orch.contract.devices import Gpu, GpuStatus
+from llama_orch.contract.devices import Gpu, GpuStatus, MemoryInfo
 from llama_orch.contract.errors import DoesNotFit
 from llama_orch.contract.hive import SpawnRequest, Worker
-from llama_orch.hive import engine_build, model_facts, model_memory
+from llama_orch.hive import devices, engine_build, model_facts, model_memory
 from llama_orch.hive.gpus import Reading
 from llama_orch.hive.model_facts import ModelFacts
+from llama_orch.hive.model_memory import Needed
 from llama_orch.hive.settings import HiveSettings
 from llama_orch.hive.worker_keeper import WorkerKeeper
 from llama_orch.hive.workers import Workers
@@ -25,11 +26,16 @@ FACTS = ModelFacts("llama", 1, 1, 8192, 1, 1, 1)
 
 
 class World:
-    """What the hive's workers find: GPUs, a model of `needed` bytes, and what happens while they look."""
+    """What the hive's workers find: memory, GPUs, a model, and what happens while they look.
+
+    The model takes `needed` bytes of each device and, where those are GPUs, `needed_beside` of memory.
+    """
 
     def __init__(self) -> None:
         self.gpus = [a_gpu(0)]
+        self.ram_bytes = 20 * GIB
         self.needed = 15 * GIB
+        self.needed_beside = 0
         self.while_asked: Callable[[], None] = lambda: None
         self.while_reading: Callable[[], None] = lambda: None
         self.workers = cast("Workers", None)
@@ -39,12 +45,21 @@ class World:
         serving = [keeper.record for keeper in self.keepers() if keeper.state.serving]
         gpus: list[Gpu] = []
         for gpu in self.gpus:
-            taken = sum(record.promised_on(gpu.uuid) for record in serving)
+            taken = sum(record.promised()[gpu.uuid] for record in serving)
             gpus.append(gpu.model_copy(update={"memory_free_bytes": (gpu.memory_free_bytes or 0) - taken}))
         await asyncio.sleep(0)
         if now:
             self.while_asked()
         return Reading(status=GpuStatus(available=True), gpus=gpus)
+
+    def memory(self) -> MemoryInfo:
+        """As `devices.memory`."""
+        return MemoryInfo(total_bytes=self.ram_bytes, available_bytes=self.ram_bytes)
+
+    def of_worker(self, _: ModelFacts, request: SpawnRequest, *__: object) -> Needed:
+        """As `model_memory.of_worker`."""
+        of_each = [self.needed] * len(request.all_devices)
+        return Needed(of_each, self.needed_beside if request.backend == "cuda" else 0)
 
     def facts(self, _: Path) -> ModelFacts:
         """As `model_facts.read`."""
@@ -84,7 +99,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(WorkerKeeper, "start", lambda _: None)
     monkeypatch.setattr(engine_build, "has_cuda", lambda: True)
     monkeypatch.setattr(model_facts, "read", world.facts)
-    monkeypatch.setattr(model_memory, "of_worker", lambda _, request, *__: [world.needed] * len(request.all_devices))
+    monkeypatch.setattr(model_memory, "of_worker", world.of_worker)
+    monkeypatch.setattr(devices, "memory", world.memory)
     return world
 
 
@@ -112,6 +128,34 @@ async def test_a_worker_that_turns_out_larger_and_a_new_one_do_not_get_the_same_
     world.needed = 15 * GIB
     (first,) = world.keepers()
     results = await asyncio.gather(
-        world.workers._take_on(first.record, [world.needed]), world.spawn(name="second"), return_exceptions=True
+        world.workers._take_on(first.record, Needed([world.needed])), world.spawn(name="second"), return_exceptions=True
     )
     assert [type(result) for result in results] == [type(None), DoesNotFit]
+
+
+@pytest.mark.parametrize("backends", [("cuda", "cpu"), ("cpu", "cuda"), ("cuda", "cuda")])
+async def test_gpus_without_memory_of_their_own_and_the_cpu_share_the_machines(world: World, backends: tuple[str, str]):
+    world.gpus = [a_gpu(0, shares_memory=True, memory_free_bytes=None)]
+    await world.spawn(backend=backends[0])
+    with pytest.raises(DoesNotFit) as error:
+        await world.spawn(backend=backends[1])
+    assert error.value.details == {"needed_bytes": 15 * GIB, "available_bytes": 5 * GIB}
+
+
+async def test_parts_on_gpus_without_memory_of_their_own_are_added_up(world: World):
+    world.gpus = [a_gpu(index, shares_memory=True, memory_free_bytes=None) for index in (0, 1)]
+    with pytest.raises(DoesNotFit, match="bytes of memory may be used") as error:
+        await world.spawn(devices=[0, 1])
+    assert error.value.details == {"needed_bytes": 30 * GIB, "available_bytes": 20 * GIB}
+
+
+async def test_what_a_worker_on_a_gpu_needs_of_memory_is_promised_too(world: World):
+    world.needed, world.needed_beside = GIB, 12 * GIB
+    await world.spawn()
+    world.serve()
+    with pytest.raises(DoesNotFit, match="bytes of memory may be used") as error:
+        await world.spawn()
+    assert error.value.details == {"needed_bytes": 12 * GIB, "available_bytes": 8 * GIB}
+    world.needed = 9 * GIB
+    with pytest.raises(DoesNotFit):
+        await world.spawn(backend="cpu")
