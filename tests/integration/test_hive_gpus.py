@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -219,7 +220,26 @@ async def test_a_driver_that_hangs_holds_up_nothing_else(hive: HiveProcess, nvml
     assert [condition["type"] for condition in found["conditions"]] == ["driver_silent"]
     assert (await hive.ok("GET", "/health"))["status"] == "healthy"
     nvml.set(gpu(0))
-    assert (await devices(hive))["nvml"]["available"]
+
+    async def answers() -> bool:
+        return (await devices(hive))["nvml"]["available"]
+
+    await until(answers, "the question that hangs is given up, and the next one answered")
+
+
+async def test_who_asks_a_driver_that_hangs_hears_so_in_good_time(
+    reader: Gpus, nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch
+):
+    nvml.set(gpu(0))
+    await reader.read(now=True)
+    monkeypatch.setattr(gpus, "FRESH_S", 0.0)
+    nvml.set(gpu(0), hang=20)
+    for patience in (gpus.PATIENCE_S, 0.0):
+        began = time.monotonic()
+        reading = await reader.read()
+        assert time.monotonic() - began < patience + 1
+        assert reading.status.fault == "no_answer"
+        assert [condition.type for condition in reading.conditions] == ["driver_silent"]
 
 
 async def test_metrics_of_gpus_come_and_go_with_them(hive: HiveProcess, nvml: FakeNvml):

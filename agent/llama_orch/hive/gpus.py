@@ -17,6 +17,9 @@ from llama_orch.contract.devices import Condition, Gpu, GpuFault, GpuStatus, Xid
 from . import gpu_conditions
 from .process import interpreter
 
+# Well within what the queen gives a hive (its `probe_timeout_s`), so that it hears what is wrong.
+PATIENCE_S = 3.0
+# Then the question is given up, and the process that asked it ended.
 TIMEOUT_S = 5.0
 # One reading serves all who ask within this time.
 FRESH_S = 1.0
@@ -48,20 +51,28 @@ class Gpus:
         self._killed = False
         self._reading: asyncio.Task[None] | None = None
         self._last = _silent("not read yet")
-        self._read_at = -math.inf
+        self._asked_at = self._read_at = -math.inf
         # GPUs that were there once, by UUID: one that is not any more is a fault.
         self._known: dict[str, Gpu] = {}
         self._xids: deque[Xid] = deque(maxlen=KEPT_XIDS)
 
     async def read(self, *, now: bool = False) -> Reading:
-        """The GPUs as they are; with `now` not as they were before this question. Raises nothing."""
+        """The GPUs as they are; with `now` not as they were before this question. Raises nothing.
+
+        Without `now`, nobody waits for an answer that is longer than PATIENCE_S in coming.
+        """
         if now and self._reading is not None:
             await asyncio.shield(self._reading)
         if self._reading is None and (now or self._is_old()):
+            self._asked_at = time.monotonic()
             # A task of its own: a caller that leaves must not leave an answer in the pipe for the next one.
             self._reading = asyncio.create_task(self._read())
         if self._reading is not None:
-            await asyncio.shield(self._reading)
+            try:
+                async with asyncio.timeout(None if now else self._asked_at + PATIENCE_S - time.monotonic()):
+                    await asyncio.shield(self._reading)
+            except TimeoutError:
+                return self._completed(_silent(f"the NVIDIA driver did not answer within {PATIENCE_S:.0f} s"))
         return self._last
 
     async def close(self) -> None:
