@@ -28,8 +28,8 @@ def the_gpus(request: SpawnRequest, status: GpuStatus, gpus: list[Gpu], conditio
     if request.backend == "cpu":
         _check_cpu(request)
         return []
-    # What is wrong with all of them comes first: it may be the reason why none is seen.
-    _check_conditions("this hive's GPUs take", gpu_conditions.of_all(conditions))
+    # It may be the reason why none is seen.
+    _check_all(conditions)
     if not gpus:
         reason = status.reason or "NVML sees none"
         raise BadRequest(
@@ -46,10 +46,21 @@ def the_gpus(request: SpawnRequest, status: GpuStatus, gpus: list[Gpu], conditio
                 code="no_such_device",
                 there=[*there, "cpu:0"],
             )
-    chosen = [by_index[index] for index in request.all_devices]
-    for gpu in chosen:
-        _check_conditions(f"GPU {gpu.index} takes", gpu_conditions.of_device(conditions, gpu))
-    return chosen
+    return _usable([by_index[index] for index in request.all_devices], conditions)
+
+
+def bound_gpus(uuids: list[str], gpus: list[Gpu], conditions: list[Condition]) -> list[Gpu]:
+    """The GPUs that a worker is bound to, in their order.
+
+    Raises DoesNotFit where one is gone, and Conflict as `the_gpus`.
+    """
+    _check_all(conditions)
+    by_uuid = {gpu.uuid: gpu for gpu in gpus}
+    if missing := [one for one in uuids if one not in by_uuid]:
+        raise DoesNotFit(
+            f"a GPU of this worker ({missing[0]}) is not there: see GET /api/v1/devices", code="gpu_missing"
+        )
+    return _usable([by_uuid[uuid] for uuid in uuids], conditions)
 
 
 def check_build(request: SpawnRequest, *, cuda: bool, splits_rows: bool) -> None:
@@ -80,6 +91,16 @@ def _check_cpu(request: SpawnRequest) -> None:
         raise BadRequest(f"device: the CPU is device 0, not {request.device}", code="no_such_device")
     if request.gpu_layers:
         raise BadRequest("gpu_layers: goes with backend cuda only")
+
+
+def _check_all(conditions: list[Condition]) -> None:
+    _check_conditions("this hive's GPUs take", gpu_conditions.of_all(conditions))
+
+
+def _usable(chosen: list[Gpu], conditions: list[Condition]) -> list[Gpu]:
+    for gpu in chosen:
+        _check_conditions(f"GPU {gpu.index} takes", gpu_conditions.of_device(conditions, gpu))
+    return chosen
 
 
 def _check_conditions(who_takes: str, wrong: list[Condition]) -> None:

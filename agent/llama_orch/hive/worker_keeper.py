@@ -105,7 +105,7 @@ class WorkerKeeper:
     def fail(self, problem: Problem) -> None:
         """It cannot run; the record says so, and the next start of the agent leaves it at that."""
         log.warning("worker %s failed: %s", self.record.id, problem.message)
-        self.record.failed, self.record.last_error = True, problem
+        self.record.failed, self.record.admitted, self.record.last_error = True, False, problem
         self._save()
         self.state.fail()
 
@@ -219,10 +219,10 @@ class WorkerKeeper:
         record.model_path = str(path)
         record.ctx_per_slot = placement.context(request.ctx_per_slot, facts)
         needed = model_memory.of_worker(facts, request, record.ctx_per_slot, record.tensor_split)
-        if record.restarts == 0:
-            await around.take_on(record, needed)
-        else:
+        if record.admitted:
             record.promise(needed)
+        else:
+            await around.take_on(record, needed)
         record.threads = placement.threads(request.threads, around.threads_used(record.id))
         # Its own port again where that is free, so that those who know its address find it.
         record.port = placement.free_port(around.settings, around.ports(record.id), prefer=record.port)

@@ -30,7 +30,8 @@ class WorkerRecord(BaseModel):
     them that use the machine's memory. `tensor_split` is the part of the model that each gets, `device_memory_bytes`
     what it is promised on each (on the CPU: of memory), `host_memory_bytes` of memory beside GPUs. `boot_id` is the
     boot in which it was last started, None before its first start. `streak` counts crashes without enough service
-    between them. `stopping` and `failed` outlive the agent like everything else here.
+    between them. `stopping` and `failed` outlive the agent like everything else here. `admitted`: its devices were
+    found good and free for it, and are its own through crashes, until it fails.
     """
 
     id: str
@@ -55,6 +56,7 @@ class WorkerRecord(BaseModel):
     streak: int = 0
     stopping: bool = False
     failed: bool = False
+    admitted: bool = False
     last_error: Problem | None = None
 
     @property

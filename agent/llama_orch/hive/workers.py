@@ -131,7 +131,7 @@ class Workers:
         return self._keepers[worker_id]
 
     async def _spawn(self, request: SpawnRequest) -> Worker:
-        if (existing := self._named(request)) is not None:
+        if (existing := await self._existing(request)) is not None:
             return existing
         await self._the_gpus(request)
         if isinstance(request.ref, FileRef):
@@ -151,8 +151,8 @@ class Workers:
 
     async def _spawn_checked(self, request: SpawnRequest, path: Path, job: Job | None) -> Worker:
         async with self._admitting:
-            if (existing := self._named(request)) is not None:
-                return existing
+            if (keeper := self._named(request)) is not None:
+                return keeper.view()
             broken: Failed | None = None
             facts: ModelFacts | None = None
             record = WorkerRecord(id=uuid.uuid4().hex[:12], request=request, created_at=datetime.now(UTC))
@@ -210,8 +210,20 @@ class Workers:
                 code="state_not_written",
             ) from None
 
-    def _named(self, request: SpawnRequest) -> Worker | None:
-        """The worker that this request names, started again if it failed. Raises Conflict where it is another one."""
+    async def _existing(self, request: SpawnRequest) -> Worker | None:
+        """The worker that this request names, started again if it failed. Raises ApiError where it cannot be."""
+        keeper = self._named(request)
+        if keeper is not None and keeper.state.status is WorkerStatus.FAILED:
+            async with self._admitting:
+                await self._check(keeper.record)
+                # It may have been stopped, or started, meanwhile.
+                keeper = self._named(request)
+                if keeper is not None and keeper.state.status is WorkerStatus.FAILED:
+                    keeper.try_again()
+        return keeper.view() if keeper is not None else None
+
+    def _named(self, request: SpawnRequest) -> WorkerKeeper | None:
+        """The worker that this request names. Raises Conflict where it is another one."""
         same_name = (k for k in self._keepers.values() if request.name and k.record.request.name == request.name)
         keeper = next(same_name, None)
         if keeper is None:
@@ -224,9 +236,7 @@ class Workers:
                 id=keeper.record.id,
                 status=keeper.state.status,
             )
-        if keeper.state.status is WorkerStatus.FAILED:
-            keeper.try_again()
-        return keeper.view()
+        return keeper
 
     def _begin_stop(self, keeper: WorkerKeeper) -> asyncio.Task[Worker]:
         worker_id = keeper.record.id
@@ -274,16 +284,20 @@ class Workers:
         return [k for k in self._keepers.values() if k.record.id != but and not k.record.failed]
 
     async def _take_on(self, record: WorkerRecord, needed: Needed) -> None:
-        """Promise a worker that is about to be started so much. Raises DoesNotFit."""
+        """Promise a worker that is about to be started so much. Raises ApiError where it cannot be."""
         async with self._admitting:
             record.promise(needed)
-            spoken_for = self._spoken_for(record.id)
-            there = {gpu.uuid: gpu for gpu in (await self._gpus.read(now=True)).gpus} if record.device_uuids else {}
-            if missing := [one for one in record.device_uuids if one not in there]:
-                raise DoesNotFit(
-                    f"a GPU of this worker ({missing[0]}) is not there: see GET /api/v1/devices", code="gpu_missing"
-                )
-            self._check_fits(record, [there[uuid] for uuid in record.device_uuids], spoken_for)
+            await self._check(record)
+            record.admitted = True
+
+    async def _check(self, record: WorkerRecord) -> None:
+        """Raises ApiError where the worker cannot be started on its devices as they are now."""
+        spoken_for = self._spoken_for(record.id)
+        gpus: list[Gpu] = []
+        if record.device_uuids:
+            found = await self._gpus.read(now=True)
+            gpus = placement.bound_gpus(record.device_uuids, found.gpus, found.conditions)
+        self._check_fits(record, gpus, spoken_for)
 
     def _check_fits(self, record: WorkerRecord, gpus: list[Gpu], spoken_for: Counter[str]) -> None:
         """Raises DoesNotFit, naming the device. `gpus` are those of the record, read after `spoken_for`."""

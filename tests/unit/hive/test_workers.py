@@ -10,9 +10,10 @@ from typing import Any, cast
 
 import pytest
 
-from llama_orch.contract.devices import Gpu, GpuStatus, MemoryInfo
-from llama_orch.contract.errors import DoesNotFit
-from llama_orch.contract.hive import SpawnRequest, Worker
+from llama_orch.contract.common import Problem
+from llama_orch.contract.devices import Condition, ConditionType, Gpu, GpuStatus, MemoryInfo
+from llama_orch.contract.errors import Conflict, DoesNotFit
+from llama_orch.contract.hive import SpawnRequest, Worker, WorkerStatus
 from llama_orch.hive import devices, engine_build, model_facts, model_memory
 from llama_orch.hive.gpus import Reading
 from llama_orch.hive.model_facts import ModelFacts
@@ -22,6 +23,10 @@ from llama_orch.hive.worker_keeper import WorkerKeeper
 from llama_orch.hive.workers import Workers
 
 GIB = 2**30
+CRASHED = Problem(code="crash_loop", message="5 crashes in a row")
+HOT = Condition(
+    type=ConditionType.OVER_TEMPERATURE, uuid="GPU-0", index=0, message="99 °C", what_to_do="cool it", cordons=True
+)
 FACTS = ModelFacts("llama", 1, 1, 8192, 1, 1, 1)
 
 
@@ -33,6 +38,7 @@ class World:
 
     def __init__(self) -> None:
         self.gpus = [a_gpu(0)]
+        self.conditions: list[Condition] = []
         self.ram_bytes = 20 * GIB
         self.needed = 15 * GIB
         self.needed_beside = 0
@@ -50,7 +56,7 @@ class World:
         await asyncio.sleep(0)
         if now:
             self.while_asked()
-        return Reading(status=GpuStatus(available=True), gpus=gpus)
+        return Reading(status=GpuStatus(available=True), gpus=gpus, conditions=self.conditions)
 
     def memory(self) -> MemoryInfo:
         """As `devices.memory`."""
@@ -159,3 +165,46 @@ async def test_what_a_worker_on_a_gpu_needs_of_memory_is_promised_too(world: Wor
     world.needed = 9 * GIB
     with pytest.raises(DoesNotFit):
         await world.spawn(backend="cpu")
+
+
+async def test_a_gpu_with_something_wrong_since_takes_no_worker_whose_model_came_late(world: World):
+    await world.spawn()
+    (keeper,) = world.keepers()
+    world.conditions = [HOT]
+    with pytest.raises(Conflict, match="GPU 0 takes no new workers: 99 °C") as error:
+        await keeper._prepare()
+    assert error.value.error_code == "device_cordoned"
+    world.conditions, world.gpus = [], []
+    with pytest.raises(DoesNotFit) as missing:
+        await keeper._prepare()
+    assert missing.value.error_code == "gpu_missing"
+
+
+async def test_a_failed_worker_that_is_named_is_not_started_where_something_is_wrong(world: World):
+    await world.spawn(name="first")
+    (keeper,) = world.keepers()
+    keeper.fail(CRASHED)
+    world.conditions = [HOT]
+    with pytest.raises(Conflict, match="99 °C"):
+        await world.spawn(name="first")
+    assert keeper.state.status is WorkerStatus.FAILED
+    world.conditions = []
+    await world.spawn(name="other")
+    with pytest.raises(DoesNotFit):
+        await world.spawn(name="first")
+    assert keeper.state.status is WorkerStatus.FAILED
+    world.gpus = [a_gpu(0, memory_free_bytes=40 * GIB)]
+    assert (await world.spawn(name="first")).status is WorkerStatus.LOADING
+
+
+async def test_a_worker_that_crashed_keeps_its_memory_and_one_that_failed_does_not(world: World):
+    await world.spawn(name="first")
+    (keeper,) = world.keepers()
+    await keeper._prepare()
+    keeper.record.restarts = 1
+    world.gpus = [a_gpu(0, memory_free_bytes=0)]
+    await keeper._prepare()
+    keeper.fail(CRASHED)
+    keeper.try_again()
+    with pytest.raises(DoesNotFit):
+        await keeper._prepare()
