@@ -81,6 +81,7 @@ STATES = {
     "a GPU that was there is gone": State(before=True),
     "lost": State(gpu={"handle": error(GPU_IS_LOST)}),
     "lost while it is asked": State(gpu={"temperature": error(GPU_IS_LOST)}),
+    "an error of one GPU that nobody knows": State(gpu={"handle": error(UNKNOWN)}),
     "reset required": State(gpu={"utilization": error(RESET_REQUIRED)}),
     "uncorrectable memory error": State(gpu={"uncorrected": 1}),
     "corrected memory errors": State(gpu={"corrected": 7}),

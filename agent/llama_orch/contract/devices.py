@@ -128,6 +128,7 @@ class ConditionType(StrEnum):
     DRIVER_SILENT = "driver_silent"
     GPU_LOST = "gpu_lost"
     GPU_MISSING = "gpu_missing"
+    GPU_UNREADABLE = "gpu_unreadable"
     RESET_NEEDED = "reset_needed"
     ECC_UNCORRECTED = "ecc_uncorrected"
     ROW_REMAP_PENDING = "row_remap_pending"

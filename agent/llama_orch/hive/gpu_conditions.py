@@ -22,6 +22,11 @@ _RESET = _Advice(
     Remedy.RESET_GPU,
 )
 _REPLACE = _Advice("stop using it and have it replaced", Remedy.COLLECT_GPU_REPORT)
+_REPORT = _Advice(
+    "look at the kernel's log (journalctl -k), and at its power cables; the remedy collect_gpu_report gathers what "
+    "NVIDIA's support asks for",
+    Remedy.COLLECT_GPU_REPORT,
+)
 _REBOOT = _Advice("reboot the machine; if it comes again, check power, cooling and seating", Remedy.REBOOT)
 _BRIDGE = _Advice("see that the bridge is seated; reset the GPU (remedy reset_gpu)", Remedy.RESET_GPU)
 _WATCH = _Advice("watch it; have it replaced if they go on", Remedy.COLLECT_GPU_REPORT)
@@ -124,8 +129,10 @@ def _of_gpu(gpu: Gpu) -> list[Condition]:
     condition = functools.partial(_condition, gpu)
     if gpu.problem == "reset_required":
         return [condition(ConditionType.RESET_NEEDED, "it must be reset before it computes again", _RESET)]
-    if gpu.problem is not None:
+    if gpu.problem == "gpu_lost":
         return [condition(ConditionType.GPU_LOST, "the driver cannot reach it any more", _REBOOT)]
+    if gpu.problem is not None:
+        return [condition(ConditionType.GPU_UNREADABLE, f"NVML tells nothing of it: {gpu.problem}", _REPORT)]
     found: list[Condition] = []
     ecc = gpu.ecc
     if ecc and ecc.uncorrected:
