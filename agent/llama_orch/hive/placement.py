@@ -22,8 +22,8 @@ DEFAULT_CONTEXT = 4096
 def the_gpus(request: SpawnRequest, status: GpuStatus, gpus: list[Gpu], conditions: list[Condition]) -> list[Gpu]:
     """The GPUs that are meant, in their order; none for the CPU.
 
-    Raises BadRequest where what was asked for is not here, Conflict where something is wrong with one of them that no
-    new worker should suffer from. There is no silent fallback.
+    Raises BadRequest where what was asked for is not here or is divided up, Conflict where something is wrong with one
+    of them that no new worker should suffer from. There is no silent fallback.
     """
     if request.backend == "cpu":
         _check_cpu(request)
@@ -52,7 +52,7 @@ def the_gpus(request: SpawnRequest, status: GpuStatus, gpus: list[Gpu], conditio
 def bound_gpus(uuids: list[str], gpus: list[Gpu], conditions: list[Condition]) -> list[Gpu]:
     """The GPUs that a worker is bound to, in their order.
 
-    Raises DoesNotFit where one is gone, and Conflict as `the_gpus`.
+    Raises DoesNotFit where one is gone, and else as `the_gpus`.
     """
     _check_all(conditions)
     by_uuid = {gpu.uuid: gpu for gpu in gpus}
@@ -100,6 +100,12 @@ def _check_all(conditions: list[Condition]) -> None:
 def _usable(chosen: list[Gpu], conditions: list[Condition]) -> list[Gpu]:
     for gpu in chosen:
         _check_conditions(f"GPU {gpu.index} takes", gpu_conditions.of_device(conditions, gpu))
+        if gpu.mig_enabled:
+            raise BadRequest(
+                f"device: GPU {gpu.index} is divided up (MIG), and a worker would get one part of it at most: use "
+                f"another, or make it whole again (nvidia-smi -i {gpu.index} -mig 0, then reset it)",
+                code="gpu_divided",
+            )
     return chosen
 
 

@@ -109,6 +109,18 @@ def test_a_gpu_with_something_wrong_takes_no_new_worker():
         )  # fmt: skip
 
 
+def test_a_gpu_that_is_divided_up_is_refused():
+    divided = [GPUS[0], GPUS[1].model_copy(update={"mig_enabled": True})]
+    for refused in (
+        lambda: placement.the_gpus(spawn(backend="cuda", devices=[0, 1]), HERE, divided, []),
+        lambda: placement.bound_gpus(["GPU-1"], divided, []),
+    ):
+        with pytest.raises(BadRequest, match=r"GPU 1 is divided up \(MIG\).*nvidia-smi -i 1 -mig 0") as error:
+            refused()
+        assert error.value.error_code == "gpu_divided"
+    assert placement.the_gpus(spawn(backend="cuda"), HERE, divided, []) == GPUS[:1]
+
+
 def test_what_is_wrong_with_all_gpus_comes_before_that_none_is_seen():
     silent = Condition(type=ConditionType.DRIVER_SILENT, message="it hangs", what_to_do="reboot", cordons=True)
     with pytest.raises(Conflict, match="this hive's GPUs take no new workers: it hangs; reboot"):
