@@ -10,6 +10,7 @@ from llama_orch.contract.hive import SpawnRequest
 from llama_orch.hive import placement
 from llama_orch.hive.model_facts import ModelFacts
 from llama_orch.hive.settings import HiveSettings
+from tests.ports import free_port
 
 HERE, GONE = GpuStatus(available=True), GpuStatus(available=False, reason="no library")
 GPUS = [
@@ -139,9 +140,9 @@ def test_context_is_bounded_by_the_model():
 
 def test_ports_skip_the_agent_the_taken_and_those_in_use():
     with socket.socket() as used:
-        used.bind(("127.0.0.1", 0))
+        first = free_port(span=4)
+        used.bind(("127.0.0.1", first))
         used.listen()
-        first = used.getsockname()[1]
         settings = HiveSettings(host="127.0.0.1", port=first + 1, worker_port_min=first, worker_port_max=first + 3)
         assert placement.free_port(settings, {first + 2}) == first + 3
         assert placement.free_port(settings, set(), prefer=first + 3) == first + 3
