@@ -141,7 +141,7 @@ class Workers:
                 await self._downloads.request(request.ref, request.origin)
             return worker
         # A download that only a worker wants which cannot be would be for nothing.
-        self._check_build(request)
+        placement.check_build(request, cuda=engine_build.has_cuda(), splits_rows=await _splits_rows(request))
         job = await self._downloads.request(request.ref, request.origin, for_worker=True)
         try:
             return await self._spawn_checked(request, self._downloads.path_of(job.record), job)
@@ -155,6 +155,7 @@ class Workers:
                 return keeper.view()
             broken: Failed | None = None
             facts: ModelFacts | None = None
+            splits_rows = await _splits_rows(request)
             record = WorkerRecord(id=uuid.uuid4().hex[:12], request=request, created_at=datetime.now(UTC))
             if job is None or job.ready:
                 try:
@@ -180,7 +181,7 @@ class Workers:
             record.filename = job.record.filename if job else path.name
             record.download_id = job.record.download_id if job else None
             self._check_fits(record, gpus, spoken_for)
-            self._check_build(request)
+            placement.check_build(request, cuda=engine_build.has_cuda(), splits_rows=splits_rows)
             record.port = placement.free_port(self._settings, self._ports(record.id))
             self._save_new(record)
             keeper = self._keepers[record.id] = WorkerKeeper(record, self._around)
@@ -196,9 +197,6 @@ class Workers:
         """The GPUs that are meant, none for the CPU; `now` as in `Gpus.read`. Raises ApiError where one is unfit."""
         found = await self._gpus.read(now=now and request.backend == "cuda")
         return placement.the_gpus(request, found.status, found.gpus, found.conditions)
-
-    def _check_build(self, request: SpawnRequest) -> None:
-        placement.check_build(request, cuda=engine_build.has_cuda(), splits_rows=engine_build.splits_rows())
 
     def _save_new(self, record: WorkerRecord) -> None:
         try:
@@ -325,3 +323,8 @@ class Workers:
         logs = [path for path in self._settings.log_dir.glob("worker-*.log") if path.name not in current]
         for path in sorted(logs, key=lambda path: path.stat().st_mtime)[:-LOGS_KEPT]:
             path.unlink(missing_ok=True)
+
+
+async def _splits_rows(request: SpawnRequest) -> bool:
+    """Whether the build can split by rows, for a request that wants it: the whole CUDA library is read for that."""
+    return request.split == "row" and await asyncio.to_thread(engine_build.splits_rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 
 from llama_orch.contract.common import Problem
 from llama_orch.contract.devices import Condition, ConditionType, Gpu, GpuStatus, MemoryInfo
-from llama_orch.contract.errors import Conflict, DoesNotFit
+from llama_orch.contract.errors import BadRequest, Conflict, DoesNotFit
 from llama_orch.contract.hive import SpawnRequest, Worker, WorkerStatus
 from llama_orch.hive import devices, engine_build, model_facts, model_memory
 from llama_orch.hive.gpus import Reading
@@ -208,3 +209,33 @@ async def test_a_worker_that_crashed_keeps_its_memory_and_one_that_failed_does_n
     keeper.try_again()
     with pytest.raises(DoesNotFit):
         await keeper._prepare()
+
+
+async def test_only_a_split_by_rows_reads_the_cuda_library_and_not_on_the_loop(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    read_by: list[threading.Thread] = []
+
+    def splits_rows() -> bool:
+        read_by.append(threading.current_thread())
+        return False
+
+    monkeypatch.setattr(engine_build, "splits_rows", splits_rows)
+    world.gpus = [a_gpu(0), a_gpu(1)]
+    world.needed = GIB
+    for fields in ({"backend": "cpu"}, {}, {"devices": [0, 1]}):
+        await world.spawn(**fields)
+    assert read_by == []
+    with pytest.raises(BadRequest, match="split_mode"):
+        await world.spawn(devices=[0, 1], split_mode="row")
+    assert read_by and threading.main_thread() not in read_by
+
+
+async def test_what_the_hardware_says_comes_before_what_the_build_can_do(world: World, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine_build, "has_cuda", lambda: False)
+    world.needed = 21 * GIB
+    with pytest.raises(DoesNotFit):
+        await world.spawn()
+    world.needed = GIB
+    with pytest.raises(BadRequest, match="built without CUDA"):
+        await world.spawn()
