@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tarfile
 import tempfile
@@ -46,7 +47,10 @@ class Content:
             folder = self.folder()
             if not (folder / "manifest.json").is_file():
                 self._assemble(folder)
-            if not self.pointer().is_symlink() or self.pointer().readlink() != Path(folder.name):
+            if self.pointer().resolve() != folder.resolve():
+                if self.pointer().exists():
+                    # From now on it is replaced, whenever it was built.
+                    os.utime(self.pointer())
                 point(self.pointer(), folder.name)
             self._forget_replaced()
         return folder

@@ -82,6 +82,34 @@ def test_replaced_folders_go_once_no_run_can_still_push_them(project: Project, t
     )
 
 
+def test_a_folder_that_was_in_use_until_now_stays_for_those_who_push_it(project: Project, tmp_path: Path) -> None:
+    one = made(project, tmp_path / "out").content()
+    old = one.out / "old-py3.11-x86_64"
+    long_ago = time.time() - content.KEEP_REPLACED_S - 60
+    for folder in (old, one.folder()):
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text("{}")
+    point(one.pointer(), old.name)
+    os.utime(old, (long_ago, long_ago))
+
+    one.build()
+    assert one.pointer().readlink() == Path(one.folder().name) and old.is_dir()
+
+    os.utime(old, (long_ago, long_ago))
+    one.build()
+    assert not old.exists()
+
+
+def test_a_pointer_to_what_is_gone_is_mended(project: Project, tmp_path: Path) -> None:
+    one = made(project, tmp_path / "out").content()
+    one.folder().mkdir(parents=True)
+    (one.folder() / "manifest.json").write_text("{}")
+    point(one.pointer(), "gone-py3.11-x86_64")
+
+    one.build()
+    assert one.pointer().readlink() == Path(one.folder().name)
+
+
 def test_a_pointer_switches_to_another_folder(tmp_path: Path) -> None:
     point(tmp_path / "link", "one")
     point(tmp_path / "link", "two")
