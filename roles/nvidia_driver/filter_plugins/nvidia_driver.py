@@ -105,15 +105,21 @@ def _refuse_what_no_driver_helps(site: Facts, cuda: Facts, gpus: list[Facts]) ->
 
 
 def _runs_on(compute: str, architectures: list[Any], ptx: list[Any]) -> bool:
-    """Whether code for one of the architectures ("75", "86") runs: the same major version, no newer minor one.
+    """Whether code for one of the architectures ("75", "120a") runs.
 
-    PTX of an older one does as well: the driver compiles it.
+    That is of the same major version and no newer minor one, or with an "a" of exactly this. PTX of an older one does
+    as well: the driver compiles it.
     """
     if not compute:
         return True
     own = int(compute.replace(".", ""))
-    built_for = any(int(built) // 10 == own // 10 and int(built) <= own for built in architectures)
-    return built_for or any(int(built) <= own for built in ptx)
+    return any(_is_code_for(own, str(built)) for built in architectures) or any(int(built) <= own for built in ptx)
+
+
+def _is_code_for(own: int, built: str) -> bool:
+    if built.endswith("a"):
+        return int(built[:-1]) == own
+    return int(built) // 10 == own // 10 and int(built) <= own
 
 
 def _driver_that_works(host: Facts, site: Facts, cuda: Facts, gpus: list[Facts]) -> Facts | None:

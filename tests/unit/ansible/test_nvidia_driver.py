@@ -26,12 +26,12 @@ SITE = {"install": True, "branch": 0, "flavour": "auto", "source": "auto"}
 CUDA_13 = {
     "runtime": "13.0",
     "least_driver": "580.65.06",
-    "architectures": ["75", "80", "86", "89", "90", "100", "120"],
+    "architectures": ["75", "80", "86", "89", "90", "100", "120a"],
 }
 CUDA_12 = {
     "runtime": "12.9",
     "least_driver": "525.60.13",
-    "architectures": ["50", "61", "70", "75", "80", "86", "89", "90", "120"],
+    "architectures": ["50", "61", "70", "75", "80", "86", "89", "90", "120a"],
 }
 BARE = {
     "kernel": "6.1.0-40-amd64",
@@ -144,7 +144,8 @@ def test_a_host_without_gpu_is_left_alone() -> None:
         ("rocky-10.1", "26b9", CUDA_13, (580, "open", "nvidia")),
         ("almalinux-9.6", "1db4", CUDA_12, (580, "proprietary", "nvidia")),
         ("debian-12", "1b06", CUDA_13, "gpu_not_in_wheels"),
-        ("debian-12", "2e12", CUDA_13, (580, "open", "nvidia")),
+        ("debian-12", "2e12", CUDA_13, "gpu_not_in_wheels"),
+        ("debian-12", "2e12", {**CUDA_13, "architectures": ["121a"]}, (580, "open", "nvidia")),
         ("debian-12", "3182", CUDA_13, (580, "open", "nvidia")),
         ("debian-12", "3182", {**CUDA_13, "architectures": ["90"]}, "gpu_not_in_wheels"),
         ("debian-12", "3182", {**CUDA_13, "architectures": ["90"], "ptx": ["90"]}, (580, "open", "nvidia")),

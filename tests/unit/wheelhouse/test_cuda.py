@@ -49,7 +49,7 @@ def test_by_default_it_is_cuda_13_for_what_is_in_use(tmp_path: Path) -> None:
 
     assert (made.nvcc, made.runtime, made.architectures) == (None, RUNTIMES[13], architectures.DEFAULT)
     assert made.runtime.version(made.pins()) == "13.0"
-    assert architectures.code_of(made.architectures) == (["75", "80", "86", "89", "90", "120"], ["90"])
+    assert architectures.code_of(made.architectures) == (["75", "80", "86", "89", "90", "120a"], ["90"])
 
 
 def test_every_wheel_that_is_built_with_or_installed_is_locked(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_what_is_no_nvcc_is_refused(tmp_path: Path) -> None:
         cuda.backend(ROOT, tmp_path, Path("/bin/true"))
 
 
-@pytest.mark.parametrize("text", ["86,90", "", "86;", "sm_86", "native", "86-fast", "86 ;90"])
+@pytest.mark.parametrize("text", ["86,90", "", "86;", "sm_86", "native", "86-fast", "86 ;90", "120a-real", "100f"])
 def test_an_architecture_that_cmake_would_not_take_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(WheelhouseError, match="--architectures"):
         architectures.check(text)
@@ -120,7 +120,7 @@ def test_an_architecture_that_cmake_would_not_take_is_refused(tmp_path: Path, te
 
 @pytest.mark.parametrize(
     ("text", "real", "virtual"),
-    [("86-real;90-virtual", ["86"], ["90"]), ("120a-real", ["120"], []), ("75", ["75"], ["75"])],
+    [("86-real;90-virtual", ["86"], ["90"]), ("120;121-real", ["120a", "121a"], []), ("75", ["75"], ["75"])],
 )
 def test_machine_code_and_ptx_are_told_apart(text: str, real: list[str], virtual: list[str]) -> None:
     architectures.check(text)
