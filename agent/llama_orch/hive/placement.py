@@ -28,7 +28,7 @@ def the_gpus(request: SpawnRequest, status: GpuStatus, gpus: list[Gpu], conditio
     if request.backend == "cpu":
         _check_cpu(request)
         return []
-    # It may be the reason why none is seen.
+    # First, since it may be the reason why none is seen.
     _check_all(conditions)
     if not gpus:
         reason = status.reason or "NVML sees none"

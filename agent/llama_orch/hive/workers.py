@@ -175,7 +175,7 @@ class Workers:
             record.tensor_split = placement.tensor_split(request, available)
             if facts is not None and record.ctx_per_slot is not None:
                 record.promise(model_memory.of_worker(facts, request, record.ctx_per_slot, record.tensor_split))
-            elif job is not None and job.record.model:
+            elif broken is None and job is not None and job.record.model:
                 # What its weights alone need; the whole is known when its header is here.
                 record.promise(model_memory.of_weights(job.record.model.size_bytes, request, record.tensor_split))
             record.filename = job.record.filename if job else path.name

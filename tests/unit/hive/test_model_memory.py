@@ -107,6 +107,15 @@ def test_a_worker_on_gpus_needs_memory_beside_and_one_on_the_cpu_needs_nothing_e
     assert needed(backend="cuda").host == 100_000 + HOST_FIXED
 
 
+def test_before_the_header_is_here_the_file_counts_where_its_weights_will_be():
+    def needed(split: list[float] | None = None, **fields: object) -> Needed:
+        return model_memory.of_weights(1000, SpawnRequest.model_validate({"model_ref": "hf:a/b", **fields}), split)
+
+    assert needed(backend="cpu") == needed(backend="cuda") == Needed([1000])
+    assert needed(backend="cuda", devices=[0, 1], split=[0.75, 0.25]) == Needed([750, 250])
+    assert needed(backend="cuda", gpu_layers=0) == Needed([0], host=1000)
+
+
 def test_an_output_that_is_the_table_of_embeddings_is_on_the_gpu():
     shared = replace(FACTS, shares_input=True, last_bytes=100_000)
     assert gpu_bytes(shared, 1, 4096, None) == [900_000 + 100_000 + CACHE + FIXED]

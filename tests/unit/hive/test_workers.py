@@ -19,6 +19,7 @@ from llama_orch.hive import devices, engine_build, model_facts, model_memory
 from llama_orch.hive.gpus import Reading
 from llama_orch.hive.model_facts import ModelFacts
 from llama_orch.hive.model_memory import Needed
+from llama_orch.hive.problems import Failed
 from llama_orch.hive.settings import HiveSettings
 from llama_orch.hive.worker_keeper import WorkerKeeper
 from llama_orch.hive.workers import Workers
@@ -40,6 +41,7 @@ class World:
     def __init__(self) -> None:
         self.gpus = [a_gpu(0)]
         self.conditions: list[Condition] = []
+        self.job: Any = None
         self.ram_bytes = 20 * GIB
         self.needed = 15 * GIB
         self.needed_beside = 0
@@ -98,9 +100,10 @@ def a_gpu(index: int, **fields: object) -> Gpu:
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
 
-    async def request(*_: object, **__: object) -> None: ...
+    async def request(*_: object, **__: object) -> Any:
+        return world.job
 
-    downloads = SimpleNamespace(request=request, all=list)
+    downloads = SimpleNamespace(request=request, all=list, path_of=lambda _: Path("/models/a.gguf"))
     settings = HiveSettings(state_dir=tmp_path, log_dir=tmp_path, reserve_gpu_bytes=0, reserve_ram_bytes=0)
     world.workers = Workers(settings, cast("Any", downloads), cast("Any", world), None)
     monkeypatch.setattr(WorkerKeeper, "start", lambda _: None)
@@ -239,3 +242,27 @@ async def test_what_the_hardware_says_comes_before_what_the_build_can_do(world: 
     world.needed = GIB
     with pytest.raises(BadRequest, match="built without CUDA"):
         await world.spawn()
+
+
+def a_download(*, ready: bool) -> Any:
+    record = SimpleNamespace(model=SimpleNamespace(size_bytes=19 * GIB), filename="a.gguf", download_id="d1")
+    return SimpleNamespace(ready=ready, record=record)
+
+
+async def test_a_model_on_its_way_is_promised_what_its_file_takes(world: World):
+    world.job = a_download(ready=False)
+    await world.spawn(model_ref="hf:a/b")
+    world.job = None
+    with pytest.raises(DoesNotFit) as error:
+        await world.spawn()
+    assert error.value.details["available_bytes"] == GIB
+
+
+async def test_a_model_that_cannot_be_read_is_a_failed_worker_and_takes_nothing(world: World):
+    def damaged() -> None:
+        raise Failed("model_unreadable", "the header is damaged")
+
+    world.job, world.while_reading = a_download(ready=True), damaged
+    world.gpus = [a_gpu(0, memory_free_bytes=0)]
+    worker = await world.spawn(model_ref="hf:a/b")
+    assert (worker.status, worker.memory_estimated_bytes) == (WorkerStatus.FAILED, None)
