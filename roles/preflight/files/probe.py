@@ -79,14 +79,19 @@ def firewalls():
 
 
 def nvidia_gpus():
-    """NVIDIA's display controllers on the PCI bus, which need no driver to be seen; ids are hexadecimal."""
+    """NVIDIA's display controllers on the PCI bus, which need no driver to be seen; ids are hexadecimal.
+
+    Virtual functions and what vfio-pci holds are for virtual machines: this host's driver shows none of them.
+    """
     found = []
     for folder in sorted(glob.glob("/sys/bus/pci/devices/*")):
         ids = {}
         for name in ("vendor", "device", "class"):
             with open(os.path.join(folder, name)) as file:
                 ids[name] = file.read().strip()[2:]
-        if ids["vendor"] == "10de" and ids["class"].startswith("03"):
+        given_away = os.path.basename(os.path.realpath(os.path.join(folder, "driver"))) == "vfio-pci"
+        given_away = given_away or os.path.exists(os.path.join(folder, "physfn"))
+        if ids["vendor"] == "10de" and ids["class"].startswith("03") and not given_away:
             found.append({"address": os.path.basename(folder), "device": ids["device"]})
     return found
 

@@ -44,11 +44,18 @@ def test_probe_finds_gpus_without_any_tool(tmp_path: Path) -> None:
         "0000:01:00.0": ("0x10de", "0x2204", "0x030000"),
         "0000:01:00.1": ("0x10de", "0x1aef", "0x040300"),
         "0000:41:00.0": ("0x10de", "0x20b5", "0x030200"),
+        "0000:42:00.0": ("0x10de", "0x20b5", "0x030200"),
+        "0000:43:00.4": ("0x10de", "0x20b5", "0x030200"),
     }
     for address, words in devices.items():
         (tmp_path / "pci" / address).mkdir(parents=True)
         for name, word in zip(("vendor", "device", "class"), words, strict=True):
             (tmp_path / "pci" / address / name).write_text(word + "\n")
+    # What virtual machines have: a whole GPU, and a virtual function of one.
+    for path, driver in (("0000:41:00.0/driver", "nvidia"), ("0000:42:00.0/driver", "vfio-pci")):
+        (tmp_path / "drivers" / driver).mkdir(parents=True)
+        (tmp_path / "pci" / path).symlink_to(tmp_path / "drivers" / driver)
+    (tmp_path / "pci" / "0000:43:00.4" / "physfn").symlink_to(tmp_path / "pci" / "0000:41:00.0")
     script = tmp_path / "probe.py"
     text = (ROLES / "preflight" / "files" / "probe.py").read_text(encoding="utf-8")
     script.write_text(text.replace("/sys/bus/pci/devices", str(tmp_path / "pci")))
