@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -165,6 +167,83 @@ async def test_what_a_hive_calls_a_gpu_is_not_evaluated(
         assert (await api.ended(jobs[0]["job_id"]))["status"] == "succeeded"
     assert resets(log) == ["all"]
     assert not (tmp_path / "evaluated").exists()
+
+
+# Writes down that it began and what it was given, and goes on until it is ended.
+LONG = """\
+- name: Work for long
+  ansible.builtin.shell: echo "${{EPOCHSECONDS:-0}}:{{{{ gpu_remedy_began | default('') }}}}" >> {log}; sleep 300
+  args: {{executable: /bin/bash}}
+"""
+RESUME = """\
+- name: Start again what was stopped
+  ansible.builtin.shell: echo resumed >> {log}
+- name: Stop where the hive does not answer
+  ansible.builtin.fail: {{msg: "[hive_not_answering] the hive is mute. Look at its log"}}
+  when: "'{fails}' is exists"
+"""
+
+
+async def begun(log: Path, count: int = 1) -> list[str]:
+    """What the playbook wrote, once it began so many times."""
+    deadline = time.monotonic() + 60
+    while len(resets(log)) < count:
+        assert time.monotonic() < deadline, resets(log)
+        await asyncio.sleep(0.05)
+    return resets(log)
+
+
+async def test_what_a_remedy_stopped_is_started_when_it_is_cut_short(
+    queen: QueenProcess, hive: int, log: Path, tmp_path: Path
+):
+    queen.playbook("reset_gpu", LONG.format(log=log))
+    queen.playbook("resume", RESUME.format(log=log, fails=tmp_path / "fails"))
+    queen.hosts(LOCAL % hive)
+    queen.start()
+    async with queen.client() as api:
+        _, job = await api.call("POST", "/api/v1/nodes/here/remedy", {"remedy": "reset_gpu"})
+        await begun(log)
+        await api.call("POST", f"/api/v1/jobs/{job['job_id']}/cancel")
+        job = await api.ended(job["job_id"])
+        assert (job["status"], job["error"]["message"]) == ("cancelled", "the job was cancelled before its end")
+        assert job["error"]["what_to_do"] == "POST …/remedy does it from the beginning."
+        assert resets(log)[1:] == ["resumed"]
+        _, text = await api.call("GET", "/metrics")
+        assert 'llama_orch_queen_runs_total{playbook="resume",result="succeeded"} 1.0' in text
+
+    # Nor does it help to be out of time, and where the hive stays down the job says so.
+    queen.stop()
+    (tmp_path / "fails").touch()
+    queen.config.write_text(queen.config.read_text() + "run_timeout_s = 5\n")
+    queen.start()
+    async with queen.client() as api:
+        _, job = await api.call("POST", "/api/v1/nodes/here/remedy", {"remedy": "reset_gpu"})
+        error = (await api.ended(job["job_id"]))["error"]
+    assert error["code"] == "timed_out"
+    assert (
+        "hive and workers of here may be stopped, and could not be started again: the hive is mute" in error["message"]
+    )
+    assert "`ansible-playbook playbooks/resume.yml --limit here`" in error["what_to_do"]
+    assert resets(log)[3:] == ["resumed"]
+
+
+async def test_a_reboot_that_goes_on_with_a_new_queen_knows_when_it_began(queen: QueenProcess, hive: int, log: Path):
+    queen.playbook("reboot", LONG.format(log=log))
+    queen.playbook("resume", RESUME.format(log=log, fails=log.parent / "fails"))
+    queen.hosts(LOCAL % hive)
+    queen.start()
+    async with queen.client() as api:
+        _, job = await api.call("POST", "/api/v1/nodes/here/remedy", {"remedy": "reboot"})
+        await begun(log)
+    queen.stop()
+    queen.start()
+    (first, began), (second, again) = ((int(part) for part in line.split(":")) for line in await begun(log, 2))
+    assert began == again
+    assert first - 60 < began <= first < second
+    async with queen.client() as api:
+        await api.call("POST", f"/api/v1/jobs/{job['job_id']}/cancel")
+        assert (await api.ended(job["job_id"]))["status"] == "cancelled"
+    assert resets(log)[2:] == ["resumed"]
 
 
 OWN = """\

@@ -133,7 +133,19 @@ def of_run(failures: list[TaskFailure], output: str, status: str) -> Problem:
 def of_remedy(problem: Problem) -> Problem:
     """The problem of a job that was to mend something: what to do is not to provision the node."""
     advice = problem.what_to_do.replace(AGAIN, "Then start the remedy again.").replace("…/provision", "…/remedy")
+    advice = advice.replace("carries on from where it was", "does it from the beginning")
     return problem.model_copy(update={"what_to_do": advice})
+
+
+def may_be_stopped(problem: Problem, node_name: str, why: Problem | None = None) -> Problem:
+    """The problem of a remedy whose run was cut short: its agent and workers may be down, and `why` they still are."""
+    tried = f", and could not be started again: {why.message}" if why else ""
+    message = f"{problem.message}; the hive and workers of {node_name} may be stopped{tried}"[:_MAX_MESSAGE]
+    advice = (
+        f"{problem.what_to_do} A remedy begins by starting what was stopped; "
+        f"`ansible-playbook playbooks/resume.yml --limit {node_name}` does only that, and so does a reboot."
+    )
+    return problem.model_copy(update={"message": message, "what_to_do": advice})
 
 
 def named_like_a_group(name: str) -> Problem:
@@ -171,6 +183,12 @@ INTERRUPTED_BY_UPGRADE = Problem(
     message="the job was begun by another version of the queen, which did its steps in another way",
     what_to_do="POST …/provision again.",
 )
+
+# How a run may end before what it has to do in the end.
+CUT_SHORT = {problem.code for problem in (CANCELLED, TIMED_OUT, PASSWORD_LOST, INTERRUPTED, INTERRUPTED_BY_UPGRADE)} | {
+    "unreachable_host",
+    "internal_error",
+}
 
 
 def _one_line(text: str) -> str:

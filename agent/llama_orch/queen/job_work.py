@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from llama_orch.contract.common import Problem
+from llama_orch.contract.devices import Remedy
 from llama_orch.contract.queen import JobStatus
 
 from . import failures, preflight
@@ -21,7 +22,7 @@ from .job_events import JobEvents, Story
 from .node_state import NodeEvent, NodeStates
 from .preflight import SshSetup
 from .progress import FALLBACK_TASKS, GUESSED_TASKS
-from .runs import Runs, RunSpec
+from .runs import RunResult, Runs, RunSpec
 from .ssh_keys import KnownHosts
 from .store import Store, StoredJob
 
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 
 # A remedy's playbook has its name.
 PLAYBOOKS = {"provision": "hive", "remove": "remove"}
+# Starts what a remedy stopped on the host, where the remedy's own run could not.
+RESUME = "resume"
 _BEGAN = {"provision": NodeEvent.PROVISION_BEGAN, "remove": NodeEvent.REMOVE_BEGAN}
 _ASK_AGAIN_S = 1.0
 
@@ -67,7 +70,8 @@ class JobWork:
         self._passwords: dict[str, str] = {}
         self._stories: dict[str, Story] = {}
         self._interrupts: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
-        self._stopping = False
+        self._played: set[str] = set()
+        self._stop = asyncio.Event()
 
     def keep_password(self, job_id: str, password: str | None) -> None:
         """Keep a sudo password in memory until the job ends."""
@@ -80,14 +84,14 @@ class JobWork:
 
     def stop(self) -> None:
         """The queen stops: running steps end what they started and stay unfinished."""
-        self._stopping = True
+        self._stop.set()
         for interrupt in self._interrupts.values():
             interrupt.set()
 
     @property
     def stopping(self) -> bool:
         """Whether jobs are to be left for the next start."""
-        return self._stopping
+        return self._stop.is_set()
 
     async def begin(self, job: StoredJob) -> None:
         """Fence what an earlier attempt left and show that the job runs."""
@@ -127,19 +131,14 @@ class JobWork:
         learnt = await self._store.learnt_tasks(playbook)
         story.phase(f"running playbooks/{playbook}.yml")
         story.progress.expect(learnt or GUESSED_TASKS.get(playbook, FALLBACK_TASKS))
-        variables = self._extra_vars | ({"gpu_remedy_gpu": job.wire.gpu} if job.wire.gpu else {})
-        spec = RunSpec(self._runs.next_run_id(job_id), playbook, name, variables, self._passwords.get(job_id))
-        result = await self._runs.run(spec, story.line, self._interrupts[job_id])
-        await story.flush()
+        self._played.add(job_id)
+        result = await self._run(job, playbook, self._extra_vars | _of_remedy(job), self._interrupts[job_id])
         if result.interrupted:
-            self._ran(playbook, "interrupted")
             return self._interrupted()
         if result.succeeded(name):
-            self._ran(playbook, "succeeded")
             await self._store.learn_tasks(playbook, result.tasks)
             story.progress.playbook_ended()
             return None
-        self._ran(playbook, "failed")
         return failures.of_run(result.failures, result.output, result.status)
 
     async def verify(self, job: StoredJob) -> Problem | None:
@@ -166,12 +165,13 @@ class JobWork:
         await story.end(status, problem and problem.message)
         self._stories.pop(job_id, None)
         self._interrupts.pop(job_id, None)
+        self._played.discard(job_id)
         self._events.forget(job_id)
 
     async def _settle_node(self, job: StoredJob, problem: Problem | None) -> Problem | None:
         name = job.wire.node_name
         if job.wire.kind == "remedy":
-            return problem and failures.of_remedy(problem)
+            return problem and await self._settle_remedy(job, failures.of_remedy(problem))
         if job.wire.kind == "provision":
             ended = NodeEvent.PROVISION_SUCCEEDED if problem is None else NodeEvent.PROVISION_FAILED
             if name in self._inventory.hosts:
@@ -187,6 +187,33 @@ class JobWork:
             self._story(job).phase(f"forgotten as asked by force, although: {problem.message}"[:500])
         await self._forget(name)
         return None
+
+    async def _settle_remedy(self, job: StoredJob, problem: Problem) -> Problem:
+        """Start again what a run that was cut short left stopped on the host, or say that it may be."""
+        began = job.wire.job_id in self._played or job.wire.started_at is not None
+        if problem.code not in failures.CUT_SHORT or job.wire.remedy is Remedy.COLLECT_GPU_REPORT or not began:
+            return problem
+        if problem.code not in {failures.CANCELLED.code, failures.TIMED_OUT.code}:
+            return failures.may_be_stopped(problem, job.wire.node_name)
+        self._story(job).phase(f"running playbooks/{RESUME}.yml: what the remedy stopped is started again")
+        result = await self._run(job, RESUME, self._extra_vars, self._stop)
+        if result.interrupted:
+            raise asyncio.CancelledError("the queen stops")
+        if result.succeeded(job.wire.node_name):
+            return problem
+        why = failures.of_run(result.failures, result.output, result.status)
+        return failures.may_be_stopped(problem, job.wire.node_name, why)
+
+    async def _run(
+        self, job: StoredJob, playbook: str, variables: dict[str, str | int | bool], interrupt: asyncio.Event
+    ) -> RunResult:
+        job_id, name, story = job.wire.job_id, job.wire.node_name, self._story(job)
+        spec = RunSpec(self._runs.next_run_id(job_id), playbook, name, variables, self._passwords.get(job_id))
+        result = await self._runs.run(spec, story.line, interrupt)
+        await story.flush()
+        ended = "succeeded" if result.succeeded(name) else "failed"
+        self._ran(playbook, "interrupted" if result.interrupted else ended)
+        return result
 
     async def _forget(self, name: str) -> None:
         host = self._inventory.hosts.get(name)
@@ -239,7 +266,7 @@ class JobWork:
         return task.result()
 
     def _interrupted(self) -> Problem:
-        if self._stopping:
+        if self.stopping:
             # The durable engine must not see this step end: the next start repeats it.
             raise asyncio.CancelledError("the queen stops")
         return failures.CANCELLED
@@ -254,6 +281,15 @@ class JobWork:
 
 def _playbook(job: StoredJob) -> str:
     return PLAYBOOKS[job.wire.kind] if job.wire.remedy is None else job.wire.remedy.value
+
+
+def _of_remedy(job: StoredJob) -> dict[str, str | int | bool]:
+    """The variables of a remedy's playbook: the GPU that it is for, and since when a reboot counts as done."""
+    wire = job.wire
+    variables: dict[str, str | int | bool] = {"gpu_remedy_gpu": wire.gpu} if wire.gpu else {}
+    if wire.remedy is Remedy.REBOOT and wire.started_at is not None:
+        variables["gpu_remedy_began"] = int(wire.started_at.timestamp())
+    return variables
 
 
 def _what(job: StoredJob) -> str:

@@ -11,7 +11,7 @@ from llama_orch.contract.queen import JobStatus, Node, NodeStatus
 
 PROBE_FAILURES = ("hive_unreachable", "hive_refused_token", "hive_unhealthy", "wrong_hive", "hive_token_unusable")
 RUN_RESULTS = ("succeeded", "failed", "interrupted")
-PLAYBOOKS = ("hive", "remove", *(remedy.value for remedy in Remedy))
+PLAYBOOKS = ("hive", "remove", "resume", *(remedy.value for remedy in Remedy))
 
 
 class QueenMetrics:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llama_orch.queen.failures import TaskFailure, classify, of_run
+from llama_orch.queen.failures import PASSWORD_LOST, TaskFailure, classify, may_be_stopped, of_remedy, of_run
 
 CHANGED = """\
 @@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@
@@ -81,6 +81,13 @@ def test_no_failed_task_falls_back_to_what_ansible_wrote():
     assert of_run([], "[ERROR]: Completely failed to parse inventory source", "failed").code == "inventory_broken"
     assert "'no result'" in of_run([], "", "no result").message
     assert of_run([TaskFailure("box", "Wait", "")], "", "timeout").code == "timed_out"
+
+
+def test_a_remedy_that_was_cut_short_says_how_the_hive_comes_back():
+    problem = may_be_stopped(of_remedy(PASSWORD_LOST), "box")
+    assert problem.message.endswith("; the hive and workers of box may be stopped")
+    assert problem.what_to_do.startswith("POST …/remedy again with sudo_password. ")
+    assert "playbooks/resume.yml --limit box" in problem.what_to_do
 
 
 def test_a_message_is_bounded():
