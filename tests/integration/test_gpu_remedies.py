@@ -13,8 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-ROLES = Path(__file__).parents[2] / "roles"
+from tests.ports import free_port
+
+ROOT = Path(__file__).parents[2]
+ROLES = ROOT / "roles"
 HIVE = "llama-orch-hive.service"
 UUID = "GPU-4cf8db2d-06c0-7d70-1a51-e59b25b2c16c"
 GPU = {"uuid": UUID, "name": "NVIDIA A10", "problem": None}
@@ -108,7 +112,13 @@ class Machine:
 
     def play(self, entry: str, role: str = "gpu_remedy", **variables: Any) -> subprocess.CompletedProcess[str]:
         """Run one entry point of a role."""
-        (self.folder / "play.yml").write_text(PLAY.format(role=role, entry=entry))
+        return self.ansible(PLAY.format(role=role, entry=entry), {"here": {}}, **variables)
+
+    def ansible(self, plays: str, hosts: dict[str, Any], **variables: Any) -> subprocess.CompletedProcess[str]:
+        """Run plays on hosts that are this machine where they do not say otherwise."""
+        (self.folder / "play.yml").write_text(plays)
+        inventory = {"all": {"vars": {"ansible_connection": "local"}, "hosts": hosts}}
+        (self.folder / "hosts.yml").write_text(json.dumps(inventory))
         known = {
             "_hive_unit": f"../../..{self.folder / HIVE}",
             "_gpu_remedy_stopped_file": str(self.stopped),
@@ -120,7 +130,7 @@ class Machine:
         }
         return subprocess.run(
             [
-                Path(sys.executable).with_name("ansible-playbook"), "-i", "here,", "-c", "local",
+                Path(sys.executable).with_name("ansible-playbook"), "-i", self.folder / "hosts.yml",
                 "-e", json.dumps({**known, **variables}), "-e", f"ansible_python_interpreter={sys.executable}",
                 self.folder / "play.yml",
             ],
@@ -251,3 +261,35 @@ def test_one_broken_gpu_of_several_takes_no_hive_down(machine: Machine, gpus: li
 
     assert said in words(run)
     assert run.returncode == (0 if gpus else 2), run.stdout
+
+
+def test_a_host_that_is_not_there_ends_no_other_hosts_run(machine: Machine) -> None:
+    machine.run("llama-orch-hive")
+    plays = {play["name"]: play for play in yaml.safe_load((ROOT / "playbooks" / "hive.yml").read_text())}
+    reboots, makes = plays["Reboot hosts whose driver needs it"], plays["Make hosts hives"]
+    group = {
+        "name": "Say which hosts need a reboot", "hosts": "own,away", "gather_facts": False,
+        "tasks": [{"ansible.builtin.group_by": {"key": "nvidia_driver_reboot"}}],
+    }  # fmt: skip
+    del makes["roles"]
+    makes |= {"hosts": "all", "tasks": [{"ansible.builtin.debug": {"msg": "{{ inventory_hostname }} is made a hive"}}]}
+    for play in (reboots, makes):
+        play["become"] = False
+
+    away = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": free_port()}
+    run = machine.ansible(
+        yaml.safe_dump([group, reboots, makes]),
+        # Ansible never reboots over a local connection: what comes of that is a reboot that did not begin.
+        {"own": {}, "other": {}, "away": away},
+        common_run_id="r", nvidia_driver_host={"boot_id": "b"}, nvidia_driver_reboot=True,
+        nvidia_driver_state={"reboot": "nouveau holds the GPU"},
+    )  # fmt: skip
+
+    said = words(run)
+    assert "other is made a hive" in said, run.stdout
+    assert "[unreachable_host] away needs a reboot for its driver and cannot be reached" in said
+    assert "would reboot the control node" in said
+    assert "[reboot_held_back]" not in said, "no host was rebooted"
+    assert said.count("is made a hive") == 1
+    assert (machine.state / "asked").read_text().count("stop ") == 1
+    assert machine.running == {"llama-orch-hive"}, "no reboot came: the hive serves on"
