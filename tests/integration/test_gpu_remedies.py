@@ -84,6 +84,12 @@ class Machine:
                 self.end_headers()
                 self.wfile.write(answers[self.path].encode())
 
+            def do_POST(self) -> None:
+                self.send_response(202)
+                self.send_header("Content-Type", "application/json")
+                self.end_headers()
+                self.wfile.write(b'{"id": "w-1", "status": "loading"}')
+
             def log_message(self, format: str, *args: Any) -> None:
                 pass
 
@@ -293,3 +299,13 @@ def test_a_host_that_is_not_there_ends_no_other_hosts_run(machine: Machine) -> N
     assert said.count("is made a hive") == 1
     assert (machine.state / "asked").read_text().count("stop ") == 1
     assert machine.running == {"llama-orch-hive"}, "no reboot came: the hive serves on"
+
+
+def test_a_declared_worker_of_which_the_hive_says_nothing_is_not_ready(machine: Machine) -> None:
+    machine.run("llama-orch-hive")
+    declared = {"name": "chat", "model_ref": "hf:demo/tiny"}
+
+    run = machine.play("workers", role="hive", hive_workers=[declared], hive_apply_timeout_s=2)
+
+    assert run.returncode == 2, run.stdout
+    assert "[worker_failed] hive_workers of here: chat is not among what the hive tells of" in words(run)
