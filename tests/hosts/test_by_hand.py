@@ -322,6 +322,17 @@ async def test_remedies_go_through_where_they_can_and_say_why_where_not(site: Si
     after = await workers(site, "one")
     assert {w.id: w.pid for w in after.values()} == {w.id: w.pid for w in before.values()}, "the CPU's serve on"
 
+    # As after a run that was ended half way: the hive is asked only once it runs again.
+    cut = "systemctl stop llama-orch-hive; echo nvidia-persistenced > /run/llama-orch-gpu-remedy.stopped"
+    host.run(cut, check=True)
+    run = site.play("reset_gpu", "--limit=one")
+    assert "[nothing_to_reset] the hive on one names no GPU that needs a reset" in " ".join(run.output.split())
+    host.run("rm /run/llama-orch-gpu-remedy.stopped; systemctl stop llama-orch-hive", check=True)
+    run = site.play("resume", "--limit=one")
+    assert (run.status, run.changed) == (0, {"one": 1}), run.output[-6000:]
+    async with hive(site, "one") as client:
+        assert await client.info()
+
     run = site.play("collect_gpu_report", "--limit=one")
     assert run.status == 0, run.output[-6000:]
     (report,) = (site.folder / "reports").glob("one-*.txt")
@@ -331,8 +342,32 @@ async def test_remedies_go_through_where_they_can_and_say_why_where_not(site: Si
     host.run("rm /usr/local/sbin/* /root/asked", check=True)
 
 
+# Workers that the kernel holds, as a GPU that fell off the bus leaves them.
+HELD = """
+cat > /usr/local/sbin/python3 << 'END'
+#!/bin/sh
+[ "$2" != 30 ] || { echo workers survive SIGKILL >&2; exit 1; }
+exec /usr/bin/python3 "$@"
+END
+chmod +x /usr/local/sbin/python3
+"""
+
+
+async def test_where_a_reboot_fails_the_hive_serves_again(site: Site) -> None:
+    host, before = site.hosts["two"], (await workers(site, "two"))["chat"]
+    host.run("mv /usr/sbin/shutdown /root", check=True)
+    run = site.play("reboot", "--limit=two")
+    host.run("mv /root/shutdown /usr/sbin", check=True)
+    assert run.status == 2, run.output[-6000:]
+    assert 'Unable to find command "shutdown"' in " ".join(run.output.split())
+    after = await idle(site, "two", "chat", after=before)
+    assert (after.id, after.restarts) == (before.id, before.restarts + 1)
+
+
 async def test_a_reboot_drains_first_and_waits_until_the_hive_is_back(site: Site) -> None:
     host, before = site.hosts["two"], (await workers(site, "two"))["chat"]
+    host.run(HELD, check=True)
+    began = int(time.time())
     running = asyncio.create_task(asyncio.to_thread(site.play, "reboot", "--limit=two"))
     # What boots the test host again is this test; a real machine does it by itself.
     while host.running and not running.done():  # noqa: ASYNC110  a machine that goes off tells no event
@@ -341,11 +376,18 @@ async def test_a_reboot_drains_first_and_waits_until_the_hive_is_back(site: Site
         await asyncio.to_thread(host.boot_again)
     run = await running
     assert run.status == 0, run.output[-6000:]
+    assert "workers survive SIGKILL. The reboot ends it." in run.output
+    host.run("rm /usr/local/sbin/python3", check=True)
     say(f"a reboot by its playbook: {run.seconds:.1f} s")
     after = await idle(site, "two", "chat")
     assert (after.id, after.restarts) == (before.id, before.restarts + 1)
     assert after.last_error is not None
     assert after.last_error.code == "machine_restarted"
+
+    # A job that began before that, and goes on only now, has nothing left to do.
+    run = site.play("reboot", "--limit=two", "-e", f"gpu_remedy_began={began}")
+    assert (run.status, run.changed) == (0, {"two": 0}), run.output[-6000:]
+    assert (await workers(site, "two"))["chat"].pid == after.pid
 
 
 async def test_workers_come_back_after_a_power_cut(site: Site) -> None:
