@@ -116,11 +116,15 @@ class Machine:
         """The units that run."""
         return {path.name for path in self.state.iterdir() if not path.name.startswith("asked") and not path.suffix}
 
-    def play(self, entry: str, role: str = "gpu_remedy", **variables: Any) -> subprocess.CompletedProcess[str]:
+    def play(
+        self, entry: str, *words: str, role: str = "gpu_remedy", **variables: Any
+    ) -> subprocess.CompletedProcess[str]:
         """Run one entry point of a role."""
-        return self.ansible(PLAY.format(role=role, entry=entry), {"here": {}}, **variables)
+        return self.ansible(PLAY.format(role=role, entry=entry), {"here": {}}, *words, **variables)
 
-    def ansible(self, plays: str, hosts: dict[str, Any], **variables: Any) -> subprocess.CompletedProcess[str]:
+    def ansible(
+        self, plays: str, hosts: dict[str, Any], *words: str, **variables: Any
+    ) -> subprocess.CompletedProcess[str]:
         """Run plays on hosts that are this machine where they do not say otherwise."""
         (self.folder / "play.yml").write_text(plays)
         inventory = {"all": {"vars": {"ansible_connection": "local"}, "hosts": hosts}}
@@ -138,7 +142,7 @@ class Machine:
             [
                 Path(sys.executable).with_name("ansible-playbook"), "-i", self.folder / "hosts.yml",
                 "-e", json.dumps({**known, **variables}), "-e", f"ansible_python_interpreter={sys.executable}",
-                self.folder / "play.yml",
+                self.folder / "play.yml", *words,
             ],
             env={
                 **os.environ, "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
@@ -182,6 +186,18 @@ def test_what_is_stopped_is_written_down_first(machine: Machine) -> None:
 
     assert run.returncode == 0, run.stdout
     assert (machine.folder / "seen").read_text() == "nvidia-persistenced\n"
+
+
+def test_a_look_without_changes_stops_nothing(machine: Machine) -> None:
+    machine.run("llama-orch-hive", "nvidia-persistenced")
+
+    run = machine.play("reset_gpu", "--check", gpu_remedy_gpu=UUID)
+
+    assert run.returncode == 0, run.stdout
+    assert f"would reset {UUID}" in run.stdout
+    asked = {line.split()[0] for line in (machine.state / "asked").read_text().splitlines()}
+    assert asked <= {"is-active", "show", "is-enabled"}
+    assert not machine.stopped.exists()
 
 
 def test_a_service_that_cannot_be_started_keeps_no_hive_down(machine: Machine) -> None:

@@ -113,6 +113,12 @@ def test_workers_are_ended_and_nobody_else() -> None:
             process.communicate()
 
 
+def test_a_host_is_up_since_its_first_process() -> None:
+    up = float(run(ROLES / "gpu_remedy" / "files" / "uptime.py"))
+    told = subprocess.run(["ps", "-o", "etimes=", "-p", "1"], capture_output=True, text=True, check=True).stdout
+    assert abs(up - int(told)) < 60
+
+
 def test_prune_says_nothing_where_nothing_was_installed(tmp_path: Path) -> None:
     assert run(ROLES / "common" / "files" / "prune_releases.py", str(tmp_path / "missing")) == ""
 
