@@ -1,6 +1,7 @@
 """NVIDIA's package repository as far as the driver role uses it: signed, flat, with several branches.
 
-The packages have NVIDIA's names and versions and nothing in them: what is tested is where they come from.
+The packages have NVIDIA's names and versions, depend on each other in the ways of a driver, and have nothing in them:
+what is tested is which of them come, and from where.
 """
 
 from __future__ import annotations
@@ -13,7 +14,15 @@ from pathlib import Path
 
 from .debs import write_index
 
-PACKAGES = ("nvidia-driver-cuda", "nvidia-kernel-open-dkms", "nvidia-modprobe", "nvidia-persistenced")
+# With what each needs and bears: a library of its own version, one kind of kernel modules.
+PACKAGES = {
+    "libnvidia-ml1": "",
+    "nvidia-driver-cuda": "Depends: libnvidia-ml1 (= {version})\n",
+    "nvidia-kernel-dkms": "Conflicts: nvidia-kernel-open-dkms\n",
+    "nvidia-kernel-open-dkms": "Conflicts: nvidia-kernel-dkms\n",
+    "nvidia-modprobe": "Depends: kmod\n",
+    "nvidia-persistenced": "",
+}
 
 
 class NvidiaRepository:
@@ -58,7 +67,7 @@ def _package(folder: Path, name: str, version: str) -> None:
         control.parent.mkdir()
         control.write_text(
             f"Package: {name}\nVersion: {version}\nArchitecture: amd64\nMaintainer: tests <tests@example.com>\n"
-            "Depends: kmod\n"
+            f"{PACKAGES[name].format(version=version)}"
             "Description: has the name of a package of NVIDIA's\n"
         )
         subprocess.run(

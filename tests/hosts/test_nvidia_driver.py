@@ -23,6 +23,9 @@ PLAYBOOK = """
     - ansible.builtin.import_role: {name: preflight, tasks_from: bootstrap}
     - ansible.builtin.import_role: {name: preflight, tasks_from: host}
     - ansible.builtin.include_role: {name: nvidia_driver}
+      when: remove_driver is not defined
+    - ansible.builtin.include_role: {name: nvidia_driver, tasks_from: remove}
+      when: remove_driver is defined
 - hosts: "{{ groups['nvidia_driver_reboot'] | default([]) }}"
   gather_facts: false
   become: true
@@ -32,11 +35,14 @@ PLAYBOOK = """
 - hosts: hives
   gather_facts: false
   tasks:
-    - ansible.builtin.assert: {that: nvidia_driver_problem is not defined, fail_msg: "{{ nvidia_driver_problem }}"}
+    - ansible.builtin.assert:
+        that: nvidia_driver_problem is not defined
+        fail_msg: "{{ nvidia_driver_problem | default('') }}"
 """
-BLACKWELL, KEPLER = "2b85", "102d"
+BLACKWELL, AMPERE, KEPLER = "2b85", "2204", "102d"
 CUDA = {"runtime": "13.0", "least_driver": "580.65.06", "architectures": [86, 120]}
 KEYS = {"debian12": "3bf863cc.pub", "debian13": "8793F200.pub"}
+ASKED = ["nvidia-driver-cuda", "nvidia-kernel-open-dkms", "nvidia-modprobe", "nvidia-persistenced"]
 VERSIONS = ("580.126.09-1", "595.58.03-1", "620.10.01-1")
 
 
@@ -74,6 +80,11 @@ def packages_of(host: Host) -> dict[str, str]:
     return dict(line.split() for line in listed.splitlines() if "nvidia" in line)
 
 
+def candidate(host: Host, package: str) -> str:
+    policy = host.run(["env", "LC_ALL=C", "apt-cache", "policy", package], check=True).stdout
+    return next(line.split()[1] for line in policy.splitlines() if line.startswith("  Candidate:"))
+
+
 def test_the_driver_comes_from_nvidias_repository_by_its_branch_and_key(
     site: Site, host: Host, repository: NvidiaRepository
 ) -> None:
@@ -84,19 +95,57 @@ def test_the_driver_comes_from_nvidias_repository_by_its_branch_and_key(
     site.variables["nvidia_driver_repository_fingerprint"] = "0" * 40
     refused = play(site)
     assert (refused.status, packages_of(host)) == (2, {}), refused.output
-    assert "[repository_not_trusted]" in refused.output
+    assert "[repository_not_trusted]" in refused.output, refused.output[-1800:]
 
     site.variables["nvidia_driver_repository_fingerprint"] = repository.fingerprint
     installed = play(site)
     assert "[reboot_needed]" in installed.output, installed.output[-1800:]
     assert installed.counts[host.name]["failed"] == 1
-    assert set(packages_of(host).values()) == {version}
-    held = host.run(["apt-mark", "showhold"], check=True).stdout.split()
-    assert held == sorted(packages_of(host))
+    assert packages_of(host) == dict.fromkeys([*ASKED, "libnvidia-ml1"], version)
+    assert host.run(["apt-mark", "showhold"], check=True).stdout.split() == ASKED
+    # As unattended-upgrades sees it: what else the repository has is no candidate.
+    assert candidate(host, "nvidia-driver-cuda") == version
 
     again = play(site)
     assert "[reboot_needed]" in again.output
-    assert again.changed == {host.name: 0}, again.output
+    assert again.changed == {host.name: 0}, again.output[again.output.find("changed: [") - 200 :][:900]
+
+    # To another branch and back: up and down on the one release, down and up on the other.
+    for branch, other in ((595, VERSIONS[1]), (0, version)):
+        site.variables["nvidia_driver_branch"] = branch
+        moved = play(site)
+        assert "[reboot_needed]" in moved.output, moved.output[-1800:]
+        assert packages_of(host) == dict.fromkeys([*ASKED, "libnvidia-ml1"], other)
+        assert host.run(["apt-mark", "showhold"], check=True).stdout.split() == ASKED
+        assert candidate(host, "libnvidia-ml1") == other
+
+
+def test_a_driver_of_others_is_left_unless_the_site_has_it_replaced(
+    site: Site, host: Host, fleet: Fleet, repository: NvidiaRepository
+) -> None:
+    url = f"{fleet.packages_url}/nvidia/{'debian12' if host.suite == 'bookworm' else 'debian13'}/x86_64"
+    host.run(
+        f"echo 'deb [trusted=yes] {url} /' > /etc/apt/sources.list.d/own.list && "
+        f"apt-get update -q && apt-get install -q -y nvidia-kernel-dkms={VERSIONS[1]}",
+        check=True,
+    )
+    theirs = packages_of(host)
+    gpu.give(host, [AMPERE])
+    site.variables["nvidia_driver_repository_fingerprint"] = repository.fingerprint
+
+    refused = play(site)
+    assert "[driver_of_others]" in refused.output, refused.output[-1800:]
+    assert (refused.changed, packages_of(host)) == ({host.name: 0}, theirs)
+
+    site.variables["nvidia_driver_replace"] = True
+    replaced = play(site)
+    assert "[reboot_needed]" in replaced.output, replaced.output[-1800:]
+    assert set(packages_of(host)) == {*ASKED, "libnvidia-ml1"}
+
+    removed = play(site, "--extra-vars", '{"remove_driver": true}')
+    assert removed.status == 0, removed.output[-1800:]
+    assert packages_of(host) == {}
+    assert host.run("ls /var/lib/llama-orch* /etc/apt/*/llama-orch*").stdout == ""
 
 
 def test_a_gpu_that_no_driver_drives_is_refused_before_anything_changes(site: Site, host: Host) -> None:

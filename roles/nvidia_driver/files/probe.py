@@ -1,6 +1,6 @@
 """Print as JSON what decides which NVIDIA driver this host gets. Runs on the host, with its own Python (3.9 and newer).
 
-Argument: the file that says that an earlier run of this role installed the driver.
+Argument: the file in which an earlier run of this role noted what it installed.
 """
 
 import glob
@@ -15,6 +15,9 @@ SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e0
 LIBRARIES = ("/usr/lib/*-linux-gnu/libnvidia-ml.so.1", "/usr/lib64/libnvidia-ml.so.1", "/usr/lib/libnvidia-ml.so.1")
 # DKMS signs what it builds with this key; Ubuntu's keeps its own elsewhere.
 SIGNING_KEYS = ("/var/lib/dkms/mok.pub", "/var/lib/shim-signed/mok/MOK.der")
+
+# Packages that carry a driver's kernel modules: those of distributions, of NVIDIA and of others.
+MODULES = r"nvidia-dkms.*|nvidia-.*kernel.*-dkms|linux-modules-nvidia-.*|a?kmod-nvidia.*|dkms-nvidia.*"
 
 
 def read(path):
@@ -76,6 +79,38 @@ def archives():
     return [{"uri": uri, "suite": suite, "signed_by": signed_by} for uri, suite, signed_by in found]
 
 
+def packages(*patterns):
+    """Fields of each package that is there and whose name matches, [name, what it depends on]."""
+    if shutil.which("dpkg-query"):
+        command = ["dpkg-query", "--show", "--showformat=${db:Status-Abbrev}|${Package}|${Depends}\n"]
+    else:
+        command = ["rpm", "--query", "--all", "--queryformat=ii|%{NAME}|\n"]
+    done = subprocess.run(command + list(patterns), capture_output=True, text=True, timeout=60)
+    lines = [line.split("|", 2) for line in done.stdout.splitlines()]
+    # The second letter: n is not installed, c is nothing but its settings.
+    return [line[1:] for line in lines if line[0][1] not in "nc"]
+
+
+def module_packages():
+    """Names of packages with a driver's kernel modules, loaded or not."""
+    names = {name for name, _ in packages("*nvidia*")}
+    return sorted(name for name in names if re.fullmatch(MODULES, name))
+
+
+def images():
+    """How the packages go on that bring newer kernels, such as generic-hwe-24.04 of linux-image-generic-hwe-24.04."""
+    return [
+        name[len("linux-image-") :]
+        for name, depends in packages("linux-image-*")
+        if re.search(r"(^|, )linux-image-[0-9]", depends)
+    ]
+
+
+def brought(record):
+    """Packages that came with the driver when this role installed it."""
+    return [line for line in read(record).splitlines() if not line.startswith("#")]
+
+
 def main():
     """Answer all questions in one go: each task costs a round trip."""
     version, flavour = loaded()
@@ -94,7 +129,10 @@ def main():
                 "signing_key_enrolled": signing_key_enrolled(),
                 "installer": os.path.exists("/usr/bin/nvidia-uninstall"),
                 "archives": archives(),
+                "module_packages": module_packages(),
+                "images": images(),
                 "ours": os.path.exists(sys.argv[1]),
+                "brought": brought(sys.argv[1]),
             }
         )
     )

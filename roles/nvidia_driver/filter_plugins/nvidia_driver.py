@@ -27,9 +27,10 @@ def decide(host: Facts, site: Facts, cuda: Facts, tables: Facts) -> Facts:
     """What is to be done on a host, as ``action``: none, keep, install or refuse.
 
     ``host``: os_id, os_version, nvidia_gpus (``[{address, device}]``, device as four hexadecimal digits) and what the
-    role's probe prints. ``site``: install, branch, flavour, source. ``cuda``: runtime, least_driver, architectures,
-    ptx, or empty. ``install`` comes with branch, flavour, source, packages and the offer; ``refuse`` with code and
-    message.
+    role's probe prints. ``site``: install, replace, branch, flavour, source. ``cuda``: runtime, least_driver,
+    architectures, ptx, or empty. ``install`` comes with branch, flavour, source, packages, headers, pinned (whether
+    the packages are kept at their version), automatic (those that may go with the kernel that they are for) and the
+    offer; ``refuse`` with code and message.
     """
     if not host["nvidia_gpus"]:
         return {"action": "none", "gpus": [], "message": "no NVIDIA GPU"}
@@ -41,30 +42,30 @@ def decide(host: Facts, site: Facts, cuda: Facts, tables: Facts) -> Facts:
 
 
 def _decide(host: Facts, site: Facts, cuda: Facts, tables: Facts, gpus: list[Facts]) -> Facts:
-    _refuse_what_no_driver_helps(site, cuda, gpus)
-    if not host["ours"] and (found := _driver_that_works(host, site, cuda, gpus)):
-        return found
+    _refuse_what_the_wheels_lack(cuda, gpus)
+    works = _driver_that_works(host, site, cuda, gpus)
+    if works and not (host["ours"] and site["install"]):
+        return works
     if not site["install"]:
         raise _why_not_as_it_is(host, cuda, gpus)
-    if host["installer"]:
-        raise Refused(
-            "driver_of_installer",
-            f"a driver that NVIDIA's .run installer left there does not do: {_why_not_as_it_is(host, cuda, gpus)} "
-            "Packages cannot replace it. Run nvidia-uninstall on the host.",
-        )
+    _refuse_to_touch_what_others_installed(host, site, cuda, gpus)
+    _refuse_to_guess(site, gpus)
     distribution = tables["rebuilds"].get(host["os_id"], host["os_id"])
     offer, flavour = _first_that_drives_all(_offers(host, site, tables, distribution), site, cuda, gpus)
     if host["secure_boot"] and not offer.get("signed") and not host["signing_key_enrolled"]:
         raise Refused("secure_boot", _secure_boot_steps(host))
     names = tables["packages"][f"{distribution}-{offer['source']}"][flavour]
-    packages = [_filled(name, offer["branch"], host["kernel"]) for name in names]
+    packages = [filled for name in names for filled in _filled(name, offer["branch"], host)]
+    built = bool(offer.get("signed"))
     return {
         "action": "install",
         "branch": offer["branch"],
         "flavour": flavour,
         "source": offer["source"],
         "packages": packages,
-        "headers": [] if offer.get("signed") else _headers(host["kernel"]),
+        "headers": [] if built else _headers(distribution, host),
+        "pinned": not built,
+        "automatic": [name for name in packages if built and host["images"] and name.endswith(f"-{host['kernel']}")],
         "offer": offer,
         "message": f"driver branch {offer['branch']} with {flavour} kernel modules from "
         + ("the distribution" if offer["source"] == "distribution" else "NVIDIA's repository")
@@ -87,20 +88,44 @@ def _identified(gpu: Facts, generations: list[Facts]) -> Facts:
     return {**gpu, **unknown, "label": f"{gpu['address']} (10de:{gpu['device']}, not in the table)"}
 
 
-def _refuse_what_no_driver_helps(site: Facts, cuda: Facts, gpus: list[Facts]) -> None:
+def _refuse_what_the_wheels_lack(cuda: Facts, gpus: list[Facts]) -> None:
     for gpu in gpus:
-        if gpu["name"] == "unknown" and not (site["branch"] and site["flavour"] != "auto"):
-            raise Refused(
-                "gpu_unknown",
-                f"GPU {gpu['label']} is of no generation that this version knows. Set nvidia_driver_branch and "
-                "nvidia_driver_flavour to what NVIDIA names for it, or hive_cuda: false for a hive on the processor.",
-            )
         if cuda and not _runs_on(gpu["compute"], cuda["architectures"], cuda.get("ptx", [])):
             raise Refused(
                 "gpu_not_in_wheels",
                 f"GPU {gpu['label']} has compute capability {gpu['compute']}, and the CUDA wheels (CUDA "
                 f"{cuda['runtime']}) were built for {', '.join(map(str, cuda['architectures']))}. Build them for it as "
                 "well, or set hive_cuda: false.",
+            )
+
+
+def _refuse_to_touch_what_others_installed(host: Facts, site: Facts, cuda: Facts, gpus: list[Facts]) -> None:
+    why = _why_not(host, cuda, gpus)
+    if host["installer"]:
+        raise Refused(
+            "driver_of_installer",
+            f"a driver that NVIDIA's .run installer left there does not do: {why} Packages cannot replace it. Run "
+            "nvidia-uninstall on the host.",
+        )
+    if host["ours"] or site["replace"] or not (host["loaded"] or host["module_packages"]):
+        return
+    there = ", ".join(host["module_packages"]) or f"driver {host['loaded']}"
+    raise Refused(
+        "driver_of_others",
+        f"a driver that this role did not install is there and does not do ({there}): {why} To replace it could take "
+        "away what was installed with it: a desktop, NVIDIA's Fabric Manager. Bring it to work or up to date in the "
+        "way in which it came, or remove it there, and run again; or set nvidia_driver_replace: true to have it "
+        "replaced.",
+    )
+
+
+def _refuse_to_guess(site: Facts, gpus: list[Facts]) -> None:
+    for gpu in gpus:
+        if gpu["name"] == "unknown" and not (site["branch"] and site["flavour"] != "auto"):
+            raise Refused(
+                "gpu_unknown",
+                f"GPU {gpu['label']} is of no generation that this version knows. Set nvidia_driver_branch and "
+                "nvidia_driver_flavour to what NVIDIA names for it, or hive_cuda: false for a hive on the processor.",
             )
 
 
@@ -123,7 +148,7 @@ def _is_code_for(own: int, built: str) -> bool:
 
 
 def _driver_that_works(host: Facts, site: Facts, cuda: Facts, gpus: list[Facts]) -> Facts | None:
-    """A driver of somebody else's that does all that is asked is left as it is."""
+    """A driver that is loaded and does all that is asked is left as it is."""
     version, flavour = host["loaded"], host["loaded_flavour"]
     if not version or _why_it_fails(version, flavour, cuda, gpus):
         return None
@@ -144,22 +169,27 @@ def _why_it_fails(version: str, flavour: str, cuda: Facts, gpus: list[Facts]) ->
     if cuda and _numbers(version) < _numbers(cuda["least_driver"]):
         return f"CUDA {cuda['runtime']} of the wheels needs driver {cuda['least_driver']}, this is {version}."
     for gpu in gpus:
-        if flavour not in _flavours(gpu, _branch(version)):
+        # Of a GPU newer than the table only the agent can say, later, whether the driver that is there drives it.
+        if gpu["name"] != "unknown" and flavour not in _flavours(gpu, _branch(version)):
             return f"Driver {version} with {flavour} kernel modules does not drive GPU {gpu['label']}."
     return ""
 
 
-def _why_not_as_it_is(host: Facts, cuda: Facts, gpus: list[Facts]) -> Refused:
+def _why_not(host: Facts, cuda: Facts, gpus: list[Facts]) -> str:
     """Why the driver that is there does not do."""
-    fix = "Install one that does on the host, or set nvidia_driver_install: true."
     version = host["loaded"]
     if not version:
-        return Refused("no_driver", f"no NVIDIA driver is loaded and nvidia_driver_install is false. {fix}")
+        return "No NVIDIA driver is loaded."
     why = _why_it_fails(version, host["loaded_flavour"], cuda, gpus)
-    if "needs driver" in why:
-        return Refused("driver_too_old", f"{why} {fix}")
-    why = why or f"Driver {version} is there, nvidia_driver_branch or nvidia_driver_flavour asks for another."
-    return Refused("driver_does_not_fit", f"{why} {fix}")
+    return why or f"Driver {version} is there, nvidia_driver_branch or nvidia_driver_flavour asks for another."
+
+
+def _why_not_as_it_is(host: Facts, cuda: Facts, gpus: list[Facts]) -> Refused:
+    why = _why_not(host, cuda, gpus)
+    fix = "nvidia_driver_install is false: install one that does on the host, or set it to true."
+    if not host["loaded"]:
+        return Refused("no_driver", f"{why} {fix}")
+    return Refused("driver_too_old" if "needs driver" in why else "driver_does_not_fit", f"{why} {fix}")
 
 
 def _offers(host: Facts, site: Facts, tables: Facts, distribution: str) -> list[Facts]:
@@ -182,8 +212,11 @@ def _offers(host: Facts, site: Facts, tables: Facts, distribution: str) -> list[
 
 
 def _has_branch(offer: Facts, branch: int) -> bool:
-    # A release of a distribution has one branch, NVIDIA's repositories have all since some first one.
-    return branch == offer["branch"] or (offer["source"] == "nvidia" and branch >= offer.get("since", offer["branch"]))
+    # A release of a distribution has one branch; NVIDIA's repositories have all since some first one, as far as their
+    # packages are named as the table has it.
+    if offer["source"] == "distribution":
+        return branch == offer["branch"]
+    return offer.get("since", offer["branch"]) <= branch <= offer.get("last", branch)
 
 
 def _with_branch(offer: Facts, branch: int) -> Facts:
@@ -246,18 +279,74 @@ def _secure_boot_steps(host: Facts) -> str:
     )
 
 
-def _filled(name: str, branch: int, kernel: str) -> str:
-    return name.replace("{branch}", str(branch)).replace("{kernel}", _kernel_flavour(kernel))
+def _filled(name: str, branch: int, host: Facts) -> list[str]:
+    """A package's names: {kernel} is the running one, {image} each package by which kernels are kept up to date."""
+    name = name.replace("{branch}", str(branch)).replace("{kernel}", host["kernel"])
+    return [name.replace("{image}", image) for image in _images(host)] if "{image}" in name else [name]
 
 
-def _headers(kernel: str) -> list[str]:
-    """Packages with what modules are built with: for the running kernel, and for those that will follow it."""
-    return [f"linux-headers-{kernel}", f"linux-headers-{_kernel_flavour(kernel)}"]
+def _images(host: Facts) -> list[str]:
+    # Ubuntu's virtual machines run its generic kernel; modules come by that name alone.
+    return sorted({re.sub(r"^virtual\b", "generic", image) for image in host["images"]})
+
+
+def _headers(distribution: str, host: Facts) -> list[str]:
+    """Packages with what modules are built with: for the running kernel first, then for those that will follow it."""
+    kernel = host["kernel"]
+    if distribution == "rhel":
+        return [_rhel_headers(kernel)]
+    follow = _images(host) or [_kernel_flavour(kernel)]
+    return [f"linux-headers-{name}" for name in (kernel, *follow)]
+
+
+def _rhel_headers(kernel: str) -> str:
+    """kernel-uek-devel of Oracle's own kernel, kernel-rt-devel of 5.14.0-570.el9.x86_64+rt."""
+    version, _, variant = kernel.partition("+")
+    variant = variant or ("uek" if "uek" in version else "")
+    return f"kernel-{variant + '-' if variant else ''}devel-{version}"
 
 
 def _kernel_flavour(kernel: str) -> str:
     """cloud-amd64 of 6.12.48+deb13-cloud-amd64, generic of 6.8.0-85-generic."""
     return re.sub(r"^.*[0-9]-(?=[a-z])", "", kernel)
+
+
+def offered_by_apt(policy: str, plan: Facts) -> Facts:
+    """What ``apt-cache policy`` of a plan's packages and headers says, in C's locale.
+
+    ``offered``: whether the branch can be had; ``missing``: packages that cannot; ``wanted``: what to install, with
+    the branch where another one is installed or none; ``headers``: those of the plan's that can be had.
+    """
+    known: dict[str, list[str]] = {}
+    installed: dict[str, str] = {}
+    name = ""
+    for line in policy.splitlines():
+        if found := re.match(r"(\S+):$", line):
+            name = found[1]
+        elif found := re.match(r"  Installed: (\S+)", line):
+            installed[name] = found[1]
+        elif found := re.match(r" (?:\*{3}|   ) (\S+) -?\d+", line):
+            known.setdefault(name, []).append(found[1])
+    branch = plan["branch"]
+
+    def in_branch(name: str) -> bool:
+        return any(_is_of(version, branch) for version in known.get(name, []))
+
+    def spelled(name: str) -> str:
+        moves = plan["pinned"] and in_branch(name) and not _is_of(installed[name], branch)
+        return f"{name}={branch}.*" if moves else name
+
+    headers = [name for name in plan["headers"] if name in known]
+    return {
+        "offered": in_branch(plan["packages"][0]),
+        "missing": [name for name in plan["packages"] if name not in known],
+        "wanted": [spelled(name) for name in plan["packages"]] + headers,
+        "headers": headers,
+    }
+
+
+def _is_of(version: str, branch: int) -> bool:
+    return version.startswith(f"{branch}.")
 
 
 def _branch(version: str) -> int:
@@ -272,5 +361,5 @@ class FilterModule:
     """What Ansible looks for in this file."""
 
     def filters(self) -> Facts:
-        """The filter: ``host | nvidia_driver_decision(site, cuda, tables)``."""
-        return {"nvidia_driver_decision": decide}
+        """``host | nvidia_driver_decision(site, cuda, tables)`` and ``policy | nvidia_driver_offered_by_apt(plan)``."""
+        return {"nvidia_driver_decision": decide, "nvidia_driver_offered_by_apt": offered_by_apt}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +23,7 @@ _SPEC.loader.exec_module(nvidia_driver)
 
 VARS = yaml.safe_load((ROLE / "vars" / "main.yml").read_text(encoding="utf-8"))
 TABLES = {name: VARS[f"_nvidia_driver_{name}"] for name in ("generations", "offers", "rebuilds", "packages")}
-SITE = {"install": True, "branch": 0, "flavour": "auto", "source": "auto"}
+SITE = {"install": True, "replace": False, "branch": 0, "flavour": "auto", "source": "auto"}
 # What the CUDA wheels may have been built for.
 CUDA_13 = {
     "runtime": "13.0",
@@ -42,7 +44,10 @@ BARE = {
     "secure_boot": False,
     "signing_key_enrolled": False,
     "installer": False,
+    "module_packages": [],
+    "images": [],
     "ours": False,
+    "brought": [],
 }
 # Recorded PCI device ids, from the PCI ID Repository.
 RECORDED = {
@@ -202,30 +207,56 @@ def test_a_gpu_newer_than_the_table_needs_a_decision_of_the_site() -> None:
     assert short(plan) == (620, "open", "nvidia")
 
 
+@pytest.mark.parametrize("flavour", ["open", "proprietary"])
+def test_a_gpu_newer_than_the_table_keeps_the_driver_that_it_has(flavour: str) -> None:
+    there: dict[str, Any] = {"loaded": "640.10.01", "loaded_flavour": flavour}
+
+    assert decide("3000", **there)["action"] == "keep"
+    assert decide("3000", site={"install": False}, **there)["action"] == "keep"
+    assert short(decide("3000", site={"install": False})) == "no_driver"
+    assert short(decide("3000", loaded="535.54.03", loaded_flavour=flavour)) == "driver_of_others"
+
+
 @pytest.mark.parametrize(
     ("loaded", "flavour", "expected"),
     [
         ("580.126.09", "open", "keep"),
         ("595.58.03", "proprietary", "keep"),
-        ("580.65.05", "open", "install"),
-        ("535.261.03", "proprietary", "install"),
+        ("580.65.05", "open", "refuse"),
+        ("535.261.03", "proprietary", "refuse"),
     ],
 )
 def test_a_driver_of_others_is_left_where_it_does(loaded: str, flavour: str, expected: str) -> None:
     assert decide("2204", loaded=loaded, loaded_flavour=flavour, library=loaded)["action"] == expected
 
 
-def test_a_driver_of_others_that_the_site_wants_otherwise_is_replaced() -> None:
-    there: dict[str, Any] = {"loaded": "595.58.03", "loaded_flavour": "open", "library": "595.58.03"}
+@pytest.mark.parametrize(
+    ("there", "site", "why"),
+    [
+        ({"loaded": "535.261.03", "loaded_flavour": "open"}, {}, "needs driver 580.65.06, this is 535.261.03"),
+        ({"loaded": "595.58.03", "loaded_flavour": "open"}, {"branch": 580}, "nvidia_driver_branch or"),
+        ({"loaded": "595.58.03", "loaded_flavour": "open"}, {"flavour": "proprietary"}, "asks for another"),
+        ({"module_packages": ["nvidia-kernel-dkms"]}, {}, "(nvidia-kernel-dkms): No NVIDIA driver is loaded"),
+    ],
+)
+def test_a_driver_of_others_is_replaced_only_where_the_site_says_so(
+    there: dict[str, Any], site: dict[str, Any], why: str
+) -> None:
+    plan = decide("2204", site=site, **there)
 
-    assert decide("2204", site={"branch": 580}, **there)["action"] == "install"
-    assert decide("2204", site={"flavour": "proprietary"}, **there)["action"] == "install"
+    assert plan["code"] == "driver_of_others"
+    assert why in plan["message"]
+    assert "nvidia_driver_replace: true" in plan["message"]
+    assert decide("2204", site={**site, "replace": True}, **there)["action"] == "install"
+    assert decide("2204", site=site, ours=True, **there)["action"] == "install"
 
 
 def test_our_own_driver_stays_ours() -> None:
-    plan = decide("2204", loaded="580.126.09", loaded_flavour="open", library="580.126.09", ours=True)
+    there: dict[str, Any] = {"loaded": "580.126.09", "loaded_flavour": "open", "library": "580.126.09", "ours": True}
 
-    assert plan["action"] == "install"
+    assert decide("2204", **there)["action"] == "install"
+    assert decide("2204", site={"install": False}, **there)["action"] == "keep"
+    assert short(decide("2204", site={"install": False, "branch": 595}, **there)) == "driver_does_not_fit"
 
 
 @pytest.mark.parametrize(
@@ -315,32 +346,161 @@ def test_the_documentation_has_the_table_of_decisions(cuda: dict[str, Any]) -> N
 
 @pytest.mark.parametrize("devices", [["1380", "1b06", "1db4"], ["1e07", "20b5", "2204", "2684", "2331"]])
 def test_generations_in_one_line_of_the_table_are_decided_alike(devices: list[str]) -> None:
-    for os, cuda in itertools.product(
+    for release, cuda in itertools.product(
         COLUMNS.values(), (CUDA_12, {**CUDA_13, "architectures": CUDA_12["architectures"]})
     ):
-        assert len({short(decide(device, os=os, cuda=cuda)) for device in devices}) == 1
+        assert len({short(decide(device, os=release, cuda=cuda)) for device in devices}) == 1
 
 
-def test_names_of_packages_are_filled_in() -> None:
-    plan = decide("2204", os="ubuntu-24.04", kernel="6.8.0-85-generic")
+@pytest.mark.parametrize(
+    ("kernel", "images", "modules"),
+    [
+        ("6.8.0-85-generic", ["generic"], ["generic"]),
+        ("6.8.0-85-generic", ["virtual"], ["generic"]),
+        ("6.14.0-33-generic", ["generic-hwe-24.04"], ["generic-hwe-24.04"]),
+        ("6.14.0-33-generic", ["virtual-hwe-24.04"], ["generic-hwe-24.04"]),
+        ("6.14.0-33-generic", ["generic", "generic-hwe-24.04"], ["generic", "generic-hwe-24.04"]),
+        ("6.8.0-1041-aws", ["aws-lts-24.04"], ["aws-lts-24.04"]),
+        ("6.8.0-85-generic", [], []),
+    ],
+)
+def test_modules_of_ubuntu_come_for_the_running_kernel_and_those_to_come(
+    kernel: str, images: list[str], modules: list[str]
+) -> None:
+    plan = decide("2204", os="ubuntu-24.04", kernel=kernel, images=images)
 
-    assert plan["packages"][:2] == [
+    assert plan["packages"][:-3] == [
         "nvidia-headless-no-dkms-580-server-open",
-        "linux-modules-nvidia-580-server-open-generic",
+        f"linux-modules-nvidia-580-server-open-{kernel}",
+        *(f"linux-modules-nvidia-580-server-open-{name}" for name in modules),
     ]
+    assert plan["automatic"] == ([f"linux-modules-nvidia-580-server-open-{kernel}"] if images else [])
+
+
+def test_packages_are_kept_at_their_version_but_where_they_follow_the_kernel() -> None:
+    assert decide("2204")["pinned"]
+    assert not decide("2204", os="ubuntu-24.04")["pinned"]
+    assert decide("2204", os="ubuntu-24.04", site={"source": "nvidia"})["pinned"]
+
+
+def test_ubuntu_is_offered_no_branch_whose_packages_have_other_names() -> None:
+    assert short(decide("2204", os="ubuntu-24.04", site={"branch": 595})) == "no_such_driver"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "images", "headers"),
+    [
+        ("6.1.0-40-amd64", ["amd64"], "amd64"),
+        ("6.1.0-40-amd64", [], "amd64"),
+        ("6.12.48+deb13-amd64", [], "amd64"),
+        ("6.12.48+deb13-cloud-amd64", [], "cloud-amd64"),
+        ("6.1.0-40-rt-amd64", ["rt-amd64"], "rt-amd64"),
+    ],
+)
+def test_headers_come_for_the_running_kernel_and_those_to_come(kernel: str, images: list[str], headers: str) -> None:
+    plan = decide("2204", kernel=kernel, images=images)
+
+    assert plan["headers"] == [f"linux-headers-{kernel}", f"linux-headers-{headers}"]
+
+
+def test_headers_of_ubuntus_newer_kernels_have_a_name_of_their_own() -> None:
+    plan = decide(
+        "2204", os="ubuntu-24.04", site={"source": "nvidia"}, kernel="6.14.0-33-generic", images=["virtual-hwe-24.04"]
+    )
+
+    assert plan["headers"] == ["linux-headers-6.14.0-33-generic", "linux-headers-generic-hwe-24.04"]
 
 
 @pytest.mark.parametrize(
     ("kernel", "headers"),
     [
-        ("6.1.0-40-amd64", "amd64"),
-        ("6.12.48+deb13-amd64", "amd64"),
-        ("6.12.48+deb13-cloud-amd64", "cloud-amd64"),
-        ("6.1.0-40-rt-amd64", "rt-amd64"),
+        ("5.14.0-570.12.1.el9_6.x86_64", "kernel-devel-5.14.0-570.12.1.el9_6.x86_64"),
+        ("5.14.0-570.12.1.el9_6.x86_64+rt", "kernel-rt-devel-5.14.0-570.12.1.el9_6.x86_64"),
+        ("5.15.0-306.177.4.el9uek.x86_64", "kernel-uek-devel-5.15.0-306.177.4.el9uek.x86_64"),
     ],
 )
-def test_headers_come_for_the_running_kernel_and_those_to_come(kernel: str, headers: str) -> None:
-    assert decide("2204", kernel=kernel)["headers"] == [f"linux-headers-{kernel}", f"linux-headers-{headers}"]
+def test_headers_of_red_hats_kernels(kernel: str, headers: str) -> None:
+    assert decide("2204", os="ol-9.6", kernel=kernel)["headers"] == [headers]
+
+
+# As `apt-cache policy` says it: one installed and of another branch, one that is there in two, one without a branch in
+# its version, one whose archive is gone, and headers; what apt does not know it says nothing of.
+POLICY = """nvidia-kernel-open-dkms:
+  Installed: 595.58.03-1
+  Candidate: 595.58.03-1
+  Version table:
+     620.10.01-1 500
+        500 http://mirror.example.com/debian12/x86_64  Packages
+ *** 595.58.03-1 1001
+        500 http://mirror.example.com/debian12/x86_64  Packages
+        100 /var/lib/dpkg/status
+     580.126.09-1 500
+        500 http://mirror.example.com/debian12/x86_64  Packages
+nvidia-driver-cuda:
+  Installed: (none)
+  Candidate: 620.10.01-1
+  Version table:
+     620.10.01-1 500
+        500 http://mirror.example.com/debian12/x86_64  Packages
+     580.126.09-1 500
+        500 http://mirror.example.com/debian12/x86_64  Packages
+nvidia-persistenced:
+  Installed: 580.82.07-1
+  Candidate: 580.126.09-1
+  Version table:
+     580.126.09-1 500
+        500 http://mirror.example.com/debian12/x86_64  Packages
+ *** 580.82.07-1 100
+        100 /var/lib/dpkg/status
+nvidia-modprobe:
+  Installed: (none)
+  Candidate: 1.0-1
+  Version table:
+     1.0-1 500 (phased 20%)
+        500 http://mirror.example.com/debian12/x86_64  Packages
+linux-headers-amd64:
+  Installed: (none)
+  Candidate: 6.1.153-1
+  Version table:
+     6.1.153-1 500
+        500 http://mirror.example.com/debian12 bookworm/main amd64 Packages
+"""
+
+
+def test_apt_is_asked_for_the_branch_where_another_is_there_or_none() -> None:
+    offered = nvidia_driver.offered_by_apt(POLICY, decide("2204", site={"branch": 580}))
+
+    assert offered == {
+        "offered": True,
+        "missing": [],
+        "wanted": [
+            "nvidia-kernel-open-dkms=580.*", "nvidia-driver-cuda=580.*", "nvidia-persistenced", "nvidia-modprobe",
+            "linux-headers-amd64",
+        ],
+        "headers": ["linux-headers-amd64"],
+    }  # fmt: skip
+
+
+def test_what_apt_lacks_is_named() -> None:
+    assert not nvidia_driver.offered_by_apt(POLICY, decide("2204", site={"branch": 590}))["offered"]
+
+    plan = decide("2204", os="ubuntu-24.04", kernel="6.8.0-85-generic", images=["generic"])
+    modules = "linux-modules-nvidia-580-server-open"
+    known = [name for name in plan["packages"] if name != f"{modules}-6.8.0-85-generic"]
+    policy = "".join(
+        f"{name}:\n  Installed: (none)\n  Candidate: 580.1-0\n  Version table:\n     580.1-0 500\n" for name in known
+    )
+    assert nvidia_driver.offered_by_apt(policy, plan) == {
+        "offered": True, "missing": [f"{modules}-6.8.0-85-generic"], "wanted": plan["packages"], "headers": [],
+    }  # fmt: skip
+
+
+def test_every_repository_of_nvidias_is_known_by_the_fingerprint_of_its_key() -> None:
+    for offers in TABLES["offers"].values():
+        for offer in offers:
+            assert offer["source"] == "distribution" or re.fullmatch("[0-9A-F]{40}", offer["fingerprint"])
+            key = offer.get("key", "").removesuffix(".pub").upper()
+            assert offer.get("fingerprint", "").endswith(key)
 
 
 def test_signed_modules_need_no_headers() -> None:
@@ -362,10 +522,54 @@ def test_the_role_supports_what_preflight_supports() -> None:
             assert decide("2204", os=f"{name}-{version}")["action"] == "install", f"{name} {version}"
 
 
-def test_the_probe_answers_all_that_the_decision_asks(tmp_path: Path) -> None:
+def probe(record: Path, **environment: str) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, str(ROLE / "files" / "probe.py"), str(tmp_path / "ours")],
-        capture_output=True, text=True, check=True, timeout=60,
+        [sys.executable, str(ROLE / "files" / "probe.py"), str(record)],
+        capture_output=True, text=True, check=True, timeout=60, env={**os.environ, **environment},
     )  # fmt: skip
+    return json.loads(done.stdout)
 
-    assert set(json.loads(done.stdout)) >= set(BARE)
+
+def test_the_probe_answers_all_that_the_decision_asks(tmp_path: Path) -> None:
+    found = probe(tmp_path / "record")
+
+    assert set(found) >= set(BARE)
+    assert (found["ours"], found["brought"]) == (False, [])
+
+
+def test_the_probe_reads_what_came_with_the_driver(tmp_path: Path) -> None:
+    (tmp_path / "record").write_text("# Written by a test\ndkms\nnvidia-smi\n")
+
+    found = probe(tmp_path / "record")
+
+    assert (found["ours"], found["brought"]) == (True, ["dkms", "nvidia-smi"])
+
+
+# Status, name and what it depends on; dpkg's own command is given other names to choose from than in its database.
+INSTALLED = """ii |nvidia-kernel-dkms|dkms
+hi |nvidia-dkms-580-server-open|dkms
+rc |nvidia-open-kernel-dkms|dkms
+un |nvidia-kernel-open-dkms|
+ii |nvidia-fs-dkms|dkms
+ii |nvidia-headless-no-dkms-580-server|
+ii |firmware-nvidia-graphics|
+ii |libnvidia-container1|libc6
+ii |linux-image-generic-hwe-24.04|linux-image-6.14.0-33-generic, linux-firmware
+ii |linux-image-6.14.0-33-generic|kmod, linux-base, linux-modules-6.14.0-33-generic
+ii |linux-image-amd64|linux-image-6.1.0-40-amd64 (= 6.1.153-1)
+"""
+
+
+def test_the_probe_finds_packages_with_modules_and_those_that_bring_kernels(tmp_path: Path) -> None:
+    query = tmp_path / "dpkg-query"
+    query.write_text(
+        f"#!{sys.executable}\nimport fnmatch, sys\nassert sys.argv[1] == '--show'\n"
+        f"for line in {INSTALLED!r}.splitlines():\n"
+        "    if any(fnmatch.fnmatch(line.split('|')[1], word) for word in sys.argv[3:]): print(line)\n"
+    )
+    query.chmod(0o755)
+
+    found = probe(tmp_path / "record", PATH=f"{tmp_path}:{os.environ['PATH']}")
+
+    assert found["module_packages"] == ["nvidia-dkms-580-server-open", "nvidia-kernel-dkms"]
+    assert found["images"] == ["generic-hwe-24.04", "amd64"]
