@@ -7,6 +7,7 @@ what is tested is which of them come, and from where.
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -36,8 +37,9 @@ class NvidiaRepository:
         self.fingerprint = next(line.split(":")[9] for line in listed if line.startswith("fpr:"))
 
     def add(self, distribution: str, key: str, versions: Sequence[str]) -> None:
-        """A repository such as ``debian12/x86_64``, its public key in the file ``key``."""
+        """A repository such as ``debian12/x86_64``, its public key in the file ``key``. One that was there is gone."""
         folder = self.folder / distribution / "x86_64"
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         for version in versions:
             for package in PACKAGES:

@@ -42,6 +42,7 @@ PLAYBOOK = """
 BLACKWELL, AMPERE, KEPLER = "2b85", "2204", "102d"
 CUDA = {"runtime": "13.0", "least_driver": "580.65.06", "architectures": [86, 120]}
 KEYS = {"debian12": "3bf863cc.pub", "debian13": "8793F200.pub"}
+RELEASES = {"bookworm": "debian12", "trixie": "debian13"}
 ASKED = ["nvidia-driver-cuda", "nvidia-kernel-open-dkms", "nvidia-modprobe", "nvidia-persistenced"]
 VERSIONS = ("580.126.09-1", "595.58.03-1", "620.10.01-1")
 
@@ -123,7 +124,7 @@ def test_the_driver_comes_from_nvidias_repository_by_its_branch_and_key(
 def test_a_driver_of_others_is_left_unless_the_site_has_it_replaced(
     site: Site, host: Host, fleet: Fleet, repository: NvidiaRepository
 ) -> None:
-    url = f"{fleet.packages_url}/nvidia/{'debian12' if host.suite == 'bookworm' else 'debian13'}/x86_64"
+    url = f"{fleet.packages_url}/nvidia/{RELEASES[host.suite]}/x86_64"
     host.run(
         f"echo 'deb [trusted=yes] {url} /' > /etc/apt/sources.list.d/own.list && "
         f"apt-get update -q && apt-get install -q -y nvidia-kernel-dkms={VERSIONS[1]}",
@@ -146,6 +147,31 @@ def test_a_driver_of_others_is_left_unless_the_site_has_it_replaced(
     assert removed.status == 0, removed.output[-1800:]
     assert packages_of(host) == {}
     assert host.run("ls /var/lib/llama-orch* /etc/apt/*/llama-orch*").stdout == ""
+
+
+def test_an_index_that_is_older_than_the_archive_is_read_anew(site: Site, host: Host, fleet: Fleet) -> None:
+    release = RELEASES[host.suite]
+    newer = {"debian12": "580.130.01-1", "debian13": "620.20.01-1"}[release]
+    own = NvidiaRepository(fleet.state_dir / "packages" / f"nvidia-{host.suite}")
+    try:
+        own.add(release, KEYS[release], VERSIONS)
+        gpu.give(host, [BLACKWELL])
+        site.variables["nvidia_driver_repository_url"] = f"{fleet.packages_url}/nvidia-{host.suite}"
+        site.variables["nvidia_driver_repository_fingerprint"] = own.fingerprint
+        play(site)
+        assert set(packages_of(host)) == {*ASKED, "libnvidia-ml1"}
+
+        # As an image of some months ago: the index knows the branch by packages that the archive has no more.
+        host.run(
+            f"apt-get purge -q -y --allow-change-held-packages {' '.join(ASKED)} libnvidia-ml1 && apt-get clean && "
+            "touch -d '2 days ago' /var/lib/apt/lists && rm -f /var/lib/apt/periodic/update-success-stamp",
+            check=True,
+        )
+        own.add(release, KEYS[release], [newer])
+        play(site)
+        assert packages_of(host) == dict.fromkeys([*ASKED, "libnvidia-ml1"], newer)
+    finally:
+        own.close()
 
 
 def test_a_gpu_that_no_driver_drives_is_refused_before_anything_changes(site: Site, host: Host) -> None:
