@@ -15,10 +15,12 @@ from pathlib import Path
 
 from .debs import write_index
 
-# With what each needs and bears: a library of its own version, one kind of kernel modules.
+# With what each needs and bears: a library of its own version, one kind of kernel modules. The Fabric Manager stands
+# for what somebody has installed that bears no driver of ours.
 PACKAGES = {
     "libnvidia-ml1": "",
     "nvidia-driver-cuda": "Depends: libnvidia-ml1 (= {version})\n",
+    "nvidia-fabricmanager": "Conflicts: nvidia-modprobe\n",
     "nvidia-kernel-dkms": "Conflicts: nvidia-kernel-open-dkms\n",
     "nvidia-kernel-open-dkms": "Conflicts: nvidia-kernel-dkms\n",
     "nvidia-modprobe": "Depends: kmod\n",

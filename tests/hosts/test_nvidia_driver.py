@@ -148,6 +148,14 @@ def test_a_driver_of_others_is_left_unless_the_site_has_it_replaced(
     assert packages_of(host) == {}
     assert host.run("ls /var/lib/llama-orch* /etc/apt/*/llama-orch*").stdout == ""
 
+    # Not a driver, and in its way.
+    host.run("apt-get install -q -y nvidia-fabricmanager", check=True)
+    site.variables["nvidia_driver_replace"] = False
+    refused = play(site)
+    assert "apt would remove nvidia-fabricmanager" in " ".join(refused.output.split()), refused.output[-1800:]
+    assert set(packages_of(host)) == {"nvidia-fabricmanager"}
+    assert host.run("ls /var/lib/llama-orch*").stdout == ""
+
 
 def test_an_index_that_is_older_than_the_archive_is_read_anew(site: Site, host: Host, fleet: Fleet) -> None:
     release = RELEASES[host.suite]
