@@ -257,7 +257,7 @@ def test_a_driver_that_only_the_bus_knows_of_has_to_answer(machine: Machine) -> 
 def test_what_the_kernel_holds_stops_no_reboot(machine: Machine, suspended: str, status: int) -> None:
     machine.run("llama-orch-hive")
     machine.workers.append({"pid": 4711, "backend": "cuda"})
-    machine.program("python3", "#!/bin/sh\necho workers survive SIGKILL: 4711 >&2\nexit 1\n")
+    machine.program("python3", "#!/bin/sh\ncat > /dev/null\necho workers survive SIGKILL: 4711 >&2\nexit 1\n")
 
     run = machine.play("suspend", role="hive", hive_suspend=suspended)
 
