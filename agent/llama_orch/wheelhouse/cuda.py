@@ -12,7 +12,6 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +21,9 @@ from llama_orch.wheelhouse.compiler import need_compiler, run, run_ninja
 from llama_orch.wheelhouse.cuda_runtime import RUNTIMES, Runtime
 from llama_orch.wheelhouse.downloads import wheels_of
 from llama_orch.wheelhouse.errors import WheelhouseError
-from llama_orch.wheelhouse.files import locked
-from llama_orch.wheelhouse.locks import Pin, Target, pin_named, pins_for, read_lock
-from llama_orch.wheelhouse.pip import run_pip, say
+from llama_orch.wheelhouse.files import filled_once, locked
+from llama_orch.wheelhouse.locks import Pin, Target, lock_path, pin_named, pins_for, read_lock
+from llama_orch.wheelhouse.pip import exactly, run_pip, say
 
 NAME = "llama-orch-cuda"
 LIBRARY = "libggml-cuda.so"
@@ -69,11 +68,11 @@ class Backend:
 
     def pins(self) -> list[Pin]:
         """What is locked for this CUDA."""
-        return pins_for(read_lock(self.project / "agent" / "requirements" / f"{self.runtime.lock()}.txt"), _TARGET)
+        return pins_for(read_lock(lock_path(self.project, self.runtime.lock())), _TARGET)
 
     def llama(self) -> Pin:
         """The llama-cpp-python that it is built from and that it fits."""
-        return pin_named(read_lock(self.project / "agent" / "requirements" / "hive.txt"), llama.NAME)
+        return pin_named(read_lock(lock_path(self.project, "hive")), llama.NAME)
 
     def inputs(self) -> list[str]:
         """All that decides what is built, but for the machine that builds."""
@@ -125,12 +124,12 @@ class Backend:
         return wheel
 
     def _compile(self, work: Path) -> None:
-        sources = self._once(work / "source", self._fetch_sources)
-        tools = self._once(work / "tools", self._fetch_tools)
+        sources = filled_once(work / "source", self._fetch_sources)
+        tools = filled_once(work / "tools", self._fetch_tools)
         cmake, ninja = toolkit.find_tools(tools)
         compiler = [f"-DCMAKE_CUDA_COMPILER={self.nvcc}"]
         if self.nvcc is None:
-            cuda = self._once(work / "toolkit", self._fetch_toolkit)
+            cuda = filled_once(work / "toolkit", self._fetch_toolkit)
             compiler = [f"-DCMAKE_CUDA_COMPILER={cuda / 'bin' / 'nvcc'}", f"-DCUDAToolkit_ROOT={cuda}"]
         origin = ";".join(f"$ORIGIN/../{folder}" for folder in self.runtime.folders)
         run(
@@ -151,32 +150,9 @@ class Backend:
         )
         run_ninja([str(ninja), "-j", str(os.cpu_count() or 1), "-C", str(work / "build"), "ggml-cuda"])
 
-    def _once(self, folder: Path, fill: Callable[[Path], None]) -> Path:
-        """The folder, filled where an earlier build has not done so to the end."""
-        if not folder.is_dir():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-                whole = Path(temporary, "whole")
-                whole.mkdir()
-                fill(whole)
-                whole.rename(folder)
-        return folder
-
     def _fetch_sources(self, folder: Path) -> None:
-        pin = self.llama()
-        with tempfile.TemporaryDirectory(prefix="llama-orch-source-") as temporary:
-            requirements = Path(temporary, "requirements.txt")
-            requirements.write_text(pin.requirement() + "\n", encoding="utf-8")
-            run_pip(
-                [
-                    "download",
-                    "--no-deps",
-                    f"--no-binary={llama.NAME}",
-                    "--require-hashes",
-                    f"--dest={temporary}",
-                    f"--requirement={requirements}",
-                ]
-            )
+        with tempfile.TemporaryDirectory(prefix="llama-orch-source-") as temporary, exactly([self.llama()]) as this:
+            run_pip(["download", "--no-deps", f"--no-binary={llama.NAME}", f"--dest={temporary}", *this])
             shutil.unpack_archive(next(Path(temporary).glob("*.tar.gz")), folder)
 
     def _fetch_tools(self, folder: Path) -> None:
@@ -195,7 +171,7 @@ def backend(project: Path, cache: Path, nvcc: Path | None = None, wanted: str | 
     """
     if nvcc is None:
         runtime = RUNTIMES[13]
-        pins = read_lock(project / "agent" / "requirements" / f"{runtime.lock()}.txt")
+        pins = read_lock(lock_path(project, runtime.lock()))
         compiler = "\n".join(pin_named(pins, name).requirement() for name in toolkit.COMPILER_WHEELS)
     else:
         nvcc = nvcc.resolve()
@@ -211,7 +187,7 @@ def _runtime_for(project: Path, major: int, minor: int) -> Runtime:
     if runtime is None:
         known = " and ".join(str(one) for one in sorted(RUNTIMES))
         raise WheelhouseError(f"nvcc is of CUDA {major}.{minor}; hives can get CUDA {known}: give another with --nvcc")
-    pins = read_lock(project / "agent" / "requirements" / f"{runtime.lock()}.txt")
+    pins = read_lock(lock_path(project, runtime.lock()))
     locked_version = runtime.version(pins)
     if minor > int(locked_version.split(".")[1]):
         raise WheelhouseError(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from llama_orch.wheelhouse.errors import WheelhouseError
-from llama_orch.wheelhouse.files import locked
+from llama_orch.wheelhouse.files import filled_once, locked
 from llama_orch.wheelhouse.locks import Pin, Target
 from llama_orch.wheelhouse.pip import download, say
 
@@ -18,13 +17,13 @@ def wheels_of(pins: Sequence[Pin], target: Target, cache: Path, what: str) -> li
     text = "\n".join(pin.requirement() for pin in pins)
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     folder = cache / "downloads" / f"{key}-{target.label()}"
+
+    def fetch(into: Path) -> None:
+        say(f"fetching {what}")
+        download(pins, target, into)
+
     with locked(folder.with_name(folder.name + ".lock"), "another download of the same wheels"):
-        if not folder.is_dir():
-            say(f"fetching {what}")
-            with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-                fetched = Path(temporary, "fetched")
-                download(pins, target, fetched)
-                fetched.rename(folder)
+        filled_once(folder, fetch)
     wheels = sorted(folder.glob("*.whl"))
     if len(wheels) != len(pins):
         raise WheelhouseError(f"{folder} holds {len(wheels)} wheels, not {len(pins)}; remove it and try again")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +24,18 @@ def locked(path: Path, who: str) -> Iterator[None]:
             say(f"waiting for {who} to end")
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+def filled_once(folder: Path, fill: Callable[[Path], None]) -> Path:
+    """The folder; `fill` puts its content into an empty one where nobody has done so to the end."""
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+            whole = Path(temporary, "whole")
+            whole.mkdir()
+            fill(whole)
+            whole.rename(folder)
+    return folder
 
 
 def sha256(path: Path) -> str:

@@ -15,7 +15,7 @@ from llama_orch.wheelhouse.content import Content
 from llama_orch.wheelhouse.downloads import wheels_of
 from llama_orch.wheelhouse.errors import WheelhouseError
 from llama_orch.wheelhouse.files import hash_of_tree
-from llama_orch.wheelhouse.locks import Target, pins_for, read_lock
+from llama_orch.wheelhouse.locks import Target, lock_path, pin_named, pins_for, read_lock
 from llama_orch.wheelhouse.pip import run_pip
 
 PARTS = ("hive", "queen")
@@ -30,10 +30,6 @@ class Project:
     """The checkout that is built from."""
 
     root: Path
-
-    def lock(self, name: str) -> Path:
-        """The lock file of a part ("hive", "queen"), of CUDA ("cuda13", "cuda12") or of pip itself ("pip")."""
-        return self.root / "agent" / "requirements" / f"{name}.txt"
 
     def sources(self) -> list[Path]:
         """The files that the llama_orch wheel is made of. Raises WheelhouseError outside a checkout."""
@@ -56,12 +52,13 @@ class House:
 
     def key(self) -> str:
         """Names the content by all it is made from, so that the same sources give the same release anywhere."""
-        pins = read_lock(self.project.lock(self.part))
-        parts = [FORMAT, self.part, self.target.label(), self.project.lock(self.part).read_text(encoding="utf-8")]
-        parts += [self.project.lock("pip").read_text(encoding="utf-8")]
+        lock, pip = (lock_path(self.project.root, name) for name in (self.part, "pip"))
+        pins = read_lock(lock)
+        parts = [FORMAT, self.part, self.target.label(), lock.read_text(encoding="utf-8")]
+        parts += [pip.read_text(encoding="utf-8")]
         parts += [hash_of_tree(self.project.root, self.project.sources())]
         if self.part == "hive":
-            parts.append(" ".join(llama.CMAKE_ARGS) + next(p.version for p in pins if p.name == llama.NAME))
+            parts.append(" ".join(llama.CMAKE_ARGS) + pin_named(pins, llama.NAME).version)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
     def content(self) -> Content:
@@ -70,10 +67,11 @@ class House:
         return Content(self.out, self.key(), label, f"{self.part}-{label}", self._fill)
 
     def _fill(self, folder: Path) -> dict[str, Any]:
-        pins = [pin for pin in pins_for(read_lock(self.project.lock(self.part)), self.target) if pin.name != llama.NAME]
+        locked = read_lock(lock_path(self.project.root, self.part))
+        pins = [pin for pin in pins_for(locked, self.target) if pin.name != llama.NAME]
         what = f"{len(pins)} locked wheels of the {self.part} for Python {self.target.python}"
         wheels = wheels_of(pins, self.target, self.cache, what)
-        pip = wheels_of(read_lock(self.project.lock("pip")), self.target, self.cache, "pip's own wheel")
+        pip = wheels_of(read_lock(lock_path(self.project.root, "pip")), self.target, self.cache, "pip's own wheel")
         if self.part == "hive":
             wheels.append(llama.llama_wheel(self.project.root, self.cache))
         for wheel in [*wheels, *pip]:

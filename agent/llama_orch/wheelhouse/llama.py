@@ -17,8 +17,8 @@ from pathlib import Path
 from llama_orch.wheelhouse.compiler import need_compiler
 from llama_orch.wheelhouse.errors import WheelhouseError
 from llama_orch.wheelhouse.files import locked
-from llama_orch.wheelhouse.locks import Pin, pin_named, read_lock
-from llama_orch.wheelhouse.pip import run_pip, say
+from llama_orch.wheelhouse.locks import Pin, lock_path, pin_named, read_lock
+from llama_orch.wheelhouse.pip import exactly, run_pip, say
 
 NAME = "llama-cpp-python"
 # No OpenMP: a bare host has no libgomp, and ggml has threads of its own.
@@ -53,7 +53,7 @@ def build_key(pin: Pin) -> str:
 
 def llama_wheel(project: Path, cache: Path) -> Path:
     """The path of the built wheel; builds it where the cache has none. Raises WheelhouseError."""
-    pin = pin_named(read_lock(project / "agent" / "requirements" / "hive.txt"), NAME)
+    pin = pin_named(read_lock(lock_path(project, "hive")), NAME)
     folder = cache / "wheels" / build_key(pin)
     with locked(folder.with_name(folder.name + ".lock"), f"another build of {NAME}"):
         return _cached(folder) or _build(pin, folder)
@@ -69,9 +69,7 @@ def _build(pin: Pin, folder: Path) -> Path:
     say(f"building {NAME} {pin.version} for every x86-64 processor; about 21 minutes of CPU time, once per machine")
     began = time.monotonic()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        requirements = Path(temporary, "requirements.txt")
-        requirements.write_text(pin.requirement() + "\n", encoding="utf-8")
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary, exactly([pin]) as this:
         built = Path(temporary, "built")
         run_pip(
             [
@@ -80,9 +78,8 @@ def _build(pin: Pin, folder: Path) -> Path:
                 f"--no-binary={NAME}",
                 # pip keeps wheels that it built, whatever CMAKE_ARGS they were built with.
                 "--no-cache-dir",
-                "--require-hashes",
                 f"--wheel-dir={built}",
-                f"--requirement={requirements}",
+                *this,
             ],
             # CMAKE_BUILD_PARALLEL_LEVEL: scikit-build-core leaves it to ninja, which takes all cores and 2 more.
             {"CMAKE_ARGS": " ".join(CMAKE_ARGS), "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1)},

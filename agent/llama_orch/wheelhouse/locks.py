@@ -63,6 +63,11 @@ class Target:
         }
 
 
+def lock_path(project: Path, name: str) -> Path:
+    """The lock file of a part ("hive", "queen"), of CUDA ("cuda13", "cuda12") or of pip itself ("pip")."""
+    return project / "agent" / "requirements" / f"{name}.txt"
+
+
 def read_lock(path: Path) -> list[Pin]:
     """All pins of a lock file. Raises WheelhouseError for a missing file and for a line without version or hash."""
     try:

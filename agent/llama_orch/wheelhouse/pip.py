@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from llama_orch.wheelhouse.errors import WheelhouseError
@@ -26,7 +27,7 @@ def say(text: str) -> None:
 def run_pip(arguments: Sequence[str], environment: dict[str, str] | None = None) -> None:
     """Run pip in this Python. Raises WheelhouseError with the end of its output when it fails."""
     if importlib.util.find_spec("pip") is None:
-        raise WheelhouseError(f"{sys.executable} has no pip; use the Python of a virtual environment (`make setup`)")
+        raise WheelhouseError(f"{sys.executable} has no pip; use the Python of a virtual environment (`make venv`)")
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
     done = subprocess.run(
         command,
@@ -42,25 +43,31 @@ def run_pip(arguments: Sequence[str], environment: dict[str, str] | None = None)
         raise WheelhouseError(f"pip {arguments[0]} failed with exit status {done.returncode}:\n{tail}")
 
 
+@contextmanager
+def exactly(pins: Sequence[Pin]) -> Iterator[list[str]]:
+    """The options by which pip takes these and checks their hashes."""
+    with tempfile.TemporaryDirectory(prefix="llama-orch-lock-") as folder:
+        requirements = Path(folder, "requirements.txt")
+        requirements.write_text("".join(pin.requirement() + "\n" for pin in pins), encoding="utf-8")
+        yield ["--require-hashes", f"--requirement={requirements}"]
+
+
 def download(pins: Sequence[Pin], target: Target, into: Path) -> None:
     """Fetch a wheel of each pin that fits the target, hash-checked, into a folder."""
     platforms = [f"manylinux_2_{minor}_{target.arch}" for minor in range(NEWEST_GLIBC_MINOR, 4, -1)]
     platforms += [f"manylinux2014_{target.arch}", f"manylinux2010_{target.arch}", f"manylinux1_{target.arch}"]
     abi = "cp" + target.python.replace(".", "")
-    with tempfile.TemporaryDirectory(prefix="llama-orch-lock-") as folder:
-        requirements = Path(folder, "requirements.txt")
-        requirements.write_text("".join(pin.requirement() + "\n" for pin in pins), encoding="utf-8")
+    with exactly(pins) as these:
         run_pip(
             [
                 "download",
                 "--no-deps",
-                "--require-hashes",
                 "--only-binary=:all:",
                 "--implementation=cp",
                 f"--python-version={target.python}",
                 *(f"--abi={name}" for name in (abi, "abi3", "none")),
                 *(f"--platform={name}" for name in platforms),
                 f"--dest={into}",
-                f"--requirement={requirements}",
+                *these,
             ]
         )
