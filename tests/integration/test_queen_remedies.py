@@ -41,6 +41,14 @@ def resets(log: Path) -> list[str]:
     return log.read_text().split() if log.exists() else []
 
 
+def give_token(queen: QueenProcess, name: str) -> None:
+    """Let the queen know the token of that hive."""
+    token = queen.secrets / "hives" / name
+    token.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    token.touch(0o600)
+    token.write_text(TOKEN)
+
+
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
     return tmp_path / "resets"
@@ -50,10 +58,7 @@ def log(tmp_path: Path) -> Path:
 def queen(tmp_path: Path, log: Path) -> Iterator[QueenProcess]:
     queen = QueenProcess(tmp_path)
     queen.playbook("reset_gpu", RESET.format(log=log, fails=tmp_path / "fails"))
-    token = queen.secrets / "hives" / "here"
-    token.parent.mkdir(mode=0o700, parents=True)
-    token.touch(0o600)
-    token.write_text(TOKEN)
+    give_token(queen, "here")
     yield queen
     queen.end()
 
@@ -137,9 +142,7 @@ async def test_a_remedy_that_the_site_allows_begins_by_itself_and_once(
 
 async def test_what_begins_by_itself_runs_on_one_node_at_a_time(queen: QueenProcess, hive: int, log: Path):
     queen.config.write_text(queen.config.read_text() + ALLOWED)
-    token = queen.secrets / "hives" / "there"
-    token.touch(0o600)
-    token.write_text(TOKEN)
+    give_token(queen, "there")
     async with serving(fake_hive("there", TOKEN, [ECC])) as url:
         other = LOCAL.partition("hosts:\n")[2].replace("here:", "there:") % int(url.rpartition(":")[2])
         queen.hosts(LOCAL % hive + other)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 import typer
@@ -148,18 +149,14 @@ def remedy(
     password = _sudo_password() if ask_sudo_password else None
     body = request(RemedyRequest, remedy=_remedy(remedy), gpu=gpu, sudo_password=password)
 
-    async def work() -> Job:
-        async with Connection(queen, None, token_file).open_queen() as client:
-            job = await client.remedy_node(name, body)
-            return job if no_wait else await _follow(client, job, quiet=as_json)
-
-    job = run(work())
-    if as_json:
-        print_json(job)
-    elif no_wait:
-        line(f"{remedy} of {name} begins: follow it with 'llama-orch jobs watch {job.job_id}'")
-    else:
-        line(f"{remedy} of {name} is done")
+    _run_job(
+        Connection(queen, None, token_file),
+        lambda client: client.remedy_node(name, body),
+        begins=f"{remedy} of {name} begins",
+        done=f"{remedy} of {name} is done",
+        no_wait=no_wait,
+        as_json=as_json,
+    )
 
 
 def _remedy(text: str) -> Remedy:
@@ -180,19 +177,37 @@ def remove(
     as_json: JsonOption = False,
 ) -> None:
     """Take the hive off the host and forget the node."""
+    _run_job(
+        Connection(queen, None, token_file),
+        lambda client: client.delete_node(name, force=force),
+        begins=f"Removing {name}",
+        done=f"Node {name} is removed",
+        no_wait=no_wait,
+        as_json=as_json,
+    )
 
+
+def _run_job(
+    connection: Connection,
+    begin: Callable[[Queen], Awaitable[Job]],
+    *,
+    begins: str,
+    done: str,
+    no_wait: bool,
+    as_json: bool,
+) -> None:
     async def work() -> Job:
-        async with Connection(queen, None, token_file).open_queen() as client:
-            job = await client.delete_node(name, force=force)
+        async with connection.open_queen() as client:
+            job = await begin(client)
             return job if no_wait else await _follow(client, job, quiet=as_json)
 
     job = run(work())
     if as_json:
         print_json(job)
     elif no_wait:
-        line(f"Removing {name}: follow it with 'llama-orch jobs watch {job.job_id}'")
+        line(f"{begins}: follow it with 'llama-orch jobs watch {job.job_id}'")
     else:
-        line(f"Node {name} is removed")
+        line(done)
 
 
 async def _follow(client: Queen, job: Job, *, quiet: bool) -> Job:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field
 
@@ -11,6 +11,8 @@ from .common import Response
 
 Backend = Literal["cpu", "cuda"]
 SplitMode = Literal["layer", "row"]
+# As NVML numbers GPUs.
+DeviceIndex = Annotated[int, Field(ge=0, le=255)]
 # As many devices as llama.cpp can split a model over (`llama_max_devices`).
 MOST_DEVICES = 16
 

@@ -9,11 +9,10 @@ from pydantic import AwareDatetime, Field, model_validator
 
 from . import model_ref as refs
 from .common import Problem, Request, Response
-from .devices import MOST_DEVICES, Backend, SplitMode
+from .devices import MOST_DEVICES, Backend, DeviceIndex, SplitMode
 from .patterns import GgufFilename, WorkerName
 
 Origin = Literal["rest", "inventory"]
-DeviceIndex = Annotated[int, Field(ge=0, le=255)]
 Share = Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)]
 
 

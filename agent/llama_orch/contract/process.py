@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, Field, StringConstraints
 
 from .common import Request, Response
-from .devices import MOST_DEVICES, Backend, SplitMode
+from .devices import MOST_DEVICES, Backend, DeviceIndex, SplitMode
 from .patterns import IDENTIFIER, GpuUuid
 
 SPEC_FILE = "spec.json"
@@ -46,7 +46,7 @@ class WorkerSpec(Request):
     host: str = Field(min_length=1, max_length=253)
     port: int = Field(ge=1, le=65535)
     backend: Backend
-    devices: list[Annotated[int, Field(ge=0, le=255)]] = Field(default=[0], min_length=1, max_length=MOST_DEVICES)
+    devices: list[DeviceIndex] = Field(default=[0], min_length=1, max_length=MOST_DEVICES)
     device_uuids: list[GpuUuid] = Field(default=[], max_length=MOST_DEVICES)
     split_mode: SplitMode | None = None
     tensor_split: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = None

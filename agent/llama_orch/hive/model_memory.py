@@ -60,7 +60,7 @@ def of_worker(
     """What the worker takes at most."""
     slots, layers = request.slots, request.gpu_layers
     if request.backend == "cpu":
-        return Needed([needed_bytes(facts, slots, ctx_per_slot)])
+        return Needed([host_bytes(facts, slots, ctx_per_slot, 0)])
     shares = tensor_split or [1.0]
     of_each = gpu_bytes(facts, slots, ctx_per_slot, layers, shares=shares, split=request.split)
     return Needed(of_each, host_bytes(facts, slots, ctx_per_slot, layers))
@@ -72,11 +72,6 @@ def of_weights(size_bytes: int, request: SpawnRequest, tensor_split: Sequence[fl
     if request.gpu_layers == 0 and request.backend == "cuda":
         return Needed([0] * len(shares), size_bytes)
     return Needed([int(size_bytes * share) for share in shares])
-
-
-def needed_bytes(facts: ModelFacts, slots: int, ctx_per_slot: int) -> int:
-    """Bytes of memory that a worker on the CPU takes at most."""
-    return host_bytes(facts, slots, ctx_per_slot, 0)
 
 
 def host_bytes(facts: ModelFacts, slots: int, ctx_per_slot: int, gpu_layers: int | None) -> int:

@@ -35,13 +35,16 @@ def due(
         return None
     tried = {job.condition for job in jobs if job.condition is not None and now - job.created_at < interval}
     for condition in conditions:
-        if condition.remedy is None or condition.remedy not in allowed or not condition.cordons:
-            continue
-        if condition.type not in tried:
+        remedy = _allowed_remedy(condition, allowed)
+        if remedy is not None and condition.type not in tried:
             # A hive may answer anything, and Ansible evaluates what it is given.
-            is_of_one = condition.remedy is Remedy.RESET_GPU and re.fullmatch(WHOLE_GPU_UUID, condition.uuid or "")
-            return Cure(condition.remedy, condition.uuid if is_of_one else None, condition.type)
+            is_of_one = remedy is Remedy.RESET_GPU and re.fullmatch(WHOLE_GPU_UUID, condition.uuid or "")
+            return Cure(remedy, condition.uuid if is_of_one else None, condition.type)
     return None
+
+
+def _allowed_remedy(condition: Condition, allowed: frozenset[Remedy]) -> Remedy | None:
+    return condition.remedy if condition.cordons and condition.remedy in allowed else None
 
 
 class Standing:
@@ -77,7 +80,7 @@ class Remedies:
         now = datetime.now(UTC)
         conditions = hive.devices.conditions if hive.devices else []
         standing = self._standing.setdefault(node_name, Standing(self._after)).of(conditions, now)
-        if not any(one.cordons and one.remedy in self._allowed for one in standing):
+        if not any(_allowed_remedy(one, self._allowed) for one in standing):
             return
         async with self._one_at_a_time:
             await self._start_what_is_due(node_name, standing, now)

@@ -7,7 +7,7 @@ import pytest
 from llama_orch.contract.hive import SpawnRequest
 from llama_orch.hive import model_memory
 from llama_orch.hive.model_facts import ModelFacts
-from llama_orch.hive.model_memory import CUDA_CONTEXT_BYTES, PROCESS_BYTES, Needed, gpu_bytes, host_bytes, needed_bytes
+from llama_orch.hive.model_memory import CUDA_CONTEXT_BYTES, PROCESS_BYTES, Needed, gpu_bytes, host_bytes
 
 FACTS = ModelFacts(
     architecture="llama",
@@ -31,7 +31,7 @@ def test_a_worker_on_the_cpu_needs_the_sum_of_its_parts():
     compute = 512 * (4096 * 2 + (4 * 64 + 3 * 256) * 4)
     outputs = 2 * 64 * 1000 * 4
     words = 1000 * (240 + 2 * 12) + 500 * 90
-    assert needed_bytes(FACTS, 2, 4096) == 1_000_000 + cache + compute + outputs + words + PROCESS_BYTES
+    assert host_bytes(FACTS, 2, 4096, 0) == 1_000_000 + cache + compute + outputs + words + PROCESS_BYTES
 
 
 def test_context_is_rounded_up_as_llama_cpp_does():
@@ -58,7 +58,7 @@ def test_a_large_vocabulary_outweighs_the_blocks_work():
     assert model_memory.compute_bytes(facts, 1, 4096, 64) == (64 * 100_000 + 3 * 512 * 64) * 4
     assert model_memory.output_bytes(facts, 64) == 64 * 100_000 * 4
     # All slots may want logits at once, but no more than a step has tokens.
-    more = needed_bytes(facts, 9, 4096) - needed_bytes(facts, 8, 4096)
+    more = host_bytes(facts, 9, 4096, 0) - host_bytes(facts, 8, 4096, 0)
     assert more == 4096 * 128 + 100_000 * 12
 
 
@@ -67,7 +67,7 @@ def test_vectors_take_the_whole_text_at_once():
     compute = 4096 * (4096 * 2 + (4 * 64 + 3 * 256) * 4)
     outputs = 4096 * (1000 + 64) * 4
     words = 1000 * (240 + 12) + 500 * 90
-    assert needed_bytes(facts, 1, 4096) == 1_000_000 + compute + outputs + words + PROCESS_BYTES
+    assert host_bytes(facts, 1, 4096, 0) == 1_000_000 + compute + outputs + words + PROCESS_BYTES
 
 
 CACHE = 4096 * 128
@@ -102,8 +102,8 @@ def test_a_worker_on_gpus_needs_memory_beside_and_one_on_the_cpu_needs_nothing_e
         request = SpawnRequest.model_validate({"model_ref": "hf:a/b", **fields})
         return model_memory.of_worker(FACTS, request, 4096, None)
 
-    assert needed(backend="cpu") == Needed([needed_bytes(FACTS, 1, 4096)])
-    assert needed(backend="cuda", gpu_layers=0) == Needed([FIXED], host=needed_bytes(FACTS, 1, 4096))
+    assert needed(backend="cpu") == Needed([host_bytes(FACTS, 1, 4096, 0)])
+    assert needed(backend="cuda", gpu_layers=0) == Needed([FIXED], host=host_bytes(FACTS, 1, 4096, 0))
     assert needed(backend="cuda").host == 100_000 + HOST_FIXED
 
 
