@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 LOCKS := agent/requirements
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help up fleet test lint format test-unit test-integration test-hosts molecule bench-worker wheelhouse wheelhouse-cuda lock venv host-packages clean
+.PHONY: help up fleet test lint format test-unit test-integration test-hosts molecule bench-worker wheelhouse engine-wheel wheelhouse-cuda lock venv host-packages clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ bench-worker: $(VENV)/.dev ## the worker's speed beside llama-server's; builds t
 wheelhouse: $(VENV)/.dev ## the wheels that hives get, for every supported Python
 	@$(BIN)/python -m llama_orch.wheelhouse build
 
+engine-wheel: $(VENV)/.dev ## the engine as a release has it: one wheel into dist/, and its line for the lock
+	@$(BIN)/python -m llama_orch.wheelhouse engine-wheel
+
 wheelhouse-cuda: $(VENV)/.dev ## what hives with an NVIDIA GPU get beside; compiles for hours, once (docs/gpu.md)
 	@$(BIN)/python -m llama_orch.wheelhouse build-cuda $(CUDA_FLAGS)
 
@@ -70,9 +73,10 @@ lock: $(VENV)/.dev ## renew the locked dependencies
 	    compile --extra $$part --constraint $(LOCKS)/dev.txt pyproject.toml --output-file $(LOCKS)/$$part.txt; \
 	  done; \
 	  echo pip | compile - --output-file $(LOCKS)/pip.txt; \
-	  printf '%s\n' 'cuda-toolkit[nvcc,crt,nvvm,cccl,cudart,cublas]==13.0.*' cmake ninja | \
+  printf '%s\n' cmake ninja | compile - --output-file $(LOCKS)/build.txt; \
+	  printf '%s\n' 'cuda-toolkit[nvcc,crt,nvvm,cccl,cudart,cublas]==13.0.*' | \
 	    compile - --no-emit-package cuda-toolkit --output-file $(LOCKS)/cuda13.txt; \
-	  printf '%s\n' 'cuda-toolkit[cudart,cublas]==12.9.*' cmake ninja | \
+	  printf '%s\n' 'cuda-toolkit[cudart,cublas]==12.9.*' | \
 	    compile - --no-emit-package cuda-toolkit --output-file $(LOCKS)/cuda12.txt
 
 venv: $(VENV)/.dev ## the virtual environment with everything
@@ -82,23 +86,24 @@ $(VENV)/bin/python:
 	  { echo "llama-orch needs Python 3.11 or newer; try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "on Debian and Ubuntu run: apt-get install python3-venv"; exit 1; }
 
-# llama-cpp-python goes in first, from its cached portable build: pip then takes it as satisfied.
+# The engine goes in first, built for this machine: pip then takes llama-cpp-python as satisfied.
 define install
-	@$(BIN)/python -m pip install --quiet --require-hashes -r $(LOCKS)/pip.txt
-	@wheel=$$(PYTHONPATH=agent $(BIN)/python -m llama_orch.wheelhouse llama-wheel); \
-	  $(BIN)/python -m pip install --quiet --no-deps "$$wheel"
-	@echo "installing the locked dependencies ..."
-	@$(BIN)/python -m pip install --quiet --require-hashes $(patsubst %,-r $(LOCKS)/%.txt,$(1))
-	@$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@echo "setting up $(VENV) (once): the engine, then Python packages"
+	@$(BIN)/python -m pip install --quiet --quiet --no-compile --disable-pip-version-check \
+	  --require-hashes -r $(LOCKS)/pip.txt
+	@PYTHONPATH=agent $(BIN)/python -m llama_orch.wheelhouse install $(1)
 endef
 
-$(VENV)/.runtime: $(VENV)/bin/python pyproject.toml $(LOCKS)/hive.txt $(LOCKS)/queen.txt
+ENGINE := $(wildcard agent/llama_orch/wheelhouse/cpp/*) agent/llama_orch/wheelhouse/engine.py \
+  agent/llama_orch/wheelhouse/processors.py $(LOCKS)/build.txt $(LOCKS)/engine.txt
+
+$(VENV)/.runtime: $(VENV)/bin/python pyproject.toml $(LOCKS)/hive.txt $(LOCKS)/queen.txt $(ENGINE)
 	$(call install,hive queen)
 	@touch $@
 
 # The lock for tests and lint holds the other two.
-$(VENV)/.dev: $(VENV)/bin/python pyproject.toml $(LOCKS)/dev.txt
-	$(call install,dev)
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml $(LOCKS)/dev.txt $(ENGINE)
+	$(call install,dev --every-processor)
 	@touch $(VENV)/.runtime $@
 
 host-packages: # what booting test hosts needs; only as root on Debian or Ubuntu

@@ -17,6 +17,7 @@ import aiohttp
 
 from llama_orch.hive import process, stop_workers
 
+from .engine import kept_self_test
 from .ports import free_port
 
 API_TOKEN = "api-token-of-the-tests"
@@ -61,6 +62,8 @@ class HiveProcess:
 
     async def start(self) -> None:
         """Start the agent and wait until it answers."""
+        if "PYTHONPATH" not in self._environment:
+            kept_self_test.give(self.state_dir)
         config = self.folder / "hive.toml"
         config.write_text("".join(f"{key} = {_toml(value)}\n" for key, value in self.settings.items()))
         with (self.folder / "agent.log").open("ab") as output:
@@ -89,6 +92,8 @@ class HiveProcess:
 
     async def close(self) -> None:
         """Take away everything that runs."""
+        if "PYTHONPATH" not in self._environment:
+            kept_self_test.take(self.state_dir)
         if self.agent is not None and self.agent.poll() is None:
             self.agent.kill()
             self.agent.wait(30)

@@ -1,6 +1,6 @@
 """Runs llama-cpp-python's own server, in an environment of its own that has nothing else of ours.
 
-The portable wheel keeps a library per processor generation where the binding does not look, so it is told.
+The engine has a library for each generation of processors, which the binding does not load by itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def main() -> None:
     assert found is not None and found.origin is not None
     package = Path(found.origin).parent
     ggml = ctypes.CDLL(str(package / "lib" / "libggml.so.0"))
-    ggml.ggml_backend_load_all_from_path(os.fsencode(package.parent / "bin"))
+    ggml.ggml_backend_load_all_from_path(os.fsencode(package / "lib"))
     runpy.run_module("llama_cpp.server", run_name="__main__", alter_sys=True)
 
 

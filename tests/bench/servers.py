@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llama_orch.wheelhouse.engine import default_cache
+from llama_orch.wheelhouse.engine_lock import engine_for
 from llama_orch.wheelhouse.files import locked
-from llama_orch.wheelhouse.llama import default_cache, llama_wheel
 from llama_orch.wheelhouse.pip import say
 from tests.ports import free_port
 
@@ -191,7 +192,7 @@ def _tail(log: Path) -> str:
 
 def llama_cpp_python(cache: Path) -> Path:
     """The Python of an environment with our wheel of llama-cpp-python and what its server needs."""
-    wheel = llama_wheel(ROOT, default_cache())
+    wheel = engine_for(ROOT, default_cache()).wheel()
     key = hashlib.sha256(f"{wheel}\0{sys.version}".encode()).hexdigest()[:16]
     folder = cache / f"llama_cpp.server-{key}"
     done = folder / "complete"

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from llama_orch.wheelhouse import cuda, cuda_house
-from llama_orch.wheelhouse.backend_wheel import write_wheel
+from llama_orch.wheelhouse import cuda, cuda_house, engine
 from llama_orch.wheelhouse.content import Content
+from llama_orch.wheelhouse.wheel_file import Wheel, metadata
 
 ROOT = Path(__file__).parents[2]
 # What Debian's own drivers do for.
@@ -30,7 +30,9 @@ def make(wheelhouse: Path, out: Path) -> Path:
     def fill(folder: Path) -> dict[str, Any]:
         library = folder / cuda.LIBRARY
         library.write_bytes(b"no library\n")
-        write_wheel(folder, cuda.NAME, f"{version}+cu{FACTS['runtime']}", {f"bin/{cuda.LIBRARY}": library}, [])
+        whole = f"{version}+cu{FACTS['runtime']}"
+        files = {f"{engine.LIBRARIES}/{cuda.LIBRARY}": library}
+        Wheel(cuda.NAME, whole, metadata(cuda.NAME, whole, []), files).write(folder)
         library.unlink()
         return {"part": "cuda", "arch": "x86_64", "llama_cpp_python": version, "cuda": FACTS}
 

@@ -19,12 +19,12 @@ from tests.models import not_a_gguf, slow_model, split_model, truncated_model
 def _backends() -> None:
     found = importlib.util.find_spec("llama_cpp")
     assert found is not None and found.origin is not None
-    site = Path(found.origin).parent.parent
+    libraries = Path(found.origin).parent / "lib"
     # libllama.so is linked to this very file; backends loaded into the copy named libggml.so crash the process.
-    ggml = ctypes.CDLL(str(site / "llama_cpp" / "lib" / "libggml.so.0"))
+    ggml = ctypes.CDLL(str(libraries / "libggml.so.0"))
     ggml.ggml_backend_load_all_from_path.argtypes = [ctypes.c_char_p]
     ggml.ggml_backend_load_all_from_path.restype = None
-    ggml.ggml_backend_load_all_from_path(str(site / "bin").encode())
+    ggml.ggml_backend_load_all_from_path(str(libraries).encode())
 
 
 def load(path: Path) -> llama_cpp.Llama:

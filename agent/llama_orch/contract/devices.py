@@ -163,6 +163,43 @@ class Condition(Response):
     remedy: Remedy | None = None
 
 
+class LibraryResult(StrEnum):
+    """What the self-test found of one of the engine's libraries. Only `passed` is used.
+
+    `not_tested`: it could not be tried, for want of memory or a device, and is used as if it were not known to be bad.
+    """
+
+    PASSED = "passed"
+    DIED = "died"
+    WRONG = "wrong"
+    HUNG = "hung"
+    NOT_TESTED = "not_tested"
+
+
+class EngineLibrary(Response):
+    """One of the engine's libraries: its file, what it is for ("haswell", "cuda"), and how the self-test went."""
+
+    file: str
+    name: str
+    backend: Backend
+    result: LibraryResult
+    reason: str | None = None
+    seconds: float | None = None
+
+
+class EngineStatus(Response):
+    """The engine's self-test, once for each machine, build and boot. `cpu_library` is the file that workers use.
+
+    CPU libraries are tried in the order of their own score until one passes; those that the processor cannot run and
+    those after it are not listed. `tested_at` is null until it has ended.
+    """
+
+    build: str
+    tested_at: AwareDatetime | None = None
+    cpu_library: str | None = None
+    libraries: list[EngineLibrary] = Field(default_factory=list)
+
+
 class Devices(Response):
     """`GET /api/v1/devices`. `backends` are those that a worker can be started with."""
 
@@ -174,3 +211,4 @@ class Devices(Response):
     xids: list[Xid] = Field(default_factory=list)
     conditions: list[Condition] = Field(default_factory=list)
     backends: list[Backend] = Field(default_factory=lambda: ["cpu"])
+    engine: EngineStatus | None = None

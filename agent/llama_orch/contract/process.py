@@ -36,7 +36,8 @@ class WorkerSpec(Request):
     `model_path` is the first part of a model in parts. `model_name` and `model_ref` are the names under which
     the model may be asked for. `device_uuids` says which GPUs `devices` meant: numbers shift when a GPU is gone.
     `tensor_split` is the part of the model that each of several devices gets.
-    `ctx_per_slot` is in tokens; null leaves the choice to the worker.
+    `ctx_per_slot` is in tokens; null leaves the choice to the worker. `cpu_library` is the engine's library that the
+    machine's self-test chose; null takes the one that rates itself best.
     """
 
     worker_id: Annotated[str, StringConstraints(pattern=IDENTIFIER, max_length=64)]
@@ -54,6 +55,7 @@ class WorkerSpec(Request):
     ctx_per_slot: int | None = Field(default=None, ge=64, le=1_048_576)
     threads: int | None = Field(default=None, ge=1, le=512)
     gpu_layers: int | None = Field(default=None, ge=-1, le=10_000)
+    cpu_library: Annotated[str, StringConstraints(pattern=r"^libggml-cpu-[A-Za-z0-9_]{1,32}\.so$")] | None = None
 
 
 class WorkerFailure(Response):

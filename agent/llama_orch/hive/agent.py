@@ -17,6 +17,7 @@ from llama_orch.web.tasks import OwnedTasks
 
 from . import devices, engine_build, process
 from .downloads import Downloads
+from .engine_test import EngineTest
 from .gpus import Gpus
 from .metrics import Metrics
 from .models import Models
@@ -40,7 +41,15 @@ class Agent:
         self.metrics = Metrics(registry)
         self.gpus = Gpus(self._worker_of)
         self.downloads = Downloads(settings, hub_token, self.metrics.downloaded_bytes.inc)
-        self.workers = Workers(settings, self.downloads, self.gpus, inference_token, self.metrics.worker_restarts.inc)
+        self.engine = EngineTest(settings.state_dir)
+        self.workers = Workers(
+            settings,
+            self.downloads,
+            self.gpus,
+            engine=self.engine,
+            inference_token=inference_token,
+            count_restart=self.metrics.worker_restarts.inc,
+        )
         self.models = Models(settings.models_dir, self.downloads, self.workers.using)
         self._started_at = datetime.now(UTC)
 
@@ -49,6 +58,7 @@ class Agent:
 
     async def start(self) -> None:
         """Put right what the last run left, and go on with it."""
+        self.engine.start()
         self.downloads.start()
         await self.workers.start()
 
@@ -57,6 +67,7 @@ class Agent:
         await self.workers.stop()
         await self.downloads.stop()
         await self.gpus.close()
+        await self.engine.stop()
         await self.tasks.cancel_all(timeout=5)
 
     async def counts(self) -> WorkerCounts:
@@ -78,8 +89,12 @@ class Agent:
             gpus=found.gpus,
             xids=found.xids,
             conditions=found.conditions,
-            backends=["cpu", "cuda"] if found.gpus and engine_build.has_cuda() else ["cpu"],
+            backends=["cpu", "cuda"] if found.gpus and self._has_cuda() else ["cpu"],
+            engine=self.engine.status(),
         )
+
+    def _has_cuda(self) -> bool:
+        return engine_build.has_cuda() and self.engine.failed("cuda") is None
 
     async def refresh_metrics(self) -> None:
         """Read all gauges anew."""

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.util
 import mmap
 from pathlib import Path
 
 # How llama.cpp asks a backend for it. Its CUDA backend has it no more since it splits tensors in another way.
 _ROW_SPLIT = b"ggml_backend_split_buffer_type"
+
+
+@functools.cache
+def identity() -> str:
+    """Names the installed engine: another one has files of other sizes or times."""
+    files = sorted(path for path in _folder().glob("*") if path.is_file()) if _folder().is_dir() else []
+    parts = [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
+    return hashlib.sha256("\n".join([str(_folder()), *parts]).encode()).hexdigest()[:16]
 
 
 @functools.cache
@@ -24,12 +33,13 @@ def splits_rows() -> bool:
 
 
 def _cuda_libraries() -> list[Path]:
-    """The CUDA backend's library, in either of the places where builds keep theirs."""
+    return sorted(_folder().glob("libggml-cuda*.so*"))
+
+
+def _folder() -> Path:
+    """Where the engine's libraries lie, whether it is installed or not."""
     spec = importlib.util.find_spec("llama_cpp")
-    if spec is None or spec.origin is None:
-        return []
-    package = Path(spec.origin).parent
-    return [found for folder in (package / "lib", package.parent / "bin") for found in folder.glob("libggml-cuda*.so*")]
+    return Path(spec.origin).parent / "lib" if spec is not None and spec.origin is not None else Path("/nonexistent")
 
 
 def _contains(path: Path, text: bytes) -> bool:

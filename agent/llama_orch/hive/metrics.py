@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from llama_orch.contract.devices import ConditionType, Devices, Gpu, GpuEcc, MemoryInfo
+from llama_orch.contract.devices import ConditionType, Devices, Gpu, GpuEcc, LibraryResult, MemoryInfo
 from llama_orch.contract.hive import DownloadStatus, Model, ModelStatus, WorkerStatus
 
 from .download_job import Job
@@ -42,6 +42,9 @@ class Metrics:
         self._load = gauge("cpu_load_1m", "Load average over one minute")
         self._cores = gauge("cpu_cores", "Processors that may be used")
         self._gpus = gauge("gpus", "GPUs that NVML shows")
+        self._engine = gauge(
+            "engine_libraries", "What the self-test found of the engine's libraries", ["library", "result"]
+        )
         self._nvml_up = gauge("nvml_available", "Whether NVML answers: 1 or 0")
         self._gpu_gauges = {
             "memory_total_bytes": gauge("gpu_memory_total_bytes", "Memory of a GPU", _GPU_LABELS),
@@ -82,6 +85,10 @@ class Metrics:
         self._gpus.set(len(devices.gpus))
         self._nvml_up.set(int(devices.nvml.available))
         self._refresh_gpus(devices)
+        self._engine.clear()
+        for library in devices.engine.libraries if devices.engine else ():
+            for result in LibraryResult:
+                self._engine.labels(library.name, result.value).set(int(library.result is result))
 
     def _refresh_gpus(self, devices: Devices) -> None:
         # A GPU that is gone must not go on with its last values.

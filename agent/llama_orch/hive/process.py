@@ -144,14 +144,15 @@ def start(folder: Path, log_file: Path, token: Token | None) -> subprocess.Popen
                 stderr=subprocess.STDOUT,
                 pass_fds=(read_end,),
                 cwd=folder,
-                env=_environment(),
+                env=environment(),
                 start_new_session=True,
             )
     finally:
         os.close(read_end)
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """What a worker's process gets of the agent's environment."""
     kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     if "PYTHONPATH" in kept:
         # A relative entry is meant from where the agent is, not from the worker's folder.

@@ -21,6 +21,7 @@ from llama_orch.web.auth import Token
 from . import backoff, model_facts, model_memory, placement, process, worker_ending, worker_launch
 from .download_job import Job
 from .downloads import Downloads
+from .engine_test import EngineTest
 from .model_memory import Needed
 from .problems import Failed, as_failed
 from .settings import HiveSettings
@@ -47,6 +48,7 @@ class Surroundings:
     records: WorkerRecords
     downloads: Downloads
     probe: Probe
+    engine: EngineTest
     inference_token: Token | None
     ports: Callable[[str], set[int]]
     threads_used: Callable[[str], int]
@@ -249,11 +251,14 @@ class WorkerKeeper:
     async def _launch(self, model: Path) -> None:
         """Start the process. The record says so before, so that a crash at any line is seen by the next start."""
         settings = self._around.settings
+        cpu_library = await self._around.engine.cpu_library(self.record.request.backend)
         worker_launch.clear(self._folder)
         self.record.boot_id, self.record.started_at, self.record.ready_at = process.boot_id(), datetime.now(UTC), None
         self._save()
         self._percentage = 0.0
-        self._shim = worker_launch.start(self.record, self._folder, model, settings, self._around.inference_token)
+        self._shim = worker_launch.start(
+            self.record, self._folder, model, settings, self._around.inference_token, cpu_library=cpu_library
+        )
         self.process = await worker_launch.written_down(self._folder, settings.state_dir, self._shim)
 
     async def _watch(self) -> _Ended:

@@ -28,7 +28,13 @@ def clear(folder: Path) -> None:
 
 
 def start(
-    record: WorkerRecord, folder: Path, model: Path, settings: HiveSettings, token: Token | None
+    record: WorkerRecord,
+    folder: Path,
+    model: Path,
+    settings: HiveSettings,
+    token: Token | None,
+    *,
+    cpu_library: str | None,
 ) -> subprocess.Popen[bytes]:
     """Write the order and start the shim. Raises Failed."""
     request = record.request
@@ -48,6 +54,7 @@ def start(
         ctx_per_slot=record.ctx_per_slot,
         threads=record.threads,
         gpu_layers=request.gpu_layers,
+        cpu_library=cpu_library,
     )
     try:
         atomic.write_text(folder / SPEC_FILE, spec.model_dump_json())

@@ -21,6 +21,7 @@ from llama_orch.web.tasks import OwnedTasks
 from . import devices, engine_build, model_facts, model_memory, placement, process, worker_ending
 from .download_job import Job
 from .downloads import Downloads
+from .engine_test import EngineTest
 from .gpus import Gpus
 from .model_facts import ModelFacts
 from .model_memory import Needed
@@ -44,6 +45,8 @@ class Workers:
         settings: HiveSettings,
         downloads: Downloads,
         gpus: Gpus,
+        *,
+        engine: EngineTest,
         inference_token: Token | None,
         count_restart: Callable[[], None] = lambda: None,
     ) -> None:
@@ -61,6 +64,7 @@ class Workers:
             records=self._records,
             downloads=downloads,
             probe=self._probe,
+            engine=engine,
             inference_token=inference_token,
             ports=self._ports,
             threads_used=self._threads_used,

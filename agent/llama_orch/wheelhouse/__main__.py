@@ -1,4 +1,4 @@
-"""`python -m llama_orch.wheelhouse`: build wheelhouses and the CUDA add-on, show where they are."""
+"""`python -m llama_orch.wheelhouse`: build the engine, wheelhouses and the CUDA add-on, show where they are."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import platform
 import sys
 from pathlib import Path
 
-from llama_orch.wheelhouse import architectures, cuda, cuda_house
+from llama_orch.wheelhouse import architectures, cuda, cuda_house, engine_wheel, environment
+from llama_orch.wheelhouse.engine import default_cache
+from llama_orch.wheelhouse.engine_lock import engine_for
 from llama_orch.wheelhouse.errors import WheelhouseError
 from llama_orch.wheelhouse.house import DEFAULT_PYTHONS, PARTS, House, Project
-from llama_orch.wheelhouse.llama import default_cache, llama_wheel
 from llama_orch.wheelhouse.locks import Target
 
 
@@ -25,13 +26,18 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="build what is missing; print the folders")
     path = commands.add_parser("path", help="print the folder that playbooks push now")
-    wheel = commands.add_parser("llama-wheel", help="print the built llama-cpp-python wheel; build it where missing")
+    engine = commands.add_parser("engine", help="print the engine's wheel for every processor; build what is missing")
+    release = commands.add_parser("engine-wheel", help="the same with the lowest manylinux tag, as a release has it")
+    install = commands.add_parser("install", help="install the engine, locked packages and this checkout right here")
     add_on = commands.add_parser("build-cuda", help="build the add-on for hives with an NVIDIA GPU; print its folder")
-    for command in (build, path, wheel, add_on):
+    for command in (build, path, engine, release, install, add_on):
         command.add_argument("--project", type=Path, default=_checkout(), help="the checkout (default: this one)")
         command.add_argument("--cache", type=Path, default=default_cache(), help="kept wheels (default: %(default)s)")
     for command in (build, path, add_on):
         command.add_argument("--out", type=Path, help="the wheelhouse (default: wheelhouse/ in the checkout)")
+    release.add_argument("--dist", type=Path, help="where the wheel goes (default: dist/ in the checkout)")
+    install.add_argument("locks", nargs="+", metavar="LOCK", help="hive, queen or dev")
+    install.add_argument("--every-processor", action="store_true", help="not just this machine's")
     build.add_argument("--python", action="append", help=f"target Python; repeatable (default: {DEFAULT_PYTHONS})")
     build.add_argument("--part", action="append", choices=PARTS, help="repeatable (default: both)")
     path.add_argument("--python", required=True, help="target Python, such as 3.11")
@@ -57,10 +63,16 @@ def _run(arguments: argparse.Namespace) -> list[Path]:
     system = f"{platform.system()} {platform.machine()}"
     if system != "Linux x86_64":
         raise WheelhouseError(f"wheels are built on Linux on x86-64, this is {system}")
-    if arguments.command == "llama-wheel":
-        return [llama_wheel(arguments.project.resolve(), arguments.cache)]
+    project: Path = arguments.project.resolve()
+    if arguments.command == "engine":
+        return [engine_for(project, arguments.cache).wheel()]
+    if arguments.command == "engine-wheel":
+        return [engine_wheel.release(project, arguments.cache, arguments.dist or project / "dist")]
+    if arguments.command == "install":
+        environment.fill(project, arguments.cache, arguments.locks, every_processor=arguments.every_processor)
+        return []
     if arguments.command == "build-cuda":
-        backend = cuda.backend(arguments.project.resolve(), arguments.cache, arguments.nvcc, arguments.architectures)
+        backend = cuda.backend(project, arguments.cache, arguments.nvcc, arguments.architectures)
         return [cuda_house.build(backend, _out(arguments))]
     if arguments.command == "build":
         targets = [(part, python) for part in arguments.part or PARTS for python in arguments.python or DEFAULT_PYTHONS]
@@ -79,6 +91,9 @@ def main(argv: list[str] | None = None) -> int:
     except (WheelhouseError, OSError) as error:
         sys.stderr.write(f"wheelhouse: {error}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("\nwheelhouse: stopped; what was compiled is kept\n")
+        return 130
     sys.stdout.writelines(f"{path}\n" for path in paths)
     return 0
 

@@ -1,53 +1,42 @@
 """Builds llama.cpp's CUDA backend from the sources of the locked llama-cpp-python, as a wheel that adds it to that one.
 
-The base wheel loads its backends at run time (GGML_BACKEND_DL), so the same wheel serves all hives and those with a
-GPU get one library more. It lands beside the CPU backends, in `<site-packages>/bin`.
+The engine loads its backends at run time (GGML_BACKEND_DL), so the same wheel serves all hives and those with a GPU get
+one library more. It lands beside the CPU libraries, in `<site-packages>/llama_cpp/lib`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import shutil
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from llama_orch.wheelhouse import architectures, llama, toolkit
-from llama_orch.wheelhouse.backend_wheel import write_wheel
+from llama_orch.wheelhouse import architectures, build_tools, engine, sources, toolkit
 from llama_orch.wheelhouse.compiler import need_compiler, run, run_ninja
 from llama_orch.wheelhouse.cuda_runtime import RUNTIMES, Runtime
 from llama_orch.wheelhouse.downloads import wheels_of
 from llama_orch.wheelhouse.errors import WheelhouseError
 from llama_orch.wheelhouse.files import filled_once, locked
 from llama_orch.wheelhouse.locks import Pin, Target, lock_path, pin_named, pins_for, read_lock
-from llama_orch.wheelhouse.pip import exactly, run_pip, say
+from llama_orch.wheelhouse.pip import say
+from llama_orch.wheelhouse.wheel_file import Wheel, metadata
 
 NAME = "llama-orch-cuda"
 LIBRARY = "libggml-cuda.so"
 # Raise it when what is built changes though nothing that it is made from did.
 FORMAT = "1"
 CMAKE_ARGS = (
-    "-DCMAKE_BUILD_TYPE=Release",
-    "-DBUILD_SHARED_LIBS=ON",
-    "-DGGML_NATIVE=OFF",
-    "-DGGML_BACKEND_DL=ON",
-    "-DGGML_OPENMP=OFF",
+    *engine.COMPILE_ARGS,
+    *engine.WITHOUT_PROGRAMS,
     "-DGGML_CPU=OFF",
     "-DGGML_CUDA=ON",
     # A model that is split by layers or rows needs none.
     "-DGGML_CUDA_NCCL=OFF",
-    "-DLLAMA_BUILD_COMMON=OFF",
-    "-DLLAMA_BUILD_TESTS=OFF",
-    "-DLLAMA_BUILD_TOOLS=OFF",
-    "-DLLAMA_BUILD_EXAMPLES=OFF",
-    "-DLLAMA_BUILD_SERVER=OFF",
     "-DCMAKE_CUDA_RUNTIME_LIBRARY=Shared",
-    "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",
     # The driver's library must be named in the result, which CMake links as a module, though the stub is empty.
-    "-DCMAKE_MODULE_LINKER_FLAGS=-Wl,--no-as-needed",
+    f"-DCMAKE_MODULE_LINKER_FLAGS={engine.LINK_FLAGS} -Wl,--no-as-needed",
 )
 # Minutes of CPU time on a core of 2024; measured with one architecture, 50 together.
 _BASE_MINUTES, _MINUTES_PER_ARCHITECTURE = 10, 40
@@ -72,19 +61,18 @@ class Backend:
 
     def llama(self) -> Pin:
         """The llama-cpp-python that it is built from and that it fits."""
-        return pin_named(read_lock(lock_path(self.project, "hive")), llama.NAME)
+        return sources.pinned(self.project)
 
     def inputs(self) -> list[str]:
-        """All that decides what is built, but for the machine that builds."""
-        pin = self.llama()
-        wheels = [pin_named(self.pins(), name).requirement() for name in (*self.runtime.wheels(), *toolkit.TOOL_WHEELS)]
+        """All that decides what is built. Raises WheelhouseError where this machine has no C++ compiler."""
+        wheels = [pin_named(self.pins(), name).requirement() for name in self.runtime.wheels()]
         built_by = [*CMAKE_ARGS, self.compiler, self.architectures, *self.runtime.folders]
-        return [FORMAT, pin.version, *pin.hashes, *built_by, *wheels]
+        return [FORMAT, *engine.build_inputs(self.project), *built_by, *wheels]
 
     def key(self) -> str:
-        """Names the build in the cache; see `llama.build_key`."""
-        parts = [*self.inputs(), platform.machine(), llama.libc()]
-        return f"cuda-{self.llama().version}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}"
+        """Names the build in the cache; see `Engine.key`."""
+        digest = hashlib.sha256(chr(0).join(self.inputs()).encode()).hexdigest()
+        return f"cuda-{self.llama().version}-{digest[:16]}"
 
     def runtime_wheels(self) -> list[Path]:
         """NVIDIA's wheels that a hive installs. Raises WheelhouseError."""
@@ -93,16 +81,16 @@ class Backend:
 
     def wheel(self) -> Path:
         """The path of the built wheel; builds it where the cache has none. Raises WheelhouseError."""
+        need_compiler(NAME)
         folder = self.cache / "wheels" / self.key()
         with locked(folder.with_name(folder.name + ".lock"), f"another build of {NAME}"):
             built = sorted(folder.glob("llama_orch_cuda-*.whl"))
             return built[0] if built else self._build(folder)
 
     def _build(self, folder: Path) -> Path:
-        need_compiler(NAME)
         minutes = _BASE_MINUTES + _MINUTES_PER_ARCHITECTURE * sum(map(len, architectures.code_of(self.architectures)))
         say(
-            f"building the CUDA backend of {llama.NAME} {self.llama().version} for {self.architectures}; about "
+            f"building the CUDA backend of {sources.NAME} {self.llama().version} for {self.architectures}; about "
             f"{minutes} minutes of CPU time, once per machine; a build that was stopped goes on where it was"
         )
         began = time.monotonic()
@@ -118,46 +106,39 @@ class Backend:
         runtimes = [pin_named(self.pins(), name) for name in self.runtime.wheels()]
         needs = [f"{pin.name}=={pin.version}" for pin in (self.llama(), *runtimes)]
         version = f"{self.llama().version}+cu{self.runtime.version(runtimes)}"
-        wheel = write_wheel(folder, NAME, version, {f"bin/{LIBRARY}": library}, needs)
+        files = {f"{engine.LIBRARIES}/{LIBRARY}": library}
+        wheel = Wheel(NAME, version, metadata(NAME, version, needs), files).write(folder)
         shutil.rmtree(work)
         say(f"built {wheel.name} in {time.monotonic() - began:.0f} s, kept in {folder}")
         return wheel
 
     def _compile(self, work: Path) -> None:
-        sources = filled_once(work / "source", self._fetch_sources)
-        tools = filled_once(work / "tools", self._fetch_tools)
-        cmake, ninja = toolkit.find_tools(tools)
+        tools = build_tools.tools(self.project, self.cache)
         compiler = [f"-DCMAKE_CUDA_COMPILER={self.nvcc}"]
         if self.nvcc is None:
             cuda = filled_once(work / "toolkit", self._fetch_toolkit)
             compiler = [f"-DCMAKE_CUDA_COMPILER={cuda / 'bin' / 'nvcc'}", f"-DCUDAToolkit_ROOT={cuda}"]
-        origin = ";".join(f"$ORIGIN/../{folder}" for folder in self.runtime.folders)
+        # From <site-packages>/llama_cpp/lib, where the library lands.
+        origin = ";".join(f"$ORIGIN/../../{folder}" for folder in self.runtime.folders)
         run(
             [
-                str(cmake),
+                str(tools.cmake),
                 "-G",
                 "Ninja",
-                f"-DCMAKE_MAKE_PROGRAM={ninja}",
+                f"-DCMAKE_MAKE_PROGRAM={tools.ninja}",
                 "-S",
-                str(next(sources.glob("*/vendor/llama.cpp"))),
+                str(sources.llama_cpp(self.llama(), self.cache)),
                 "-B",
                 str(work / "build"),
                 *CMAKE_ARGS,
+                *engine.guarded(work),
                 f"-DCMAKE_CUDA_ARCHITECTURES={self.architectures}",
                 *compiler,
                 f"-DCMAKE_INSTALL_RPATH={origin}",
             ]
         )
-        run_ninja([str(ninja), "-j", str(os.cpu_count() or 1), "-C", str(work / "build"), "ggml-cuda"])
-
-    def _fetch_sources(self, folder: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix="llama-orch-source-") as temporary, exactly([self.llama()]) as this:
-            run_pip(["download", "--no-deps", f"--no-binary={llama.NAME}", f"--dest={temporary}", *this])
-            shutil.unpack_archive(next(Path(temporary).glob("*.tar.gz")), folder)
-
-    def _fetch_tools(self, folder: Path) -> None:
-        pins = [pin_named(self.pins(), name) for name in toolkit.TOOL_WHEELS]
-        toolkit.unpack_tools(wheels_of(pins, _TARGET, self.cache, "CMake and Ninja"), folder)
+        jobs = str(os.cpu_count() or 1)
+        run_ninja([str(tools.ninja), "-j", jobs, "-C", str(work / "build"), "ggml-cuda"], "CUDA backend")
 
     def _fetch_toolkit(self, folder: Path) -> None:
         pins = [pin_named(self.pins(), name) for name in (*toolkit.COMPILER_WHEELS, *self.runtime.wheels())]

@@ -6,17 +6,20 @@ import hashlib
 import shutil
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from llama_orch.wheelhouse import llama
 from llama_orch.wheelhouse.content import Content
 from llama_orch.wheelhouse.downloads import wheels_of
+from llama_orch.wheelhouse.engine import Engine
+from llama_orch.wheelhouse.engine_lock import LockedEngine, engine_for
 from llama_orch.wheelhouse.errors import WheelhouseError
 from llama_orch.wheelhouse.files import hash_of_tree
-from llama_orch.wheelhouse.locks import Target, lock_path, pin_named, pins_for, read_lock
+from llama_orch.wheelhouse.locks import Target, lock_path, pins_for, read_lock
 from llama_orch.wheelhouse.pip import run_pip
+from llama_orch.wheelhouse.sources import NAME as ENGINE
 
 PARTS = ("hive", "queen")
 # Debian 12, Debian 13, and Ubuntu 24.04 with RHEL 9 (AppStream) and RHEL 10.
@@ -51,14 +54,14 @@ class House:
     cache: Path
 
     def key(self) -> str:
-        """Names the content by all it is made from, so that the same sources give the same release anywhere."""
+        """Names the content by all it is made from: the same sources and compiler give the same release anywhere."""
+        sources = hash_of_tree(self.project.root, self.project.sources())
         lock, pip = (lock_path(self.project.root, name) for name in (self.part, "pip"))
-        pins = read_lock(lock)
         parts = [FORMAT, self.part, self.target.label(), lock.read_text(encoding="utf-8")]
         parts += [pip.read_text(encoding="utf-8")]
-        parts += [hash_of_tree(self.project.root, self.project.sources())]
+        parts += [sources]
         if self.part == "hive":
-            parts.append(" ".join(llama.CMAKE_ARGS) + pin_named(pins, llama.NAME).version)
+            parts.append(self._engine.key)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
     def content(self) -> Content:
@@ -66,14 +69,18 @@ class House:
         label = self.target.label()
         return Content(self.out, self.key(), label, f"{self.part}-{label}", self._fill)
 
+    @cached_property
+    def _engine(self) -> Engine | LockedEngine:
+        return engine_for(self.project.root, self.cache)
+
     def _fill(self, folder: Path) -> dict[str, Any]:
         locked = read_lock(lock_path(self.project.root, self.part))
-        pins = [pin for pin in pins_for(locked, self.target) if pin.name != llama.NAME]
+        pins = [pin for pin in pins_for(locked, self.target) if pin.name != ENGINE]
         what = f"{len(pins)} locked wheels of the {self.part} for Python {self.target.python}"
         wheels = wheels_of(pins, self.target, self.cache, what)
         pip = wheels_of(read_lock(lock_path(self.project.root, "pip")), self.target, self.cache, "pip's own wheel")
         if self.part == "hive":
-            wheels.append(llama.llama_wheel(self.project.root, self.cache))
+            wheels.append(self._engine.wheel())
         for wheel in [*wheels, *pip]:
             shutil.copy2(wheel, folder / wheel.name)
         self._own_wheel(folder)

@@ -12,7 +12,6 @@ from llama_orch.wheelhouse.errors import WheelhouseError
 
 # What has to be compiled with, beside the runtime itself; for CUDA 12 there is no nvcc in any wheel.
 COMPILER_WHEELS = ("nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cuda-cccl")
-TOOL_WHEELS = ("cmake", "ninja")
 _ROOT = re.compile(r"^nvidia/cu\d+/(?P<inside>.+)$")
 _PROGRAMS = ("bin/", "nvvm/bin/")
 _RELEASE = re.compile(r"release (\d+)\.(\d+)")
@@ -55,25 +54,6 @@ def _unpack(wheel: Path, folder: Path) -> None:
                     target.write(part)
             if found["inside"].startswith(_PROGRAMS):
                 path.chmod(0o755)
-
-
-def unpack_tools(wheels: Sequence[Path], folder: Path) -> None:
-    """Unpack the wheels of CMake and Ninja."""
-    for wheel in wheels:
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(folder)
-
-
-def find_tools(folder: Path) -> tuple[Path, Path]:
-    """The programs of CMake and Ninja in a folder of `unpack_tools`. Raises WheelhouseError."""
-    programs: list[Path] = []
-    for pattern in ("cmake/data/bin/cmake", "ninja-*.data/scripts/ninja"):
-        found = next(folder.glob(pattern), None)
-        if found is None:
-            raise WheelhouseError(f"there is no {pattern} in the locked wheels of CMake and Ninja; run `make lock`")
-        found.chmod(0o755)
-        programs.append(found)
-    return programs[0], programs[1]
 
 
 def release_of(nvcc: Path) -> tuple[int, int, str]:

@@ -1,7 +1,7 @@
 """ggml's backends and devices, through ctypes: the binding has no functions for them.
 
-Source: ggml's public header `ggml-backend.h`. A portable build keeps one library per processor generation (and
-one for CUDA) in `<site-packages>/bin`, where the binding does not look; a plain build has its backend inside.
+Source: ggml's public header `ggml-backend.h`. Our engine has one library per generation of processors, and one for CUDA
+where that was installed, beside llama.cpp's own; a plain build of llama-cpp-python has its backend inside.
 """
 
 from __future__ import annotations
@@ -37,25 +37,56 @@ def show_only(backend: Backend, devices: list[str]) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices) if backend == "cuda" else ""
 
 
-def load(backend: Backend = "cpu") -> list[Device]:
-    """Load what this machine can run of the backend, and return all devices. Raises CannotServe without any.
+def load(backend: Backend = "cpu", cpu_library: str | None = None) -> list[Device]:
+    """Load the backend and return all devices. Raises CannotServe without any.
 
-    For the CPU nothing else is touched: CUDA would ask the driver, and one that hangs must not hold up such a worker.
+    `cpu_library` is the file that this machine's self-test chose; None takes the one that rates itself best. For the
+    CPU nothing else is touched: CUDA would ask the driver, and one that hangs must not hold up such a worker.
     """
     ggml = library()
-    folder = _package_folder().parent / "bin"
-    if backend == "cuda" and any(folder.glob("libggml-*.so")):
-        ggml.ggml_backend_load_all_from_path(os.fsencode(folder))
-    elif best := _best_for_this_processor(folder):
-        ggml.ggml_backend_load(os.fsencode(best))
-    devices = [_describe(ggml, index) for index in range(ggml.ggml_backend_dev_count())]
-    if not devices:
+    folder = libraries_folder()
+    best = folder / cpu_library if cpu_library else next(iter(cpu_libraries()), None)
+    if best is not None and not ggml.ggml_backend_load(os.fsencode(best)):
+        raise CannotServe(
+            "backend_unavailable",
+            f"llama.cpp cannot load {best.name}",
+            "restart the hive's agent, which tests the engine anew; or provision the machine again",
+        )
+    if backend == "cuda":
+        for found in cuda_libraries():
+            ggml.ggml_backend_load(os.fsencode(found))
+    found_devices = devices()
+    if not found_devices:
         raise CannotServe(
             "backend_unavailable",
             "llama.cpp found no backend that runs on this processor",
             "install llama-cpp-python again, built for this machine's architecture",
         )
-    return devices
+    return found_devices
+
+
+def devices() -> list[Device]:
+    """The devices of all backends that are loaded."""
+    ggml = library()
+    return [_describe(ggml, index) for index in range(ggml.ggml_backend_dev_count())]
+
+
+def cpu_libraries() -> list[Path]:
+    """The CPU libraries that say of themselves that they run here, the best first, as ggml chooses."""
+    found = sorted(libraries_folder().glob("libggml-cpu-*.so"))
+    # 0 is one that cannot run on this processor.
+    scores = {path: score for path in found if (score := ctypes.CDLL(str(path)).ggml_backend_score())}
+    return sorted(scores, key=scores.__getitem__, reverse=True)
+
+
+def cuda_libraries() -> list[Path]:
+    """The CUDA backend where it is installed."""
+    return sorted(libraries_folder().glob("libggml-cuda*.so"))
+
+
+def libraries_folder() -> Path:
+    """Where the engine's libraries lie. Raises CannotServe where it is not installed."""
+    return _package_folder() / "lib"
 
 
 def choose(devices: list[Device], backend: Backend, asked: list[int], said: str = "") -> list[Device]:
@@ -81,8 +112,7 @@ def choose(devices: list[Device], backend: Backend, asked: list[int], said: str 
 
 def _why_no_cuda(said: str) -> str:
     """What the loader of libraries, or else CUDA itself, says where there are too few devices; names no path."""
-    package = _package_folder()
-    found = [path for folder in (package.parent / "bin", package / "lib") for path in folder.glob("libggml-cuda*.so")]
+    found = cuda_libraries()
     if not found:
         return "its CUDA backend is not installed"
     # ggml tries the same and keeps the reason to itself.
@@ -91,12 +121,6 @@ def _why_no_cuda(said: str) -> str:
     except OSError as error:
         return f"its CUDA backend cannot be loaded: {_FOLDERS.sub('', str(error))}"
     return f"CUDA says: {said}" if said else "its CUDA backend was loaded and shows no more devices"
-
-
-def _best_for_this_processor(folder: Path) -> Path | None:
-    """The CPU backend with the highest score of its own, as ggml chooses; 0 is one that cannot run here."""
-    scores = {path: ctypes.CDLL(str(path)).ggml_backend_score() for path in sorted(folder.glob("libggml-cpu-*.so"))}
-    return max((path for path, score in scores.items() if score), key=scores.__getitem__, default=None)
 
 
 def _package_folder() -> Path:
@@ -110,11 +134,10 @@ def _package_folder() -> Path:
 
 def library() -> ctypes.CDLL:
     """The ggml that llama.cpp uses. Raises CannotServe where it is not installed."""
-    package = _package_folder()
-    # The wheel holds copies where links should be; only this one is what libllama.so itself uses, and backends
-    # loaded into another copy end in a segmentation fault.
+    # In a plain build both are there, as copies: only the first is what libllama.so itself uses, and backends loaded
+    # into the other end in a segmentation fault.
     for name in ("libggml.so.0", "libggml.so"):
-        path = package / "lib" / name
+        path = libraries_folder() / name
         if path.exists():
             ggml = ctypes.CDLL(str(path))
             break

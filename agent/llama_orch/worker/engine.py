@@ -64,7 +64,7 @@ class LlamaEngine:
         model_file.check(Path(self._spec.model_path))
         send_log_to(self._log)
         backends.show_only(self._spec.backend, self._spec.device_uuids or [str(one) for one in self._spec.devices])
-        found = backends.load(self._spec.backend)
+        found = backends.load(self._spec.backend, self._spec.cpu_library)
         devices = backends.choose(found, self._spec.backend, self._spec.devices, self._log.last_error_of("CUDA"))
         llama_cpp.llama_backend_init()
         self._model = self._load_model(devices, progress)

@@ -105,7 +105,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
     downloads = SimpleNamespace(request=request, all=list, path_of=lambda _: Path("/models/a.gguf"))
     settings = HiveSettings(state_dir=tmp_path, log_dir=tmp_path, reserve_gpu_bytes=0, reserve_ram_bytes=0)
-    world.workers = Workers(settings, cast("Any", downloads), cast("Any", world), None)
+    world.workers = Workers(
+        settings, cast("Any", downloads), cast("Any", world), engine=cast("Any", None), inference_token=None
+    )
     monkeypatch.setattr(WorkerKeeper, "start", lambda _: None)
     monkeypatch.setattr(engine_build, "has_cuda", lambda: True)
     monkeypatch.setattr(model_facts, "read", world.facts)

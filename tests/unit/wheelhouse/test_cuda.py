@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from llama_orch.wheelhouse import architectures, compiler, cuda, cuda_house, toolkit
-from llama_orch.wheelhouse.backend_wheel import write_wheel
 from llama_orch.wheelhouse.cuda_runtime import RUNTIMES
 from llama_orch.wheelhouse.errors import WheelhouseError
 from llama_orch.wheelhouse.locks import read_lock
+from llama_orch.wheelhouse.wheel_file import Wheel, metadata
 
 ROOT = Path(__file__).parents[3]
 ELF = b"\x7fELF\0GLIBC_2.34\0GLIBCXX_3.4.30\0"
@@ -55,7 +55,7 @@ def test_by_default_it_is_cuda_13_for_what_is_in_use(tmp_path: Path) -> None:
 def test_every_wheel_that_is_built_with_or_installed_is_locked(tmp_path: Path) -> None:
     for runtime in RUNTIMES.values():
         locked = {pin.name for pin in read_lock(ROOT / "agent" / "requirements" / f"{runtime.lock()}.txt")}
-        assert {*runtime.wheels(), *toolkit.TOOL_WHEELS} <= locked
+        assert set(runtime.wheels()) <= locked
     assert {pin.name for pin in cuda.backend(ROOT, tmp_path).pins()} >= set(toolkit.COMPILER_WHEELS)
 
 
@@ -76,7 +76,7 @@ def test_the_key_follows_all_that_decides_what_is_built(tmp_path: Path) -> None:
 def test_another_llama_cpp_python_is_another_build(tmp_path: Path) -> None:
     locks = tmp_path / "agent" / "requirements"
     locks.mkdir(parents=True)
-    for name in ("hive", "cuda13"):
+    for name in ("hive", "cuda13", "build"):
         text = (ROOT / "agent" / "requirements" / f"{name}.txt").read_text(encoding="utf-8")
         (locks / f"{name}.txt").write_text(text.replace("llama-cpp-python==0.3", "llama-cpp-python==9.3"))
 
@@ -175,14 +175,18 @@ def test_nvidias_wheels_become_a_toolkit_that_can_be_linked_to(tmp_path: Path) -
 def test_wheels_of_another_shape_are_refused(tmp_path: Path) -> None:
     with pytest.raises(WheelhouseError, match="no nvcc where it is expected"):
         toolkit.lay_out([wheel_of(tmp_path, "nvcc", **{"nvidia/cuda_nvcc/bin/nvcc": b""})], tmp_path / "cuda")
-    with pytest.raises(WheelhouseError, match="cmake"):
-        toolkit.find_tools(tmp_path)
 
 
 def test_the_wheel_puts_the_library_where_backends_are_looked_for(tmp_path: Path) -> None:
     (tmp_path / "libggml-cuda.so").write_bytes(ELF)
-    arguments = ("llama-orch-cuda", "1.2+cu13.0", {"bin/libggml-cuda.so": tmp_path / "libggml-cuda.so"}, ["other==1"])
-    wheel = write_wheel(tmp_path, *arguments)
+    inside = "llama_cpp/lib/libggml-cuda.so"
+    made = Wheel(
+        "llama-orch-cuda",
+        "1.2+cu13.0",
+        metadata("llama-orch-cuda", "1.2+cu13.0", ["other==1"]),
+        {inside: tmp_path / "libggml-cuda.so"},
+    )
+    wheel = made.write(tmp_path)
     bytes_before = wheel.read_bytes()
 
     # What pip makes of it is asked of pip itself.
@@ -193,7 +197,7 @@ def test_the_wheel_puts_the_library_where_backends_are_looked_for(tmp_path: Path
     )
 
     assert wheel.name == "llama_orch_cuda-1.2+cu13.0-py3-none-linux_x86_64.whl"
-    assert (target / "bin" / "libggml-cuda.so").read_bytes() == ELF
+    assert (target / inside).read_bytes() == ELF
     with zipfile.ZipFile(wheel) as archive:
         info = "llama_orch_cuda-1.2+cu13.0.dist-info"
         for name, digest, size in csv.reader(io.StringIO(archive.read(f"{info}/RECORD").decode())):
@@ -201,7 +205,7 @@ def test_the_wheel_puts_the_library_where_backends_are_looked_for(tmp_path: Path
             summed = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
             assert (digest, size) in [(f"sha256={summed}", str(len(content))), ("", "")]
         assert "Requires-Dist: other==1\n" in archive.read(f"{info}/METADATA").decode()
-    assert write_wheel(tmp_path, *arguments).read_bytes() == bytes_before
+    assert made.write(tmp_path).read_bytes() == bytes_before
 
 
 def test_the_add_on_says_what_a_host_must_have(tmp_path: Path) -> None:
@@ -211,7 +215,7 @@ def test_the_add_on_says_what_a_host_must_have(tmp_path: Path) -> None:
     library.write_bytes(ELF)
     built = tmp_path / "cache" / "wheels" / made.key()
     built.mkdir(parents=True)
-    write_wheel(built, cuda.NAME, f"{version}+cu13.0", {"bin/libggml-cuda.so": library}, [])
+    Wheel(cuda.NAME, f"{version}+cu13.0", b"", {"llama_cpp/lib/libggml-cuda.so": library}).write(built)
     pins = [pin for pin in made.pins() if pin.name in made.runtime.wheels()]
     text = "\n".join(pin.requirement() for name in made.runtime.wheels() for pin in pins if pin.name == name)
     kept = tmp_path / "cache" / "downloads" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}-py3.11-x86_64"
@@ -241,16 +245,8 @@ def test_a_build_that_fails_ends_with_what_it_said() -> None:
     script = "import sys; print('[1/2] compiling'); print('out of registers'); sys.exit(3)"
 
     with pytest.raises(WheelhouseError, match=r"status 3:\n\[1/2\] compiling\nout of registers"):
-        compiler.run_ninja([sys.executable, "-c", script])
+        compiler.run_ninja([sys.executable, "-c", script], "it")
     with pytest.raises(WheelhouseError, match="out of registers"):
         compiler.run([sys.executable, "-c", script])
     with pytest.raises(WheelhouseError, match="cannot be run"):
         compiler.run(["/nonexistent"])
-
-
-def test_it_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(compiler, "_SAY_EVERY_S", 0)
-
-    compiler.run_ninja([sys.executable, "-c", "print('[1/2] one'); print('note'); print('[2/2] two')"])
-
-    assert capfd.readouterr().err == "compiled 1 of 2\ncompiled 2 of 2\n"

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from llama_orch.wheelhouse import content, llama
+from llama_orch.wheelhouse import content
+from llama_orch.wheelhouse.engine import Engine
 from llama_orch.wheelhouse.files import point
 from llama_orch.wheelhouse.house import House, Project
-from llama_orch.wheelhouse.locks import Target, pin_named, read_lock
+from llama_orch.wheelhouse.locks import Target
 from llama_orch.wheelhouse.native import needed_versions
 
 ROOT = Path(__file__).parents[3]
@@ -30,6 +31,8 @@ def project(tmp_path: Path) -> Project:
     (root / "agent" / "llama_orch" / "__init__.py").write_text("")
     for part in ("hive", "queen", "pip"):
         (root / "agent" / "requirements" / f"{part}.txt").write_text(f"llama-cpp-python==1 --hash={DIGEST}\n")
+    tools = f"cmake==1 --hash={DIGEST}\nninja==1 --hash={DIGEST}\n"
+    (root / "agent" / "requirements" / "build.txt").write_text(tools)
     return Project(root)
 
 
@@ -160,13 +163,13 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
-def test_llama_wheel_needs_the_standard_library_alone(tmp_path: Path) -> None:
-    pin = pin_named(read_lock(ROOT / "agent" / "requirements" / "hive.txt"), llama.NAME)
-    kept = tmp_path / "llama-orch" / "wheels" / llama.build_key(pin) / "llama_cpp_python-1-py3-none-linux_x86_64.whl"
+def test_the_engine_needs_the_standard_library_alone(tmp_path: Path) -> None:
+    cache = tmp_path / "llama-orch"
+    kept = cache / "engine" / Engine(ROOT, cache).key / "every" / "llama_cpp_python-1-py3-none-linux_x86_64.whl"
     kept.parent.mkdir(parents=True)
     kept.touch()
 
-    done = command("llama-wheel", XDG_CACHE_HOME=str(tmp_path))
+    done = command("engine", XDG_CACHE_HOME=str(tmp_path))
 
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, str(kept), "")
 

@@ -41,14 +41,15 @@ def test_cuda_never_falls_back(devices: list[Device]):
 @pytest.fixture
 def cuda_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
     """Puts a real library where a CUDA backend stands, linked to one that may be missing when it is loaded."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "llama_cpp").mkdir()
+    (tmp_path / "llama_cpp" / "lib").mkdir(parents=True)
     monkeypatch.setattr(backends, "_package_folder", lambda: tmp_path / "llama_cpp")
 
     def link(name: str, soname: str) -> None:
         flags = ["-shared", "-x", "c", "/dev/null", "-x", "none", f"-Wl,--no-as-needed,-rpath,{tmp_path}"]
         subprocess.run(["cc", *flags, f"-Wl,-soname,{soname}", "-o", tmp_path / soname], check=True, timeout=60)
-        subprocess.run(["cc", *flags, tmp_path / soname, "-o", tmp_path / "bin" / name], check=True, timeout=60)
+        subprocess.run(
+            ["cc", *flags, tmp_path / soname, "-o", tmp_path / "llama_cpp" / "lib" / name], check=True, timeout=60
+        )
 
     return link
 
@@ -75,7 +76,9 @@ def test_the_loaders_words_come_through(cuda_backend: Callable[[str, str], None]
 
 
 def test_a_broken_library_is_named_without_its_folder(cuda_backend: Callable[[str, str], None], tmp_path: Path):
-    (tmp_path / "bin" / "libggml-cuda.so").write_text("not a library, but as long as the header of one " * 9)
+    (tmp_path / "llama_cpp" / "lib" / "libggml-cuda.so").write_text(
+        "not a library, but as long as the header of one " * 9
+    )
 
     message = refusal()
 

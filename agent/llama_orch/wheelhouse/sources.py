@@ -1,0 +1,45 @@
+"""The sources of the locked llama-cpp-python, which hold all of llama.cpp."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+import tempfile
+from pathlib import Path
+
+from llama_orch.wheelhouse.errors import WheelhouseError
+from llama_orch.wheelhouse.files import filled_once, locked
+from llama_orch.wheelhouse.locks import Pin, lock_path, pin_named, read_lock
+from llama_orch.wheelhouse.pip import exactly, run_pip, say
+
+NAME = "llama-cpp-python"
+
+
+def pinned(project: Path) -> Pin:
+    """The llama-cpp-python that is locked. Raises WheelhouseError."""
+    return pin_named(read_lock(lock_path(project, "hive")), NAME)
+
+
+def binding(pin: Pin, cache: Path) -> Path:
+    """The unpacked sources, fetched where the cache has none. Raises WheelhouseError."""
+    key = hashlib.sha256(pin.requirement().encode()).hexdigest()[:16]
+    folder = cache / "sources" / f"{NAME}-{pin.version}-{key}"
+
+    def fetch(into: Path) -> None:
+        say(f"fetching the sources of {NAME} {pin.version} (77 MB)")
+        with tempfile.TemporaryDirectory(prefix="llama-orch-source-") as temporary, exactly([pin]) as this:
+            run_pip(["download", "--no-deps", f"--no-binary={NAME}", f"--dest={temporary}", *this])
+            archive = next(Path(temporary).glob("*.tar.gz"), None)
+            if archive is None:
+                raise WheelhouseError(f"pip downloaded no sources of {NAME} {pin.version}")
+            with tarfile.open(archive) as packed:
+                packed.extractall(into, filter="data")
+
+    with locked(folder.with_name(folder.name + ".lock"), "another download of the same sources"):
+        filled_once(folder, fetch)
+    return next(folder.iterdir())
+
+
+def llama_cpp(pin: Pin, cache: Path) -> Path:
+    """The folder of llama.cpp in them. Raises WheelhouseError."""
+    return binding(pin, cache) / "vendor" / "llama.cpp"

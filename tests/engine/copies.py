@@ -1,0 +1,43 @@
+"""Copies of the installed engine with a CPU library in front that is not right, for processes that tests start."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from llama_orch.wheelhouse import sources
+from llama_orch.wheelhouse.engine import default_cache
+from llama_orch.worker import backends
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+
+
+def package() -> Path:
+    """The folder of the installed binding."""
+    spec = importlib.util.find_spec("llama_cpp")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def engine_with(kind: str, folder: Path) -> Path:
+    """A folder for PYTHONPATH whose engine tries a library of `kind`, "dies" or "wrong", before all others."""
+    site = folder / "site"
+    libraries = site / "llama_cpp" / "lib"
+    shutil.copytree(package(), site / "llama_cpp", ignore=shutil.ignore_patterns("__pycache__"))
+    llama_cpp = sources.llama_cpp(sources.pinned(ROOT), default_cache())
+    includes = [f"-I{llama_cpp / 'ggml' / part}" for part in ("include", "src")]
+    real = libraries / backends.cpu_libraries()[0].name
+    base = ["-L", str(libraries), "-l:libggml-base.so.0"] if kind == "wrong" else []
+    out = libraries / f"libggml-cpu-{kind}.so"
+    flags = ["-shared", "-fPIC", "-Wall", "-Werror", f'-DREAL="{real}"', *includes]
+    subprocess.run(["cc", *flags, str(HERE / f"{kind}.c"), "-o", str(out), *base], check=True, timeout=120)
+    return site
+
+
+def environment(site: Path) -> dict[str, str]:
+    """What a process's environment must have besides, so that it uses that engine."""
+    return {"PYTHONPATH": os.pathsep.join([str(site), str(ROOT / "agent")])}
