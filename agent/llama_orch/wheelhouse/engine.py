@@ -120,7 +120,7 @@ class Engine:
     def key(self) -> str:
         """Names the build by all that decides its bytes. Raises WheelhouseError where there is no compiler."""
         need_compiler(sources.NAME)
-        parts = [*ENGINE_ARGS, *build_inputs(self.project), *(one.name for one in GENERATIONS)]
+        parts = [*ENGINE_ARGS, *build_inputs(self.project)]
         return f"{self.pin.version}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}"
 
     def wheel(self, generations: Sequence[Generation] = GENERATIONS, *, then: str = "") -> Path:
@@ -128,7 +128,7 @@ class Engine:
 
         `then` is said while it compiles: what comes afterwards. Raises WheelhouseError.
         """
-        with locked(self._folder().with_suffix(".lock"), "another build of the engine"):
+        with locked(self._folder().with_name(f"{self.key}.lock"), "another build of the engine"):
             if (whole := _in(self._wheels(GENERATIONS))) is not None:
                 return whole
             return _in(self._wheels(generations)) or self._build(generations, then)
@@ -137,8 +137,7 @@ class Engine:
         return self.cache / "engine" / self.key
 
     def _wheels(self, generations: Sequence[Generation]) -> Path:
-        every = len(generations) == len(GENERATIONS)
-        return self._folder() / ("every" if every else "-".join(one.name for one in generations))
+        return self._folder() / "-".join(one.name for one in generations)
 
     def _build(self, generations: Sequence[Generation], then: str) -> Path:
         began = time.monotonic()

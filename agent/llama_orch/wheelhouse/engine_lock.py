@@ -54,7 +54,7 @@ def _locked_wheel(project: Path, cache: Path) -> Path | None:
             for wheel in Path(temporary).glob("*.whl"):
                 shutil.move(wheel, into / wheel.name)
 
-    with locked(folder.with_suffix(".lock"), "another download of the engine"):
+    with locked(folder.with_name(folder.name + ".lock"), "another download of the engine"):
         try:
             filled_once(folder, fetch)
         except WheelhouseError as error:

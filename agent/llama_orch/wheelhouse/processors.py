@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from llama_orch.wheelhouse.errors import WheelhouseError
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -18,12 +20,14 @@ class Generation:
         return f"ggml-cpu-{self.name}"
 
 
-def _generation(name: str, features: str, before: Generation | None = None) -> Generation:
-    return Generation(name, frozenset(features.split()) | (before.features if before else frozenset()))
+def _generation(name: str, features: str, before: Generation) -> Generation:
+    return Generation(name, frozenset(features.split()) | before.features)
 
 
-_X64 = _generation("x64", "")
-_SSE42 = _generation("sse42", "sse4_2", _X64)
+# What Python packages are compiled for (NumPy 2.4 and newer), so that nothing of ours runs on less: x86-64-v2.
+LEAST = frozenset({"cx16", "lahf_lm", "popcnt", "sse4_1", "sse4_2", "ssse3"})
+
+_SSE42 = Generation("sse42", LEAST)
 _SANDYBRIDGE = _generation("sandybridge", "avx", _SSE42)
 _HASWELL = _generation("haswell", "f16c fma avx2 bmi2", _SANDYBRIDGE)
 _SKYLAKEX = _generation("skylakex", "avx512f avx512cd avx512vl avx512dq avx512bw", _HASWELL)
@@ -33,11 +37,19 @@ _SAPPHIRERAPIDS = _generation("sapphirerapids", "avx512vbmi avx512_bf16 amx_tile
 # Those of ggml's list that are faster than the one before (docs/performance.md, "Processors"); the slowest first.
 # Features: `ggml_add_cpu_backend_variant` in ggml/src/CMakeLists.txt, as ggml/src/ggml-cpu/arch/x86/cpu-feats.cpp asks
 # the processor for them.
-GENERATIONS = (_X64, _SSE42, _SANDYBRIDGE, _HASWELL, _SKYLAKEX, _CASCADELAKE, _SAPPHIRERAPIDS)
+GENERATIONS = (_SSE42, _SANDYBRIDGE, _HASWELL, _SKYLAKEX, _CASCADELAKE, _SAPPHIRERAPIDS)
 
 
 def runnable(features: frozenset[str]) -> list[Generation]:
-    """The generations that a processor with these features can run, the fastest first; never empty."""
+    """The generations that a processor with these features can run, the fastest first.
+
+    Raises WheelhouseError where there is none.
+    """
+    if missing := LEAST - features:
+        raise WheelhouseError(
+            f"this processor lacks {', '.join(sorted(missing))} (x86-64-v2), which llama-orch and its Python packages "
+            "need. A virtual machine has to be given a newer processor: x86-64-v2 or newer, or the host's own"
+        )
     return [one for one in reversed(GENERATIONS) if one.features <= features]
 
 

@@ -96,6 +96,15 @@ def nvidia_gpus():
     return found
 
 
+def processor_features():
+    """What the processor, or the hypervisor above it, says it has; as /proc/cpuinfo names them."""
+    with open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith("flags"):
+                return sorted(line.partition(":")[2].split())
+    return []
+
+
 def main():
     """Answer all questions in one go: each task costs a round trip."""
     release = os_release()
@@ -108,6 +117,7 @@ def main():
                 "os_version": release.get("VERSION_ID", ""),
                 "os_name": release.get("PRETTY_NAME", release.get("ID", "unknown")),
                 "arch": platform.machine(),
+                "processor_features": processor_features(),
                 "systemd": os.path.isdir("/run/systemd/system"),
                 "glibc": platform.libc_ver()[1] or "0",
                 "glibcxx": newest_symbol("/usr/lib*/libstdc++.so.6", rb"GLIBCXX")

@@ -12,6 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
+from llama_orch.wheelhouse.processors import LEAST
+
 ROLES = Path(__file__).parents[3] / "roles"
 
 
@@ -33,6 +37,10 @@ def test_probe_answers_all_that_preflight_asks(tmp_path: Path) -> None:
     assert found["free_bytes"][str(tmp_path / "not" / "there")] > 0
     assert found["memory_bytes"] > 2**20
     assert found["arch"] == os.uname().machine
+    assert (
+        set(yaml.safe_load((ROLES / "preflight/vars/main.yml").read_text())["_preflight_processor_features"]) == LEAST
+    )
+    assert set(found["processor_features"]) >= LEAST
     assert int(found["glibc"].split(".")[0]) == 2
     assert int(found["glibcxx"].split(".")[0]) == 3
     assert set(found) >= {"os_id", "os_version", "os_name", "systemd", "firewalls", "pythons"}

@@ -17,6 +17,7 @@ from llama_orch.wheelhouse.files import point
 from llama_orch.wheelhouse.house import House, Project
 from llama_orch.wheelhouse.locks import Target
 from llama_orch.wheelhouse.native import needed_versions
+from llama_orch.wheelhouse.processors import GENERATIONS
 
 ROOT = Path(__file__).parents[3]
 DIGEST = "sha256:" + "0" * 64
@@ -165,7 +166,8 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 
 def test_the_engine_needs_the_standard_library_alone(tmp_path: Path) -> None:
     cache = tmp_path / "llama-orch"
-    kept = cache / "engine" / Engine(ROOT, cache).key / "every" / "llama_cpp_python-1-py3-none-linux_x86_64.whl"
+    every = "-".join(one.name for one in GENERATIONS)
+    kept = cache / "engine" / Engine(ROOT, cache).key / every / "llama_cpp_python-1-py3-none-linux_x86_64.whl"
     kept.parent.mkdir(parents=True)
     kept.touch()
 

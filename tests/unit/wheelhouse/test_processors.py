@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from llama_orch.wheelhouse.errors import WheelhouseError
 from llama_orch.wheelhouse.processors import GENERATIONS, features_here, runnable
 
-HASWELL = "fpu sse4_2 avx f16c fma avx2 bmi1 bmi2"
+LEAST = "fpu cx16 lahf_lm popcnt sse4_1 sse4_2 ssse3"
+HASWELL = f"{LEAST} avx f16c fma avx2 bmi1 bmi2"
 SKYLAKEX = f"{HASWELL} avx512f avx512cd avx512vl avx512dq avx512bw"
 SAPPHIRERAPIDS = f"{SKYLAKEX} avx512_vnni avx512vbmi avx512_bf16 amx_tile amx_int8"
 
@@ -14,10 +16,9 @@ SAPPHIRERAPIDS = f"{SKYLAKEX} avx512_vnni avx512vbmi avx512_bf16 amx_tile amx_in
 @pytest.mark.parametrize(
     ("flags", "fastest"),
     [
-        ("fpu sse2", "x64"),
         # What a virtual machine gets by default from many a hypervisor.
-        ("fpu sse4_2", "sse42"),
-        ("fpu sse4_2 avx f16c", "sandybridge"),
+        (LEAST, "sse42"),
+        (f"{LEAST} avx f16c", "sandybridge"),
         (HASWELL, "haswell"),
         (f"{HASWELL} avx_vnni", "haswell"),
         (SKYLAKEX, "skylakex"),
@@ -35,11 +36,15 @@ def test_the_fastest_that_a_processor_can_run(tmp_path: Path, flags: str, fastes
     found = runnable(features_here(cpuinfo))
 
     assert found[0].name == fastest
-    assert found[-1].name == "x64"
+    assert found[-1].name == "sse42"
     assert [one.name for one in GENERATIONS if one in found] == [one.name for one in reversed(found)]
 
 
-def test_without_flags_only_what_every_processor_runs(tmp_path: Path) -> None:
-    (tmp_path / "cpuinfo").write_text("processor: 0\n")
+@pytest.mark.parametrize(
+    ("flags", "missing"), [(LEAST.replace(" popcnt", ""), "popcnt"), ("", "cx16, lahf_lm, popcnt")]
+)
+def test_a_processor_that_nothing_runs_on_is_refused(tmp_path: Path, flags: str, missing: str) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor: 0\nflags: {flags}\n")
 
-    assert [one.name for one in runnable(features_here(tmp_path / "cpuinfo"))] == ["x64"]
+    with pytest.raises(WheelhouseError, match=f"lacks {missing}.*x86-64-v2 or newer"):
+        runnable(features_here(tmp_path / "cpuinfo"))
