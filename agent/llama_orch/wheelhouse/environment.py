@@ -10,8 +10,8 @@ from pathlib import Path
 from llama_orch.wheelhouse.engine import Engine
 from llama_orch.wheelhouse.engine_lock import LockedEngine, engine_for
 from llama_orch.wheelhouse.errors import WheelhouseError
-from llama_orch.wheelhouse.locks import lock_path
-from llama_orch.wheelhouse.pip import run_pip, say
+from llama_orch.wheelhouse.locks import lock_path, pin_named, read_lock
+from llama_orch.wheelhouse.pip import exactly, run_pip, say
 from llama_orch.wheelhouse.processors import GENERATIONS, Generation, features_here, runnable
 
 # Bytecode is compiled when a module is first used: here that is quicker than all of it beforehand.
@@ -31,7 +31,9 @@ def fill(project: Path, cache: Path, locks: Sequence[str], *, every_processor: b
     _install_engine(engine, wanted)
     say("installing the locked Python packages …")
     run_pip([*_INSTALL, "--require-hashes", *(f"--requirement={lock_path(project, name)}" for name in locks)])
-    run_pip([*_INSTALL, "--no-deps", f"--editable={project}"])
+    with exactly([pin_named(read_lock(lock_path(project, "build")), "setuptools")]) as setuptools:
+        run_pip([*_INSTALL, *setuptools])
+    run_pip([*_INSTALL, "--no-deps", "--no-build-isolation", f"--editable={project}"])
     _prove(engine, wanted)
 
 

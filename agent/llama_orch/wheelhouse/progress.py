@@ -16,10 +16,14 @@ _TERMINAL_EVERY_S = 0.2
 
 
 class Progress:
-    """`what` is done step by step; `then` says what comes after. To stderr, as all that is said to people."""
+    """`what` is done step by step; `then` says what comes after. To stderr, as all that is said to people.
 
-    def __init__(self, what: str, then: str = "") -> None:
+    Steps are files, or bytes where `megabytes` says so.
+    """
+
+    def __init__(self, what: str, then: str = "", *, megabytes: bool = False) -> None:
         self._what = what
+        self._megabytes = megabytes
         self._then = f"; then: {then}" if then else ""
         self._terminal = sys.stderr.isatty()
         self._began = time.monotonic()
@@ -51,7 +55,8 @@ class Progress:
         elif done >= total:
             left = f", {_duration(elapsed_s)}"
         share = 100 * done // max(total, 1)
-        return f"{self._what} {share} % ({done} of {total} files{left}){self._then if done < total else ''}"
+        steps = f"{done / 1e6:.0f} of {total / 1e6:.0f} MB" if self._megabytes else f"{done} of {total} files"
+        return f"{self._what} {share} % ({steps}{left}){self._then if done < total else ''}"
 
     def _write(self, text: str) -> None:
         self._shown_at = time.monotonic()

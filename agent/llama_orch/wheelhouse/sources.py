@@ -10,7 +10,7 @@ from pathlib import Path
 from llama_orch.wheelhouse.errors import WheelhouseError
 from llama_orch.wheelhouse.files import filled_once, locked
 from llama_orch.wheelhouse.locks import Pin, lock_path, pin_named, read_lock
-from llama_orch.wheelhouse.pip import exactly, run_pip, say
+from llama_orch.wheelhouse.pip import exactly, run_pip
 
 NAME = "llama-cpp-python"
 
@@ -26,9 +26,9 @@ def binding(pin: Pin, cache: Path) -> Path:
     folder = cache / "sources" / f"{NAME}-{pin.version}-{key}"
 
     def fetch(into: Path) -> None:
-        say(f"fetching the sources of {NAME} {pin.version} (77 MB)")
         with tempfile.TemporaryDirectory(prefix="llama-orch-source-") as temporary, exactly([pin]) as this:
-            run_pip(["download", "--no-deps", f"--no-binary={NAME}", f"--dest={temporary}", *this])
+            options = ["--no-deps", f"--no-binary={NAME}", f"--dest={temporary}"]
+            run_pip(["download", *options, *this], fetching=f"fetching the sources of {NAME} {pin.version}")
             archive = next(Path(temporary).glob("*.tar.gz"), None)
             if archive is None:
                 raise WheelhouseError(f"pip downloaded no sources of {NAME} {pin.version}")

@@ -17,6 +17,8 @@ def test_a_line_tells_share_files_time_left_and_what_comes(capsys: pytest.Captur
     assert shown.line(20, 80, 75) == "engine: compiling 25 % (20 of 80 files, about 4 min left); then: Python packages"
     assert shown.line(80, 80, 61) == "engine: compiling 100 % (80 of 80 files, 61 s)"
     assert shown.line(0, 80, 3) == "engine: compiling 0 % (0 of 80 files); then: Python packages"
+    fetching = Progress("fetching", megabytes=True)
+    assert fetching.line(12_000_000, 76_600_000, 6) == "fetching 15 % (12 of 77 MB, about 32 s left)"
     assert capsys.readouterr().err == ""
 
 
