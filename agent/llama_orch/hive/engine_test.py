@@ -61,6 +61,11 @@ class EngineTest:
         if self._running:
             await asyncio.wait(self._running.values(), timeout=5)
 
+    async def wait(self) -> None:
+        """Return when all has been tried."""
+        if self._running:
+            await asyncio.wait(self._running.values())
+
     def status(self) -> EngineStatus:
         """What is known now."""
         return self._status
