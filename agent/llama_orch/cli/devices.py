@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from llama_orch.contract.devices import Devices, Gpu
+from llama_orch.contract.devices import Devices, EngineStatus, Gpu, LibraryResult
 
 from .connection import Connection, HiveOption, JsonOption, QueenOption, TokenFileOption
 from .output import line, print_json, print_table, size
 from .running import run
+
+_FAILED = {LibraryResult.DIED: "died", LibraryResult.WRONG: "computed wrongly", LibraryResult.HUNG: "hung"}
 
 
 def devices(
@@ -28,6 +30,7 @@ def devices(
         return
     cpu, memory, disk = found.cpu, found.memory, found.disk
     line(f"CPU     {cpu.model}, {cpu.cores} cores, load {cpu.load_1m:.2f}")
+    _show_engine(found.engine)
     line(f"Memory  {size(memory.available_bytes)} available of {size(memory.total_bytes)}")
     line(f"Disk    {size(disk.available_bytes)} available of {size(disk.total_bytes)}")
     for condition in found.conditions:
@@ -38,6 +41,21 @@ def devices(
         return
     line(f"Driver  {found.nvml.driver_version or '-'}, CUDA {found.nvml.cuda_version or '-'}")
     print_table(("GPU", "NAME", "MEMORY USED", "LOAD", "°C", "WATTS"), map(_row, found.gpus), nothing="No GPUs.")
+
+
+def _show_engine(engine: EngineStatus | None) -> None:
+    """The library that CPU workers compute with, and each that failed the self-test."""
+    if engine is None or (engine.tested_at is None and not engine.libraries):
+        line("Engine  its self-test has not ended")
+        return
+    used = next(
+        (one.name for one in engine.libraries if one.file == engine.cpu_library), "none of its libraries computes"
+    )
+    line(f"Engine  {used}")
+    for one in engine.libraries:
+        if one.result not in {LibraryResult.PASSED, LibraryResult.NOT_TESTED}:
+            reason = f" ({one.reason})" if one.reason else ""
+            line(f"{one.name} is left out: it {_FAILED[one.result]} in its self-test{reason}", style="red")
 
 
 def _row(gpu: Gpu) -> tuple[str | None, ...]:

@@ -34,6 +34,23 @@ DEVICES = devices.Devices(
     disk=devices.MemoryInfo(total_bytes=100 << 30, available_bytes=50 << 30),
     nvml=devices.GpuStatus(available=False, reason="libnvidia-ml.so.1 is not there"),
     gpus=[],
+    engine=devices.EngineStatus(
+        build="b",
+        tested_at=NOW,
+        cpu_library="libggml-cpu-haswell.so",
+        libraries=[
+            devices.EngineLibrary(
+                file="libggml-cpu-skylakex.so",
+                name="skylakex",
+                backend="cpu",
+                result=devices.LibraryResult.DIED,
+                reason="ended by signal 4 (SIGILL)",
+            ),
+            devices.EngineLibrary(
+                file="libggml-cpu-haswell.so", name="haswell", backend="cpu", result=devices.LibraryResult.PASSED
+            ),
+        ],
+    ),
 )
 
 
