@@ -6,7 +6,7 @@ llama.cpp reads, maps and computes with them as with any other, so they show wha
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -146,6 +146,38 @@ def qwen35(path: Path, *, blocks: int = 8, vocabulary: int = 4000) -> Path:
     return write(path, "qwen35", values | {"full_attention_interval": 4}, shapes, vocabulary)
 
 
+def bert(
+    path: Path, *, blocks: int = 2, vocabulary: int = 1000, context_length: int = 128, aborts: bool = False
+) -> Path:
+    """A model for vectors: it keeps nothing of what it read, and has learned so many positions and no more.
+
+    Where it `aborts`, llama.cpp loads it and ends the process when it is to compute: it cannot add what is quantised.
+    """
+    embedding, feed_forward = 256, 512
+    shapes: Shapes = {
+        "token_embd.weight": (vocabulary, embedding),
+        "token_types.weight": (2, embedding),
+        "position_embd.weight": (context_length, embedding),
+        "token_embd_norm.weight": (embedding,),
+        "token_embd_norm.bias": (embedding,),
+    }
+    for block in range(blocks):
+        name = f"blk.{block}."
+        for part, rows, columns in (
+            ("attn_q", embedding, embedding), ("attn_k", embedding, embedding), ("attn_v", embedding, embedding),
+            ("attn_output", embedding, embedding), ("ffn_up", feed_forward, embedding),
+            ("ffn_down", embedding, feed_forward),
+        ):  # fmt: skip
+            shapes |= {f"{name}{part}.weight": (rows, columns), f"{name}{part}.bias": (rows,)}
+        for part in ("attn_output_norm", "layer_output_norm"):
+            shapes |= {f"{name}{part}.weight": (embedding,), f"{name}{part}.bias": (embedding,)}
+    values: dict[str, Any] = _values(blocks, embedding, 4, 4, feed_forward) | {
+        "context_length": context_length, "attention.layer_norm_epsilon": 1e-5, "attention.causal": False,
+        "pooling_type": int(gguf.PoolingType.MEAN),
+    }  # fmt: skip
+    return write(path, "bert", values, shapes, vocabulary, plain=() if aborts else ("token_types.weight",))
+
+
 def write(
     path: Path,
     architecture: str,
@@ -154,16 +186,25 @@ def write(
     vocabulary: int,
     *,
     kind: gguf.GGMLQuantizationType = Q8_0,
+    plain: Collection[str] = (),
 ) -> Path:
-    """Write a model with these values, named without the architecture, and tensors of these shapes, rows first."""
+    """Write a model with these values, named without the architecture, and tensors of these shapes, rows first.
+
+    Those named in `plain` are not quantised.
+    """
     writer = gguf.GGUFWriter(path, architecture)
     _add_vocabulary(writer, vocabulary)
+    if "token_types.weight" in shapes:
+        writer.add_token_type_count(shapes["token_types.weight"][0])
     adders: dict[type, Any] = {
         bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, list: writer.add_array
     }  # fmt: skip
     for key, value in values.items():
         adders[type(value)](f"{architecture}.{key}", value)
-    data = sum(_add_tensor(writer, name, shape, kind) for name, shape in shapes.items())
+    data = sum(
+        _add_tensor(writer, name, shape, gguf.GGMLQuantizationType.F32 if name in plain else kind)
+        for name, shape in shapes.items()
+    )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -174,7 +215,7 @@ def write(
 
 def _add_tensor(writer: gguf.GGUFWriter, name: str, shape: tuple[int, ...], kind: gguf.GGMLQuantizationType) -> int:
     """Name a tensor in the header; answers how many bytes it takes in the file."""
-    if len(shape) == 1 or shape[-1] % _BLOCK_LENGTH:
+    if kind == gguf.GGMLQuantizationType.F32 or len(shape) == 1 or shape[-1] % _BLOCK_LENGTH:
         size = 4 * prod(shape)
         writer.add_tensor_info(name, shape, np.dtype(np.float32), size)
     else:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from llama_orch.demo_model import write_demo_model
+from tests import sparse_models
 
 LOAD_AND_FORGET = """
 import gc, sys
@@ -98,3 +102,84 @@ def test_a_model_is_split_over_devices_as_the_spec_says(tmp_path: Path):
     assert given == [[0, None], [1, [0.75, 0.25, 0.0]]]
     assert same
     assert visible == "GPU-b,GPU-a"
+
+
+WARM_UP = """
+import ctypes, json, os, sys
+from llama_orch.contract.process import WorkerSpec
+from llama_orch.worker import warm_up
+from llama_orch.worker.binding import llama_cpp
+from llama_orch.worker.engine import LlamaEngine
+from llama_orch.worker.scheduler import Part
+
+path, slots, context, warm_up.MOST_SECONDS = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+decode, batches, codes = llama_cpp.llama_decode, [], []
+
+def note(of, batch):
+    tokens = [batch.token[n] for n in range(batch.n_tokens)]
+    sequences = [batch.seq_id[n][0] for n in range(batch.n_tokens)]
+    batches.append([len(tokens), len(set(tokens)), len(set(sequences))])
+    codes.append(decode(of, batch))
+    return codes[-1]
+
+llama_cpp.llama_decode = note
+engine = LlamaEngine(WorkerSpec(
+    worker_id="tested", model_path=path, model_name="m", host="127.0.0.1", port=1, backend="cpu", slots=slots,
+    ctx_per_slot=context,
+), threads=2)
+info = engine.load(lambda _: True)
+batches, warm = [], batches
+held = [llama_cpp.llama_memory_seq_pos_max(engine._memory, n) for n in range(slots)] if engine._memory else []
+if info.embedding_length:
+    engine.embed([[5, 6, 7]])
+else:
+    engine.decode([Part(n, [5 + n], 0, "last") for n in range(slots)])
+print(json.dumps([warm, sorted(set(held)), sorted(set(codes))]))
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("make", "slots", "context", "batch"),
+    [
+        (write_demo_model, 1, 512, [512, 379, 1]),
+        (write_demo_model, 8, 64, [512, 379, 8]),
+        (write_demo_model, 1, 128, [128, 128, 1]),
+        (sparse_models.llama, 2, 2048, [512, 512, 1]),
+        (sparse_models.gemma3, 3, 300, [512, 512, 2]),
+        (sparse_models.qwen3moe, 1, 1024, [512, 512, 1]),
+        # One slot: llama.cpp's AMX kernels read beside the weights where recurrent blocks read several sequences
+        # (ggml-org/llama.cpp 20824).
+        (sparse_models.mamba, 1, 300, [300, 300, 1]),
+        (sparse_models.jamba, 1, 1024, [512, 512, 1]),
+        (sparse_models.lfm2, 1, 1024, [512, 512, 1]),
+        (sparse_models.qwen35, 1, 300, [300, 300, 1]),
+    ],
+)
+def test_the_warm_up_reads_a_full_step_and_leaves_nothing(
+    tmp_path: Path, make: Callable[[Path], Path], slots: int, context: int, batch: list[int]
+):
+    warm, held, codes = warm_up(make(tmp_path / "model.gguf"), slots, context, most_seconds=1e9)
+    assert warm == [[1, 1, 1], [1, 1, 1], batch, [slots, slots, slots]]
+    assert held == [-1] and codes == [0]
+
+
+def test_a_model_for_vectors_reads_no_more_than_it_has_positions_for(tmp_path: Path):
+    model = sparse_models.bert(tmp_path / "model.gguf", context_length=128)
+    warm, held, codes = warm_up(model, 2, 512, most_seconds=1e9)
+    assert warm == [[1, 1, 1], [1, 1, 1], [128, 128, 1]]
+    assert held == [] and codes == [0]
+
+
+def test_the_warm_up_of_a_slow_model_is_shorter(tmp_path: Path):
+    warm, _, _ = warm_up(write_demo_model(tmp_path / "model.gguf"), 80, 64, most_seconds=1e-9)
+    assert warm[2:] == [[64, 64, 1], [64, 64, 64]]
+
+
+def warm_up(model: Path, slots: int, context: int, *, most_seconds: float) -> list[list[list[int]]]:
+    """Each batch of the warm-up (its tokens, how many of them differ, sequences), what is held then, decode's codes."""
+    arguments = [str(model), str(slots), str(context), str(most_seconds)]
+    run = [sys.executable, "-c", WARM_UP, *arguments]
+    ended = subprocess.run(run, timeout=120, check=False, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)

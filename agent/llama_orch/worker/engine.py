@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import numpy as np
 
 from llama_orch.contract.process import DEFAULT_CONTEXT, WorkerSpec
 
-from . import backends, model_file
+from . import backends, model_file, warm_up
 from .binding import library, llama_cpp, send_log_to
 from .generation import (
     CannotServe,
@@ -27,6 +29,8 @@ from .llama_log import LlamaLog, no_memory
 from .sampler import LlamaSampler
 from .scheduler import Part
 from .threadpool import keep_threads
+
+log = logging.getLogger(__name__)
 
 # Tokens that are computed at once.
 BATCH_TOKENS = 512
@@ -79,7 +83,7 @@ class LlamaEngine:
         self._embedding_length = self._vector_length()
         self._context = self._make_context(context)
         self._memory = llama_cpp.llama_get_memory(self._context)
-        self._warm_up()
+        self._warm_up(context, trained)
         template = llama_cpp.llama_model_chat_template(self._model, None)
         return ModelInfo(
             context=context,
@@ -310,21 +314,43 @@ class LlamaEngine:
         keep_threads(backends.library(), library(), context, self._threads)
         return context
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, context: int, trained: int) -> None:
         # Touches every weight once, so that the first request does not pay for it.
-        first = max(llama_cpp.llama_vocab_bos(self.vocab), 0)
+        first = [Part(0, [max(llama_cpp.llama_vocab_bos(self.vocab), 0)], 0, "last")]
         llama_cpp.llama_set_warmup(self._context, True)
+        self._try_out(first)
+        # Of a mixture of experts it wants all for each token, which no request does.
+        llama_cpp.llama_set_warmup(self._context, False)
+        began = time.perf_counter()
+        self._try_out(first)
+        taken = time.perf_counter() - began
+        vectors = bool(self._embedding_length)
+        # Models with learned positions have none beyond those that they were trained with.
+        longest = min(context, trained or context)
+        most = min(BATCH_TOKENS, longest if vectors else longest * self._spec.slots)
+        count = warm_up.batch_tokens(most, taken)
+        log.info("trying out the model with %d tokens at once", count)
+        slots = warm_up.batch_tokens(self._spec.slots, taken)
+        steps = warm_up.steps(count, vocabulary=self.vocabulary, longest=longest, slots=slots, vectors=vectors)
+        for parts in steps:
+            self._try_out(parts)
+        if self._memory:
+            llama_cpp.llama_memory_clear(self._memory, True)
+
+    def _try_out(self, parts: list[Part]) -> None:
+        """Compute the parts, and let their sequences hold nothing afterwards. Raises CannotServe."""
         try:
-            self.decode([Part(0, [first], 0, "last")])
+            self.decode(parts)
         except GenerationFailed:
             raise CannotServe(
                 "model_unreadable",
                 "llama.cpp loaded the model but cannot compute with it; its reason is in the worker's log",
                 "try another quantisation of the model, or a newer llama-orch",
             ) from None
-        if self._memory:
-            llama_cpp.llama_memory_clear(self._memory, True)
-        llama_cpp.llama_set_warmup(self._context, False)
+        # A GPU may still be at it.
+        llama_cpp.llama_synchronize(self._context)
+        for sequence in {part.sequence for part in parts}:
+            self.keep(sequence, 0)
 
     def _text_of(self, token: int) -> str:
         if token < 0:
