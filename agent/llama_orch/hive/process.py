@@ -159,7 +159,9 @@ def environment() -> dict[str, str]:
         kept["PYTHONPATH"] = os.pathsep.join(
             str(Path(entry).absolute()) for entry in kept["PYTHONPATH"].split(os.pathsep)
         )
-    return kept
+    # Where llama.cpp gives up, a debugger that it finds on the machine would hold the dying worker for minutes, and
+    # print what the worker had in hand into its log.
+    return kept | {"GGML_NO_BACKTRACE": "1"}
 
 
 def interpreter() -> str:

@@ -10,14 +10,39 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from llama_orch.contract.common import Problem
-from llama_orch.contract.process import ENDED_FILE, FAILURE_FILE, WorkerEnded, WorkerFailure
+from llama_orch.contract.process import ENDED_FILE, FAILURE_FILE, SPEC_FILE, WorkerEnded, WorkerFailure, WorkerSpec
 
-from . import process
+from . import last_words, process
 from .atomic import read_json
 
 KILL_TIMEOUT_S = 20.0
+BEFORE_READY = " while it loaded its model or tried it out, before it was ready"
+WHILE_SERVING = " while it was serving"
+WHILE_ALONE = " while the agent was not running"
 _LOOK_S = 0.1
 _SCAN_S = 1.0
+_LOG = "its log is in the hive's log_dir"
+# What to do where a signal ended a worker, by the signal's name.
+ADVICE = {
+    "SIGKILL": "if nobody killed it, the kernel did for want of memory: dmesg says so",
+    "SIGILL": (
+        "the processor, or the hypervisor above it, refuses an instruction that the engine's library uses: GET "
+        "/api/v1/devices shows the engine's self-test; build the wheelhouse anew with the newest llama-orch "
+        "(`make wheelhouse`) and provision the machine again"
+    ),
+    "SIGSEGV": (
+        "a fault of the engine or of a driver: try another quantisation of the model, or one slot; with CUDA look at "
+        "the driver (nvidia-smi, dmesg); report it with the log"
+    ),
+    "SIGBUS": (
+        "the model's file was cut short while it was in use, or its disk fails: remove the model and pull it again; "
+        "dmesg tells of a disk"
+    ),
+    "SIGABRT": (
+        "llama.cpp gave up, for a reason that the last lines of the log give: try another quantisation of the model or "
+        "a newer llama-orch; report it with the log"
+    ),
+}
 
 
 class WillNotEnd(Exception):
@@ -71,18 +96,45 @@ def known_failure(folder: Path) -> WorkerFailure | None:
         return None
 
 
-def describe(ended: WorkerEnded | None, when: str) -> Problem:
-    """A crash as the API shows it."""
+def why(folder: Path, log_file: Path, ended: WorkerEnded | None, when: str, *, by_us: bool) -> Problem:
+    """A crash, with all that the worker's folder and its log tell of it. `by_us`: the hive ended it."""
+    gave_up = ended is not None and ended.signal == signal.SIGABRT
+    said = last_words.of(log_file, folder.name) if gave_up else ""
+    return describe(ended, when, _order(folder), by_us=by_us, said=said)
+
+
+def _order(folder: Path) -> WorkerSpec | None:
+    """What the worker was told to do; None where that is not there or of another version."""
+    try:
+        return WorkerSpec.model_validate_json((folder / SPEC_FILE).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def describe(
+    ended: WorkerEnded | None, when: str, spec: WorkerSpec | None = None, *, by_us: bool = False, said: str = ""
+) -> Problem:
+    """A crash as the API shows it. `said` is what llama.cpp said where it gave up."""
     if ended is None:
         how, code = "ended, and nobody saw how", "crashed"
     elif ended.signal is not None:
         how, code = f"was ended by signal {ended.signal} ({_signal_name(ended.signal)})", "killed"
     else:
         how, code = f"exited with code {ended.exit_code}", "crashed"
-    hint = "its log is in the hive's log_dir"
-    if ended is not None and ended.signal == signal.SIGKILL:
-        hint = "if nobody killed it, the kernel did for want of memory: dmesg says so; " + hint
-    return Problem(code=code, message=f"the worker's process {how}{when}", what_to_do=hint)
+    message = f"the worker's process {how}{when}"
+    if spec is not None:
+        message += f" (model {spec.model_name}, {_engine(spec)})"
+    if said:
+        message += f": {said}"
+    advice = None if by_us or ended is None or ended.signal is None else ADVICE.get(_signal_name(ended.signal))
+    return Problem(code=code, message=message, what_to_do="; ".join(filter(None, (advice, _LOG))))
+
+
+def _engine(spec: WorkerSpec) -> str:
+    if spec.backend == "cuda":
+        devices = ", ".join(map(str, spec.devices))
+        return f"backend cuda on device{'s' if len(spec.devices) > 1 else ''} {devices}"
+    return spec.cpu_library or "the engine's CPU library"
 
 
 def _signal_name(number: int) -> str:

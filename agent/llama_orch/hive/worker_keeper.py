@@ -206,7 +206,7 @@ class WorkerKeeper:
             await self._end_processes(0, 0)
             return None
         if not found.lives():
-            return _Ended(await worker_launch.how_it_ended(self._folder), " while the agent was not running")
+            return _Ended(await worker_launch.how_it_ended(self._folder), worker_ending.WHILE_ALONE)
         log.info("worker %s adopted: pid %d", record.id, found.pid)
         self.process = found
         return None
@@ -280,7 +280,8 @@ class WorkerKeeper:
             await asyncio.sleep(LOOK_S)
         how = await worker_launch.how_it_ended(self._folder)
         self._gone()
-        return _Ended(how, killed)
+        when = worker_ending.WHILE_SERVING if self.record.ready_at else worker_ending.BEFORE_READY
+        return _Ended(how, killed or when, by_us=bool(killed))
 
     async def _after_end(self, end: _Ended) -> None:
         """Decide what follows an end that nobody asked for. Raises Failed where that is nothing."""
@@ -293,7 +294,8 @@ class WorkerKeeper:
             record.port, record.boot_id, record.streak = None, None, record.streak + 1
             self._save()
             return
-        problem = worker_ending.describe(end.how, end.when)
+        log_file = worker_launch.log_file(self._around.settings, record.id)
+        problem = worker_ending.why(self._folder, log_file, end.how, end.when, by_us=end.by_us)
         record.streak = backoff.streak_after(record.streak, self._served(end.how))
         record.last_error, record.boot_id = problem, None
         self.state.load()
@@ -335,3 +337,4 @@ class WorkerKeeper:
 class _Ended:
     how: WorkerEnded | None
     when: str
+    by_us: bool = False

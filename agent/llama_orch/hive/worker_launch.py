@@ -27,6 +27,11 @@ def clear(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
+def log_file(settings: HiveSettings, worker_id: str) -> Path:
+    """Where all processes of a worker write what they say, one after the other."""
+    return settings.log_dir / f"worker-{worker_id}.log"
+
+
 def start(
     record: WorkerRecord,
     folder: Path,
@@ -58,7 +63,7 @@ def start(
     )
     try:
         atomic.write_text(folder / SPEC_FILE, spec.model_dump_json())
-        return process.start(folder, settings.log_dir / f"worker-{record.id}.log", token)
+        return process.start(folder, log_file(settings, record.id), token)
     except OSError as error:
         raise Failed("cannot_start", f"the worker cannot be started: {error.strerror}", "see the hive's log") from None
 

@@ -53,6 +53,7 @@ def test_a_spec_has_defaults(tmp_path: Path):
         ({"gpu_layers": -2}, "gpu_layers"),
         ({"worker_id": "../x"}, "worker_id"),
         ({"model_path": ""}, "model_path"),
+        ({"cpu_library": "../libggml-cpu-x64.so"}, "cpu_library"),
         ({"colour": 1}, "colour"),
     ],
 )
