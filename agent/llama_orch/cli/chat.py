@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +14,24 @@ from typing import Annotated, Any
 import typer
 
 from llama_orch import client
+from llama_orch.client import NoAnswer
 from llama_orch.contract.errors import ApiError
 from llama_orch.contract.hive import Worker, WorkerStatus
 from llama_orch.contract.inference import ChatMessage, ChatRequest, StreamOptions
 
-from .connection import Connection, HiveOption, JsonOption, QueenOption, TokenFileOption, inference_token
+from .connection import (
+    Connection,
+    HiveOption,
+    JsonOption,
+    QueenOption,
+    TokenFileOption,
+    Unusable,
+    inference_token,
+)  # fmt: skip
+from .lost_worker import explain
 from .output import err, is_interactive, line, print_json, printable
-from .running import Failed, request, run, tell
-from .watching import SERVING
+from .running import Failed, request, run, tell_any
+from .watching import SERVING, problem
 
 InferenceTokenOption = Annotated[
     Path | None,
@@ -49,6 +59,20 @@ class Answer:
         return f"{count} tokens in {self.total_s:.2f} s{first}"
 
 
+@dataclass(frozen=True)
+class _Partner:
+    """Whom we talk to; `worker` is what its hive said of it, None where an address was given."""
+
+    url: str
+    token: str
+    worker: Worker | None
+    connection: Connection
+
+    async def why(self, error: NoAnswer) -> NoAnswer | Failed:
+        """What to tell instead of `error`."""
+        return await explain(error, self.connection.open_hive, self.url, self.worker)
+
+
 def chat(
     prompt: Annotated[str | None, typer.Argument(help="The question; without it a conversation begins.")] = None,
     *,
@@ -73,16 +97,18 @@ def chat(
     else:
         asked = None
 
-    async def find() -> tuple[str, str]:
-        return await _find(Connection(queen, hive, token_file), worker), inference_token(inference_token_file)
+    connection = Connection(queen, hive, token_file)
 
-    url, token = run(find())
+    async def find() -> _Partner:
+        url, found = await _find(connection, worker)
+        return _Partner(url, inference_token(inference_token_file), found, connection)
+
     if asked is None:
-        _converse(url, token, messages, options)
+        _converse(find, messages, options)
     elif as_json:
-        print_json(run(_whole(url, token, asked)))
+        print_json(run(_whole(run(find()), asked)))
     else:
-        run(_print_answer(url, token, asked))
+        run(_print_answer(run(find()), asked))
 
 
 async def stream_answer(url: str, token: str, asked: ChatRequest, write: Callable[[str], None]) -> Answer:
@@ -109,13 +135,28 @@ async def _pieces(asking: client.Worker, asked: ChatRequest, answer: Answer) -> 
                 yield str(text)
 
 
-async def _whole(url: str, token: str, asked: ChatRequest) -> Any:
-    async with client.Worker(url, token) as asking:
-        return await asking.chat(asked)
+async def _whole(partner: _Partner, asked: ChatRequest) -> Any:
+    try:
+        async with client.Worker(partner.url, partner.token) as asking:
+            return await asking.chat(asked)
+    except NoAnswer as error:
+        raise await partner.why(error) from None
 
 
-async def _print_answer(url: str, token: str, asked: ChatRequest) -> Answer:
-    answer = await stream_answer(url, token, asked, _write)
+async def _print_answer(partner: _Partner, asked: ChatRequest) -> Answer:
+    begun = False
+
+    def write(text: str) -> None:
+        nonlocal begun
+        begun = True
+        _write(text)
+
+    try:
+        answer = await stream_answer(partner.url, partner.token, asked, write)
+    except NoAnswer as error:
+        if begun:
+            _write("\n")
+        raise await partner.why(error) from None
     _write("\n")
     if is_interactive():
         line(str(answer), style="dim", console=err)
@@ -127,32 +168,37 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-async def _find(connection: Connection, wanted: str | None) -> str:
+async def _find(connection: Connection, wanted: str | None) -> tuple[str, Worker | None]:
     if wanted and "://" in wanted:
-        return wanted
+        return wanted, None
     async with await connection.open_hive() as hive:
         workers = await hive.list_workers()
     if wanted:
         workers = [worker for worker in workers if wanted in (worker.id, worker.name)]
         if not workers:
             raise Failed(f"there is no worker {wanted}: see 'llama-orch workers list'")
-    return _url_of_best(workers)
+    best = _best(workers)
+    return str(best.url), best
 
 
-def _url_of_best(workers: list[Worker]) -> str:
+def _best(workers: list[Worker]) -> Worker:
     """An idle worker before a busy one."""
     serving = [worker for worker in workers if worker.status in SERVING and worker.url]
     serving.sort(key=lambda worker: worker.status != WorkerStatus.IDLE)
     if serving:
-        return str(serving[0].url)
+        return serving[0]
     if workers:
         states = ", ".join(f"{worker.id} is {worker.status}" for worker in workers)
-        raise Failed(f"no worker serves ({states}): see 'llama-orch workers list'")
+        reasons = [problem(worker.id, worker.last_error) for worker in workers if worker.last_error]
+        raise Failed("\n".join([f"no worker serves ({states}): see 'llama-orch workers list'", *reasons]))
     raise Failed("no worker runs there: start one with 'llama-orch workers start MODEL'")
 
 
-def _converse(url: str, token: str, messages: list[ChatMessage], options: dict[str, Any]) -> None:
-    line(f"Talking to {url}. Ctrl-C stops an answer, Ctrl-D ends.", style="dim", console=err)
+def _converse(
+    find: Callable[[], Coroutine[Any, Any, _Partner]], messages: list[ChatMessage], options: dict[str, Any]
+) -> None:
+    partner: _Partner | None = run(find())
+    line(f"Talking to {partner.url}. Ctrl-C stops an answer, Ctrl-D ends.", style="dim", console=err)
     while True:
         try:
             text = input("> ").strip()
@@ -163,17 +209,21 @@ def _converse(url: str, token: str, messages: list[ChatMessage], options: dict[s
             continue
         asked = request(ChatRequest, messages=[*messages, ChatMessage(role="user", content=text)], **options)
         try:
-            answer = _run_answer(url, token, asked)
-        except ApiError as error:
-            tell(error)
+            # One that was lost may be back elsewhere.
+            partner = partner or asyncio.run(find())
+            answer = _run_answer(partner, asked)
+        except (ApiError, Failed, Unusable) as error:
+            if isinstance(error, NoAnswer | Failed):
+                partner = None
+            tell_any(error)
             continue
         if answer:
             messages = [*asked.messages, ChatMessage(role="assistant", content=answer.text)]
 
 
-def _run_answer(url: str, token: str, asked: ChatRequest) -> Answer | None:
+def _run_answer(partner: _Partner, asked: ChatRequest) -> Answer | None:
     try:
-        return asyncio.run(_print_answer(url, token, asked))
+        return asyncio.run(_print_answer(partner, asked))
     except KeyboardInterrupt:
         line("\n(stopped)", style="dim", console=err)
         return None

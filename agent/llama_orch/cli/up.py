@@ -11,10 +11,13 @@ from typing import Annotated
 
 import typer
 
+from llama_orch.client import Hive, NoAnswer
+
 from .connection import read_token
 from .first_answer import ask, get_model, start_worker
 from .keep_up import keep_up, step
 from .local import Home
+from .lost_worker import explain
 from .output import line
 from .running import run
 
@@ -56,7 +59,15 @@ async def _story(home: Home, model: str | None) -> None:
         worker = await start_worker(hive, chosen, name=WORKER_NAME)
     line(f"Worker {worker.url}   {worker.filename or worker.model_ref} on {worker.backend}, {worker.slots} slots")
     line()
-    await ask(str(worker.url), read_token(home.inference_token_file))
+
+    async def open_hive() -> Hive:
+        return home.hive()
+
+    try:
+        await ask(str(worker.url), read_token(home.inference_token_file))
+    except NoAnswer as error:
+        line()
+        raise await explain(error, open_hive, str(worker.url), worker) from None
     _how_to_go_on(home, str(worker.url))
 
 

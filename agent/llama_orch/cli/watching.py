@@ -128,6 +128,8 @@ async def follow_worker(hive: Hive, worker: Worker, *, timeout: float, console: 
     meter = Meter(f"starting {worker.model_ref}", console=console)
     lost_at: float | None = None
     loading_since: float | None = None
+    restarts = worker.restarts
+    told: Problem | None = None
     with meter:
         while worker.status not in SERVING:
             if worker.status in (WorkerStatus.FAILED, WorkerStatus.STOPPED):
@@ -136,6 +138,9 @@ async def follow_worker(hive: Hive, worker: Worker, *, timeout: float, console: 
                 loading_since = loading_since or time.monotonic()
                 if time.monotonic() - loading_since > timeout:
                     return worker
+            if worker.restarts != restarts and worker.last_error != told:
+                told = worker.last_error
+                meter.note(problem("it is started again", told), style="yellow")
             meter.update(worker.percentage or 0.0, 100.0, f"{worker.status} {worker.filename or worker.model_ref}")
             await asyncio.sleep(_POLL_SECONDS)
             try:

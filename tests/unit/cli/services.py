@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -71,6 +71,9 @@ class Fleet:
     worker_fails: Problem | None = None
     busy: bool = False
     cut_answer: bool = False
+    on_cut: Callable[[], None] = lambda: None
+    on_list: Callable[[], None] = lambda: None
+    worker_steps: list[dict[str, Any]] = field(default_factory=list)
     urls: dict[str, str] = field(default_factory=dict)
 
     def add_node(self, name: str, **fields: Any) -> queen.Node:
@@ -247,6 +250,7 @@ def hive_routes(fleet: Fleet) -> Routes:
 
     @routes.handle(ops.LIST_WORKERS)
     async def list_workers(_: Request) -> hive.WorkerList:
+        fleet.on_list()
         return hive.WorkerList(workers=list(fleet.workers.values()))
 
     @routes.handle(ops.SPAWN_WORKER)
@@ -265,6 +269,7 @@ def hive_routes(fleet: Fleet) -> Routes:
             raise NotFound(f"there is no worker {worker_id}")
         status = "failed" if fleet.worker_fails else "idle"
         update = {"status": hive.WorkerStatus(status), "last_error": fleet.worker_fails, "url": fleet.urls["worker"]}
+        update |= fleet.worker_steps.pop(0) if fleet.worker_steps else {}
         fleet.workers[worker_id] = worker.model_copy(update=update)
         return fleet.workers[worker_id]
 
@@ -357,11 +362,15 @@ def worker_routes(fleet: Fleet) -> Routes:
         return inference.Tokens(tokens=tokens, count=len(tokens), context_per_slot=512)
 
     @routes.handle(ops.CHAT_COMPLETIONS)
-    async def chat(_: Request, body: inference.ChatRequest) -> BaseModel | EventStream:
+    async def chat(request: Request, body: inference.ChatRequest) -> BaseModel | EventStream:
         fleet.bodies.append(body)
         if fleet.busy:
             raise Busy("all slots are taken", headers={"Retry-After": "3"})
         if not body.stream:
+            if fleet.cut_answer:
+                fleet.on_cut()
+                assert request.transport is not None
+                request.transport.close()
             message = inference.ChatAnswer(content="".join(WORDS))
             choice = inference.ChatChoice(message=message, finish_reason="stop")
             return inference.ChatCompletion(id="c", created=1, model="m", choices=[choice], usage=usage)
@@ -372,6 +381,7 @@ def worker_routes(fleet: Fleet) -> Routes:
                 yield inference.ChatChunk(id="c", created=1, model="m", choices=[delta])
                 await asyncio.sleep(0)
             if fleet.cut_answer:
+                fleet.on_cut()
                 return
             yield inference.ChatChunk(id="c", created=1, model="m", choices=[], usage=usage)
             yield "[DONE]"
