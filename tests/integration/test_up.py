@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 
 from llama_orch.cli import processes
-from llama_orch.cli.first_answer import DEFAULT_MODEL
+from llama_orch.cli.first_answer import DEFAULT_MODEL, QUESTION
 from llama_orch.demo_model import DEMO_SENTENCE, write_demo_model
+from llama_orch.hive.worker_ending import ADVICE
 from tests.hub import Hub
-from tests.models import truncated_model
+from tests.models import slow_model, truncated_model
 from tests.ports import free_port
 
 START_SECONDS = 120.0
@@ -200,6 +201,17 @@ def test_a_child_that_dies_ends_the_run_with_its_log(place: Place):
     os.kill(place.pids_of("llama_orch.hive")[0], signal.SIGKILL)
     assert up.ended(STOP_SECONDS) == 1
     assert "the hive was ended by SIGKILL; the end of" in up.output
+    assert place.running() == {}
+
+
+def test_a_worker_that_dies_while_it_answers_says_why(place: Place, tmp_path: Path):
+    up = place.up("--model", f"file:{slow_model(tmp_path / 'slow.gguf')}")
+    up.read_until(f"> {QUESTION}\n{DEMO_SENTENCE[:2]}")
+    (worker,) = set(place.pids_of("llama_orch.worker")) - set(place.pids_of("llama_orch.hive.shim"))
+    os.kill(worker, signal.SIGILL)
+    assert up.ended() == 1
+    assert "gave no whole answer: the worker's process was ended by signal 4 (SIGILL)" in up.output
+    assert ADVICE["SIGILL"] in up.output and "Is it running there?" not in up.output
     assert place.running() == {}
 
 
