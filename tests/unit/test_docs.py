@@ -20,6 +20,7 @@ from llama_orch.contract.errors import ApiError
 from llama_orch.contract.operations import Operation
 from llama_orch.contract.process import FailureCode
 from llama_orch.hive import metrics as hive_metrics
+from llama_orch.hive import worker_ending
 from llama_orch.hive.settings import HiveSettings
 from llama_orch.queen import metrics as queen_metrics
 from llama_orch.queen.settings import QueenSettings
@@ -233,6 +234,11 @@ def test_every_failure_code_is_explained_and_no_other():
     general = {kind.code for kind in [ApiError, *ApiError.__subclasses__()]}
     explained = {code for code in _first_cells(_page("troubleshooting")) if re.fullmatch(r"[a-z]+(_[a-z]+)*", code)}
     assert explained - general == set(_failure_codes()) - general
+
+
+def test_every_signal_that_has_advice_is_explained_and_no_other():
+    explained = {code for code in _first_cells(_page("troubleshooting")) if code.startswith("SIG")}
+    assert explained == set(worker_ending.ADVICE)
 
 
 def _failure_codes() -> dict[str, str]:
