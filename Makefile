@@ -106,7 +106,7 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml $(LOCKS)/dev.txt $(ENGINE)
 	$(call install,dev --every-processor)
 	@touch $(VENV)/.runtime $@
 
-host-packages: # what booting test hosts needs; only as root on Debian or Ubuntu
+host-packages: # what tests need, test hosts above all; only as root on Debian or Ubuntu
 	@tests/hosts/install-packages
 
 clean: ## remove the virtual environment and all state of make up and make fleet

@@ -16,7 +16,7 @@ PROGRAM = shutil.which("sshd") or "/usr/sbin/sshd"
 
 def missing() -> str:
     """Why there can be no server here, or nothing."""
-    return "" if Path(PROGRAM).exists() else "no sshd here: install openssh-server"
+    return "" if Path(PROGRAM).exists() else "no sshd here: install openssh-server, or as root run `make host-packages`"
 
 
 class Sshd:
