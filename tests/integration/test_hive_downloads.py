@@ -244,16 +244,26 @@ async def test_a_hub_that_falls_silent_is_given_up_and_what_came_is_kept(tmp_pat
         assert hub.bodies(f"{REPO}/big.gguf")[-1].first_byte > 1_000_000
 
 
-async def test_a_hub_that_cannot_be_reached_is_said(hive: HiveProcess, hub: Hub, demo: bytes):
-    hub.add_repo(REPO, {"m-Q8_0.gguf": demo})
+async def test_what_is_here_serves_without_a_question_to_the_hub(hive: HiveProcess, hub: Hub, demo: bytes):
+    hub.add_repo(REPO, {"m-Q8_0.gguf": demo, "m-Q4_K_M.gguf": BIG})
     await hive.download((await ask(hive, filename="m-Q8_0.gguf"))["download_id"], "ready")
+    questions = len(hub.requests)
+    there = await ask(hive)
+    assert (there["status"], there["filename"]) == ("ready", "m-Q8_0.gguf")
+    worker = await hive.idle(f"{REF}@main")
+    assert worker["filename"] == "m-Q8_0.gguf"
+    assert len(hub.requests) == questions
+    await hive.download((await ask(hive, filename="m-Q4_K_M.gguf"))["download_id"], "ready")
+    assert hub.bytes_sent(f"{REPO}/m-Q4_K_M.gguf") == len(BIG), "a file that is named is fetched"
+
+
+async def test_a_hub_that_cannot_be_reached_is_said(hive: HiveProcess, hub: Hub):
+    hub.add_repo(REPO, {"m-Q8_0.gguf": BIG})
     await hive.end()
     hive.settings["hub_endpoint"] = "http://127.0.0.1:9"
     await hive.start()
     status, error = await refused(hive, "hf:org/other")
     assert (status, error["code"]) == (502, "hub_unreachable")
-    worker = await hive.idle(REF)
-    assert worker["filename"] == "m-Q8_0.gguf", "what is here serves without the hub"
 
 
 async def test_a_disk_that_is_too_small_is_507_with_both_numbers(tmp_path: Path, hub: Hub):

@@ -98,6 +98,14 @@ class Downloads:
                 return job
         return None
 
+    def _same_model(self, wanted: Resolved) -> Job | None:
+        for job in self._jobs.values():
+            model = job.record.model
+            same = model and (model.repo, model.commit, model.filename) == (wanted.repo, wanted.commit, wanted.filename)
+            if same and self._usable(job):
+                return job
+        return None
+
     def _usable(self, job: Job) -> bool:
         return job.record.is_open or (job.ready and self.path_of(job.record).exists())
 
@@ -105,25 +113,17 @@ class Downloads:
         here = await asyncio.to_thread(model_cache.models, self._cache)
         if (same := self._same_request(ref)) is not None:
             return same
-        cached = [model for model in here if model.answers(ref.repo, ref.revision)]
-        if ref.filename is not None and (there := [model for model in cached if model.filename == ref.filename]):
-            return self._ready(ref, model_files.as_resolved(ref, there[0]), origin)
+        if (there := _on_disk(ref, here)) is not None:
+            known = self._same_model(there) if there.chosen_because is None else None
+            return known or self._ready(ref, there, origin)
         loop = asyncio.get_running_loop()
         try:
             found = await loop.run_in_executor(self._threads, _ask_hub, ref, self._settings.hub_endpoint, self._token)
         except Failed as failed:
-            choice = quantisation.choose(model.filename for model in cached)
-            if not failed.retry or ref.filename is not None or choice is None:
-                raise as_answer(failed) from None
-            kept = next(model for model in cached if model.filename == choice[0])
-            because = "the hub cannot be reached, and this one is here"
-            return self._ready(ref, model_files.as_resolved(ref, kept, because), origin)
+            raise as_answer(failed) from None
         # No await from here on: what is looked up now is still so when the new one is known.
-        for job in self._jobs.values():
-            model = job.record.model
-            same = model and (model.repo, model.commit, model.filename) == (found.repo, found.commit, found.filename)
-            if same and self._usable(job):
-                return job
+        if (same := self._same_model(found)) is not None:
+            return same
         if model_files.ready(self._cache, found):
             return self._ready(ref, found, origin)
         self._check_disk(found)
@@ -287,6 +287,19 @@ class Downloads:
         for job in ended[:-KEEP_ENDED]:
             del self._jobs[job.record.download_id]
             self._records.remove(job.record.download_id)
+
+
+def _on_disk(ref: HubRef, here: list[model_cache.CachedModel]) -> Resolved | None:
+    """What of the models that are here a reference means; None where only the hub can tell."""
+    cached = {model.filename: model for model in here if model.answers(ref.repo, ref.revision)}
+    if ref.filename is not None:
+        return model_files.as_resolved(ref, cached[ref.filename]) if ref.filename in cached else None
+    if (choice := quantisation.choose(cached)) is None:
+        return None
+    name, why = choice
+    several = len(quantisation.models_of(cached)) > 1
+    because = f"of those that are here, {why}; name another with ::file=" if several else None
+    return model_files.as_resolved(ref, cached[name], because)
 
 
 def _ask_hub(ref: HubRef, endpoint: str, token: str | None) -> Resolved:
