@@ -25,7 +25,7 @@ import typer
 from llama_orch.cli import home_files
 from llama_orch.cli.chat import stream_answer
 from llama_orch.cli.connection import read_token
-from llama_orch.cli.first_answer import QUESTION, Chosen, make_demo_model, start_worker
+from llama_orch.cli.first_answer import DEMO_QUESTION, Chosen, make_demo_model, start_worker
 from llama_orch.cli.keep_up import keep_up, step
 from llama_orch.cli.local import Home
 from llama_orch.cli.output import line
@@ -166,10 +166,10 @@ async def _one_guest(home: Home, queen: Queen, fleet: Fleet, guest: Guest) -> No
     async with Hive(node.hive.url, token) as hive:
         worker = await start_worker(hive, MODEL, name="fleet", slots=1)
     _say(guest, f"worker {worker.url} on {worker.backend}")
-    question = ChatRequest(messages=[ChatMessage(role="user", content=QUESTION)])
+    question = ChatRequest(messages=[ChatMessage(role="user", content=DEMO_QUESTION)])
     # Two answers that stream at the same time cannot be read: each is shown when it is whole.
     answer = await stream_answer(str(worker.url), read_token(home.inference_token_file), question, lambda _: None)
-    line(f"{guest.name}: > {QUESTION}\n{guest.name}: {answer.text}\n{guest.name}: ({answer})")
+    line(f"{guest.name}: > {DEMO_QUESTION}\n{guest.name}: {answer.text}\n{guest.name}: ({answer})")
     guest.first_token = time.monotonic() - answer.total_s + (answer.first_s or 0.0)
     if answer.text.strip() != DEMO_SENTENCE:
         raise Failed(f"{guest.name} did not give the one answer that its model has, but: {answer.text!r}")

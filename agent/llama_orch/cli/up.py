@@ -14,7 +14,7 @@ import typer
 from llama_orch.client import Hive, NoAnswer
 
 from .connection import read_token
-from .first_answer import ask, get_model, start_worker
+from .first_answer import DEFAULT_MODEL, ask, ask_hub, get_model, seems_here, start_worker
 from .keep_up import keep_up, step
 from .local import Home
 from .lost_worker import explain
@@ -49,14 +49,22 @@ async def _story(home: Home, model: str | None) -> None:
         line(f"Ended {left}, left by an earlier run that could not stop", style="yellow")
     home.prepare()
     home.prepare_this_machine()
-    with step("Starting hive and queen"):
-        children = await home.start("hive", "queen")
-    for child in children:
-        line(f"{child.name.capitalize():6} {child.url}   log {child.log}")
-    home.announce()
-    async with home.hive() as hive:
-        chosen = await get_model(hive, model, home.folder / "models-demo")
-        worker = await start_worker(hive, chosen, name=WORKER_NAME)
+    # A hub that is out of reach may be silent for seconds, in which hive and queen start.
+    hub_asked: asyncio.Task[str | None] | None = None
+    if model is None and not seems_here(home.folder / "models", DEFAULT_MODEL):
+        hub_asked = asyncio.create_task(ask_hub(DEFAULT_MODEL))
+    try:
+        with step("Starting hive and queen"):
+            children = await home.start("hive", "queen")
+        for child in children:
+            line(f"{child.name.capitalize():6} {child.url}   log {child.log}")
+        home.announce()
+        async with home.hive() as hive:
+            chosen = await get_model(hive, model, home.folder / "models-demo", hub_asked)
+            worker = await start_worker(hive, chosen, name=WORKER_NAME)
+    finally:
+        if hub_asked is not None:
+            hub_asked.cancel()
     line(f"Worker {worker.url}   {worker.filename or worker.model_ref} on {worker.backend}, {worker.slots} slots")
     line()
 
@@ -64,7 +72,7 @@ async def _story(home: Home, model: str | None) -> None:
         return home.hive()
 
     try:
-        await ask(str(worker.url), read_token(home.inference_token_file))
+        await ask(str(worker.url), read_token(home.inference_token_file), chosen.question)
     except NoAnswer as error:
         line()
         raise await explain(error, open_hive, str(worker.url), worker) from None
