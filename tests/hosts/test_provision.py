@@ -19,13 +19,15 @@ from unittest.mock import ANY
 import pytest
 import yaml
 
+from llama_orch.cli.first_answer import QUESTION
 from llama_orch.client.hive import Hive
 from llama_orch.client.worker import Worker as WorkerClient
 from llama_orch.contract.hive import SpawnRequest, Worker, WorkerStatus
-from llama_orch.contract.inference import CompletionRequest
+from llama_orch.contract.inference import ChatMessage, ChatRequest, CompletionRequest
 from llama_orch.demo_model import expected_completion, write_demo_model
 from tests.hub import Hub
 from tests.queen_process import Api, QueenProcess
+from tests.real_model import real_model
 
 from .host import Host
 from .images import say
@@ -34,7 +36,7 @@ from .site import ROOT
 
 pytestmark = pytest.mark.hosts
 
-DEMO = "hf:demo/tiny"
+DEMO, REAL = "hf:demo/tiny", "hf:real/quantised"
 PASSWORD = "sesame open please"
 PATIENCE_S = 180.0
 
@@ -89,6 +91,8 @@ def rest(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Res
     with Hub(fleet.address) as hub:
         tiny = write_demo_model(folder / "tiny.gguf")
         hub.add_repo("demo/tiny", {"tiny-Q4_K_M.gguf": tiny})
+        real = real_model()
+        hub.add_repo("real/quantised", {real.name: real})
         hub.add_repo("TheBloke/TinyLlama-1.1B-Chat-v1.0-GGUF", {"tinyllama-1.1b-chat-v1.0.Q4_K_M.gguf": tiny})
         opened = Rest(queen, hosts)
         opened.set(hive_hub_endpoint=hub.url, hive_reserve_ram_bytes=2**28)
@@ -111,18 +115,27 @@ async def provisioned(api: Api, name: str, body: object = None) -> dict[str, Any
     return await api.ended(job["job_id"], PATIENCE_S)
 
 
-async def talk(rest: Rest, name: str) -> Worker:
-    """Spawn the seed's worker, which downloads its model first, and hear it say exactly what it must."""
+async def serving(rest: Rest, name: str, model_ref: str, slots: int) -> Worker:
+    """Spawn a worker, which downloads its model first, and wait until it serves."""
     async with rest.hive(name) as hive:
-        worker = await hive.spawn_worker(SpawnRequest(model_ref=DEMO, backend="cpu", device=0, slots=4))
+        worker = await hive.spawn_worker(SpawnRequest(model_ref=model_ref, backend="cpu", device=0, slots=slots))
         deadline = time.monotonic() + 60
         while worker.status is not WorkerStatus.IDLE:
             assert worker.status is not WorkerStatus.FAILED and time.monotonic() < deadline, worker
             await asyncio.sleep(0.1)
             worker = await hive.get_worker(worker.id)
+    return worker
+
+
+def client_of(rest: Rest, worker: Worker) -> WorkerClient:
     assert worker.url
-    token = (rest.queen.secrets / "inference-token").read_text().strip()
-    async with WorkerClient(worker.url, token) as client:
+    return WorkerClient(worker.url, (rest.queen.secrets / "inference-token").read_text().strip())
+
+
+async def talk(rest: Rest, name: str) -> Worker:
+    """Spawn the seed's worker and hear it say exactly what it must."""
+    worker = await serving(rest, name, DEMO, slots=4)
+    async with client_of(rest, worker) as client:
         answer = await client.complete(CompletionRequest(prompt="A", max_tokens=30, temperature=0))
     assert answer.choices[0].text == expected_completion("A", 30)
     return worker
@@ -158,6 +171,16 @@ async def test_two_posts_make_two_bare_hosts_hives_that_answer(rest: Rest, api: 
     secrets = [path.read_text().strip() for path in rest.queen.secrets.rglob("*") if path.is_file()]
     told = str(story) + rest.queen.log()
     assert not any(secret in told for secret in secrets)
+
+
+async def test_a_real_model_answers_on_a_host(rest: Rest) -> None:
+    worker = await serving(rest, "bare", REAL, slots=1)
+    question = ChatRequest(messages=[ChatMessage(role="user", content=QUESTION)], max_tokens=40, temperature=0)
+    async with client_of(rest, worker) as client:
+        answer = await client.chat(question)
+    assert "Paris" in str(answer.choices[0].message.content)
+    async with rest.hive("bare") as hive:
+        await hive.stop_worker(worker.id)
 
 
 async def test_the_documented_curl_lines_work_on_a_hive_as_they_stand(rest: Rest) -> None:
