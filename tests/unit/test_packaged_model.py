@@ -51,7 +51,8 @@ NONE = "ERROR: No matching distribution found for llm-m==1"
             ["ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", ""],
             "pip could not fetch it: Could not install packages due to an OSError: [Errno 28] No space left on device",
         ),
-        (["no such option: --progress-bar"], "pip could not fetch it: it does not say why"),
+        (["Usage:", "no such option: --retries", ""], "pip could not fetch it: no such option: --retries"),
+        ([], "pip could not fetch it: it does not say why"),
     ],
 )
 def test_why_pip_failed(said: list[str], why: str):
