@@ -30,7 +30,7 @@ def devices(
         return
     cpu, memory, disk = found.cpu, found.memory, found.disk
     line(f"CPU     {cpu.model}, {cpu.cores} cores, load {cpu.load_1m:.2f}")
-    _show_engine(found.engine)
+    show_engine(found.engine)
     line(f"Memory  {size(memory.available_bytes)} available of {size(memory.total_bytes)}")
     line(f"Disk    {size(disk.available_bytes)} available of {size(disk.total_bytes)}")
     for condition in found.conditions:
@@ -43,7 +43,7 @@ def devices(
     print_table(("GPU", "NAME", "MEMORY USED", "LOAD", "°C", "WATTS"), map(_row, found.gpus), nothing="No GPUs.")
 
 
-def _show_engine(engine: EngineStatus | None) -> None:
+def show_engine(engine: EngineStatus | None) -> None:
     """The library that CPU workers compute with, and each that failed the self-test."""
     if engine is None or (engine.tested_at is None and not engine.libraries):
         line("Engine  its self-test has not ended")

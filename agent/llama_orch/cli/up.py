@@ -14,6 +14,7 @@ import typer
 from llama_orch.client import Hive, NoAnswer
 
 from .connection import read_token
+from .devices import show_engine
 from .first_answer import DEFAULT_MODEL, ask, ask_hub, get_model, seems_here, start_worker
 from .keep_up import keep_up, step
 from .local import Home
@@ -62,6 +63,7 @@ async def _story(home: Home, model: str | None) -> None:
         async with home.hive() as hive:
             chosen = await get_model(hive, model, home.folder / "models-demo", hub_asked)
             worker = await start_worker(hive, chosen, name=WORKER_NAME)
+            show_engine((await hive.devices()).engine)
     finally:
         if hub_asked is not None:
             hub_asked.cancel()
