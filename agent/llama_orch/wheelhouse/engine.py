@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from llama_orch.wheelhouse import build_tools, sources
+from llama_orch.wheelhouse import build_tools, corrections, sources
 from llama_orch.wheelhouse.compiler import compiler_version, need_compiler, run, run_ninja
 from llama_orch.wheelhouse.errors import WheelhouseError
 from llama_orch.wheelhouse.files import filled_once, hash_of_tree, locked
@@ -101,7 +101,8 @@ def build_inputs(project: Path) -> list[str]:
     pin = sources.pinned(project)
     tools = [one.requirement() for one in build_tools.pins(project)]
     ours = hash_of_tree(CPP, [path for path in CPP.iterdir() if path.is_file()])
-    return [pin.version, *pin.hashes, *tools, ours, compiler_version(), platform.machine(), libc()]
+    corrected = repr(corrections.CORRECTIONS)
+    return [pin.version, *pin.hashes, corrected, *tools, ours, compiler_version(), platform.machine(), libc()]
 
 
 @dataclass(frozen=True)

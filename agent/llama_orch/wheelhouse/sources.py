@@ -7,12 +7,14 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from llama_orch.wheelhouse import corrections
 from llama_orch.wheelhouse.errors import WheelhouseError
 from llama_orch.wheelhouse.files import filled_once, locked
 from llama_orch.wheelhouse.locks import Pin, lock_path, pin_named, read_lock
 from llama_orch.wheelhouse.pip import exactly, run_pip
 
 NAME = "llama-cpp-python"
+LLAMA_CPP = Path("vendor", "llama.cpp")
 
 
 def pinned(project: Path) -> Pin:
@@ -21,8 +23,8 @@ def pinned(project: Path) -> Pin:
 
 
 def binding(pin: Pin, cache: Path) -> Path:
-    """The unpacked sources, fetched where the cache has none. Raises WheelhouseError."""
-    key = hashlib.sha256(pin.requirement().encode()).hexdigest()[:16]
+    """The unpacked and corrected sources, fetched where the cache has none. Raises WheelhouseError."""
+    key = hashlib.sha256(f"{pin.requirement()}\n{corrections.CORRECTIONS!r}".encode()).hexdigest()[:16]
     folder = cache / "sources" / f"{NAME}-{pin.version}-{key}"
 
     def fetch(into: Path) -> None:
@@ -34,6 +36,7 @@ def binding(pin: Pin, cache: Path) -> Path:
                 raise WheelhouseError(f"pip downloaded no sources of {NAME} {pin.version}")
             with tarfile.open(archive) as packed:
                 packed.extractall(into, filter="data")
+        corrections.apply(next(into.iterdir()) / LLAMA_CPP)
 
     with locked(folder.with_name(folder.name + ".lock"), "another download of the same sources"):
         filled_once(folder, fetch)
@@ -42,4 +45,4 @@ def binding(pin: Pin, cache: Path) -> Path:
 
 def llama_cpp(pin: Pin, cache: Path) -> Path:
     """The folder of llama.cpp in them. Raises WheelhouseError."""
-    return binding(pin, cache) / "vendor" / "llama.cpp"
+    return binding(pin, cache) / LLAMA_CPP
