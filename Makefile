@@ -10,16 +10,28 @@ BIN := $(VENV)/bin
 LOCKS := agent/requirements
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
+# `$(call with,UP_FLAGS) program`: runs it with the words of that variable. Quotes and backslashes in it group words as in
+# a shell; all else that means something to a shell or to make (;, $, *) is passed on as it is. The program takes the place
+# of Python, so that Ctrl-C and its exit status are its own.
+define newline
+
+
+endef
+quoted = '$(subst $(newline), ,$(subst ','\'',$(value $(1))))'
+with = $(BIN)/python -I -c 'import os, shlex, sys; name, text, *command = sys.argv[1:]; \
+  sys.excepthook = lambda kind, error, at: sys.stderr.write(f"{name}={text}: {error}\n"); \
+  os.execvp(command[0], [*command, *shlex.split(text)])' $(1) $(call quoted,$(1))
+
 .PHONY: help up fleet test lint format test-unit test-integration test-hosts molecule bench-worker wheelhouse engine-wheel wheelhouse-cuda lock venv host-packages clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 up: $(VENV)/.runtime ## queen, hive, model, worker and one answer on this machine; Ctrl-C stops all
-	@$(BIN)/llama-orch up $(UP_FLAGS)
+	@$(call with,UP_FLAGS) $(BIN)/llama-orch up
 
 fleet: $(VENV)/.dev host-packages wheelhouse-hosts ## the same across two test hosts, Debian 12 and 13 (root)
-	@$(BIN)/python -m tests.hosts.fleet $(FLEET_FLAGS)
+	@$(call with,FLEET_FLAGS) $(BIN)/python -m tests.hosts.fleet
 
 test: $(VENV)/.dev ## lint, unit, integration, molecule and test hosts; the last two need root
 	@tests/run
@@ -36,20 +48,20 @@ format: $(VENV)/.dev ## rewrite the code as ruff wants it
 	ruff check --fix .
 
 test-unit: $(VENV)/.dev ## no network, no root, no sleep
-	pytest tests/unit $(PYTEST_FLAGS)
+	@$(call with,PYTEST_FLAGS) pytest tests/unit
 
 test-integration: $(VENV)/.dev ## real processes on loopback
-	pytest tests/integration $(PYTEST_FLAGS)
+	@$(call with,PYTEST_FLAGS) pytest tests/integration
 
 test-hosts: $(VENV)/.dev host-packages wheelhouse-hosts ## real Debian hosts (root)
-	pytest tests/hosts $(PYTEST_FLAGS)
+	@$(call with,PYTEST_FLAGS) pytest tests/hosts
 
 molecule: $(VENV)/.dev host-packages wheelhouse-hosts ## the roles, converged twice and verified from outside (root)
 	@rm -rf .llama-orch/molecule-state # a run that was killed left word of hosts that may be gone
-	cd tests && MOLECULE_EPHEMERAL_DIRECTORY=$(CURDIR)/.llama-orch/molecule-state molecule test --all
+	cd tests && MOLECULE_EPHEMERAL_DIRECTORY="$(CURDIR)/.llama-orch/molecule-state" molecule test --all
 
 bench-worker: $(VENV)/.dev ## the worker's speed beside llama-server's; builds that once (docs/performance.md)
-	@$(BIN)/python -m tests.bench.worker $(BENCH_FLAGS)
+	@$(call with,BENCH_FLAGS) $(BIN)/python -m tests.bench.worker
 
 wheelhouse: $(VENV)/.dev ## the wheels that hives get, for every supported Python
 	@$(BIN)/python -m llama_orch.wheelhouse build
@@ -58,7 +70,7 @@ engine-wheel: $(VENV)/.dev ## the engine as a release has it: one wheel into dis
 	@$(BIN)/python -m llama_orch.wheelhouse engine-wheel
 
 wheelhouse-cuda: $(VENV)/.dev ## what hives with an NVIDIA GPU get beside; compiles for hours, once (docs/gpu.md)
-	@$(BIN)/python -m llama_orch.wheelhouse build-cuda $(CUDA_FLAGS)
+	@$(call with,CUDA_FLAGS) $(BIN)/python -m llama_orch.wheelhouse build-cuda
 
 .PHONY: wheelhouse-hosts
 wheelhouse-hosts: $(VENV)/.dev # only what the test hosts run: Debian 12 and 13
@@ -84,7 +96,7 @@ venv: $(VENV)/.dev ## the virtual environment with everything
 $(VENV)/bin/python:
 	@echo "setting up $(VENV), once: a virtual environment, the engine, Python packages"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "llama-orch needs Python 3.11 or newer; try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	  { echo "llama-orch needs Python 3.11 or newer; try: make" $(call quoted,MAKECMDGOALS) "PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "on Debian and Ubuntu run: apt-get install python3-venv"; exit 1; }
 
 # The engine goes in first, built for this machine: pip then takes llama-cpp-python as satisfied.
