@@ -7,12 +7,13 @@ import platform
 import sys
 from pathlib import Path
 
-from llama_orch.wheelhouse import architectures, cuda, cuda_house, engine_wheel, environment
+from llama_orch.wheelhouse import cuda, cuda_fleet, cuda_house, engine_wheel, environment
 from llama_orch.wheelhouse.engine import default_cache
 from llama_orch.wheelhouse.engine_lock import engine_for
 from llama_orch.wheelhouse.errors import WheelhouseError
 from llama_orch.wheelhouse.house import DEFAULT_PYTHONS, PARTS, House, Project
 from llama_orch.wheelhouse.locks import Target
+from llama_orch.wheelhouse.pip import say
 
 
 def _checkout() -> Path:
@@ -29,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     engine = commands.add_parser("engine", help="print the engine's wheel for every processor; build what is missing")
     release = commands.add_parser("engine-wheel", help="the same with the lowest manylinux tag, as a release has it")
     install = commands.add_parser("install", help="install the engine, locked packages and this checkout right here")
-    add_on = commands.add_parser("build-cuda", help="build the add-on for hives with an NVIDIA GPU; print its folder")
+    add_on = commands.add_parser("build-cuda", help="build add-ons for hives with an NVIDIA GPU; print their folders")
     for command in (build, path, engine, release, install, add_on):
         command.add_argument("--project", type=Path, default=_checkout(), help="the checkout (default: this one)")
         command.add_argument("--cache", type=Path, default=default_cache(), help="kept wheels (default: %(default)s)")
@@ -42,12 +43,18 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--part", action="append", choices=PARTS, help="repeatable (default: both)")
     path.add_argument("--python", required=True, help="target Python, such as 3.11")
     path.add_argument("--part", choices=PARTS, default="hive")
-    add_on.add_argument("--nvcc", type=Path, help="this machine's nvcc (default: NVIDIA's wheels of CUDA 13)")
+    add_on.add_argument(
+        "--nvcc",
+        type=Path,
+        help="this machine's nvcc, for what needs its CUDA (default: NVIDIA's wheels of CUDA 13)",
+    )
     add_on.add_argument(
         "--architectures",
-        help="GPU generations, as CMAKE_CUDA_ARCHITECTURES "
-        f"(default: {architectures.DEFAULT}; with CUDA 12: {architectures.DEFAULT_12})",
+        metavar="LIST",
+        help="GPU generations for one add-on, as CMAKE_CUDA_ARCHITECTURES, such as 86-real;89-real "
+        "(default: ask the hosts of the inventory; an add-on for each set of GPUs that a host has)",
     )
+    add_on.add_argument("--check", action="store_true", help="only say what would be compiled, and for whom")
     return parser
 
 
@@ -72,8 +79,7 @@ def _run(arguments: argparse.Namespace) -> list[Path]:
         environment.fill(project, arguments.cache, arguments.locks, every_processor=arguments.every_processor)
         return []
     if arguments.command == "build-cuda":
-        backend = cuda.backend(project, arguments.cache, arguments.nvcc, arguments.architectures)
-        return [cuda_house.build(backend, _out(arguments))]
+        return _build_cuda(arguments, project)
     if arguments.command == "build":
         targets = [(part, python) for part in arguments.part or PARTS for python in arguments.python or DEFAULT_PYTHONS]
         return [_house(arguments, part, python).content().build() for part, python in targets]
@@ -81,6 +87,21 @@ def _run(arguments: argparse.Namespace) -> list[Path]:
     if not (pointer / "manifest.json").is_file():
         raise WheelhouseError(f"{pointer} is missing; build it with `make wheelhouse`")
     return [pointer.resolve()]
+
+
+def _build_cuda(arguments: argparse.Namespace, project: Path) -> list[Path]:
+    lacking: list[str] = []
+    if arguments.architectures is None:
+        wanted, lacking = cuda_fleet.backends(project, arguments.cache, arguments.nvcc)
+    else:
+        wanted = [cuda.backend(project, arguments.cache, arguments.nvcc, arguments.architectures)]
+        say(wanted[0].told())
+    built = [] if arguments.check else [cuda_house.build(one, _out(arguments)) for one in wanted]
+    if built:
+        # Hours may lie between this and the first time.
+        for text in lacking:
+            say(text)
+    return built
 
 
 def main(argv: list[str] | None = None) -> int:

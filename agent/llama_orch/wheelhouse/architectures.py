@@ -4,29 +4,40 @@ from __future__ import annotations
 
 import re
 
+from llama_orch.wheelhouse.cuda_runtime import RUNTIMES, Runtime
 from llama_orch.wheelhouse.errors import WheelhouseError
 
-# Machine code for what is in use: Turing (T4, RTX 20), A100, RTX 30 and A10, RTX 40 and L4, H100, RTX 50. What is not
-# listed or comes later (B200, B300) compiles the PTX at its first start; of 90 and not of 120, since llama.cpp turns
-# 120 into 120a, whose PTX no other generation can use.
-DEFAULT = "75-real;80-real;86-real;89-real;90;120-real"
-# CUDA 13 has dropped Maxwell, Pascal (P100; GTX 10, P40) and Volta (V100): who builds with CUDA 12 has those.
-DEFAULT_12 = "50-real;60-real;61-real;70-real;75-real;80-real;86-real;89-real;90"
 _ARCHITECTURE = re.compile(r"^(?P<number>\d{2,3})(?P<kind>-real|-virtual)?$")
 
 
-def check(text: str) -> None:
-    """Raise WheelhouseError unless the text is a list that CMake's CMAKE_CUDA_ARCHITECTURES takes.
+def check(text: str, runtime: Runtime) -> None:
+    """Raise WheelhouseError unless the text is a list that CMake's CMAKE_CUDA_ARCHITECTURES takes and this CUDA has.
 
     Without its suffixes a and f, whose code other GPUs of the same generation cannot run: llama.cpp adds them itself.
     """
     for one in text.split(";"):
-        if not _ARCHITECTURE.match(one):
+        found = _ARCHITECTURE.match(one)
+        if not found:
             raise WheelhouseError(
                 f"--architectures: {one!r} is none; write them as CMake does, such as 86-real;90 "
                 "(machine code of 8.6; machine code and PTX of 9.0), and without a or f: llama.cpp adds them where it "
                 "needs them"
             )
+        if int(found["number"]) < runtime.least_capability:
+            raise WheelhouseError(_too_old(int(found["number"]), runtime))
+
+
+def _too_old(number: int, runtime: Runtime) -> str:
+    known = [one.major for one in RUNTIMES.values() if one.least_capability <= number]
+    text = f"--architectures: CUDA {runtime.major} has no code for {number}; leave it out"
+    return f"{text}, or give the path of an nvcc of CUDA {max(known)} with --nvcc" if known else text
+
+
+def name_of(architectures: str) -> str:
+    """A list as folders are named after it: 86-90ptx of "86-real;90", ptx100 of "100-virtual"."""
+    names = {"-real": "{}", "-virtual": "ptx{}", None: "{}ptx"}
+    found = (_ARCHITECTURE.match(one) for one in architectures.split(";"))
+    return "-".join(names[one["kind"]].format(one["number"]) for one in found if one)
 
 
 def code_of(architectures: str) -> tuple[list[str], list[str]]:

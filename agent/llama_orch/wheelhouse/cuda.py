@@ -24,6 +24,8 @@ from llama_orch.wheelhouse.pip import say
 from llama_orch.wheelhouse.wheel_file import Wheel, metadata
 
 NAME = "llama-orch-cuda"
+# The major version of CUDA whose compiler NVIDIA has as wheels.
+FROM_WHEELS = 13
 LIBRARY = "libggml-cuda.so"
 # Raise it when what is built changes though nothing that it is made from did.
 FORMAT = "1"
@@ -42,6 +44,7 @@ CMAKE_ARGS = (
 _BASE_MINUTES, _MINUTES_PER_ARCHITECTURE = 10, 40
 # All wheels of it run on any Python; pip wants to know one.
 _TARGET = Target("3.11")
+_WHEELS = "llama_orch_cuda-*.whl"
 
 
 @dataclass(frozen=True)
@@ -79,19 +82,30 @@ class Backend:
         pins = [pin_named(self.pins(), name) for name in self.runtime.wheels()]
         return wheels_of(pins, _TARGET, self.cache, f"the CUDA {self.runtime.version(pins)} runtime")
 
+    def told(self) -> str:
+        """In words what it is and how long it takes. Raises WheelhouseError."""
+        machine_code = sum(map(len, architectures.code_of(self.architectures)))
+        minutes = _BASE_MINUTES + _MINUTES_PER_ARCHITECTURE * machine_code
+        kept = any(self._folder().glob(_WHEELS))
+        return f"{self.architectures} with CUDA {self.runtime.version(self.pins())}, " + (
+            "compiled before" if kept else f"about {minutes} minutes of CPU time"
+        )
+
     def wheel(self) -> Path:
         """The path of the built wheel; builds it where the cache has none. Raises WheelhouseError."""
         need_compiler(NAME)
-        folder = self.cache / "wheels" / self.key()
+        folder = self._folder()
         with locked(folder.with_name(folder.name + ".lock"), f"another build of {NAME}"):
-            built = sorted(folder.glob("llama_orch_cuda-*.whl"))
+            built = sorted(folder.glob(_WHEELS))
             return built[0] if built else self._build(folder)
 
+    def _folder(self) -> Path:
+        return self.cache / "wheels" / self.key()
+
     def _build(self, folder: Path) -> Path:
-        minutes = _BASE_MINUTES + _MINUTES_PER_ARCHITECTURE * sum(map(len, architectures.code_of(self.architectures)))
         say(
-            f"building the CUDA backend of {sources.NAME} {self.llama().version} for {self.architectures}; about "
-            f"{minutes} minutes of CPU time, once per machine; a build that was stopped goes on where it was"
+            f"building the CUDA backend of {sources.NAME} {self.llama().version} for {self.told()}, once per machine; "
+            "a build that was stopped goes on where it was"
         )
         began = time.monotonic()
         # Kept until the build is whole: hours of work may be in it.
@@ -145,22 +159,24 @@ class Backend:
         toolkit.lay_out(wheels_of(pins, _TARGET, self.cache, "the CUDA compiler"), folder)
 
 
-def backend(project: Path, cache: Path, nvcc: Path | None = None, wanted: str | None = None) -> Backend:
+def backend(project: Path, cache: Path, nvcc: Path | None, wanted: str) -> Backend:
     """The build that these settings ask for: which nvcc (None: NVIDIA's wheels), for which architectures.
 
     Raises WheelhouseError where one of them cannot be used and where no locked runtime fits the compiler.
     """
+    runtime, compiler = compiler_for(project, nvcc)
+    architectures.check(wanted, runtime)
+    return Backend(project, cache, runtime, None if nvcc is None else nvcc.resolve(), compiler, wanted)
+
+
+def compiler_for(project: Path, nvcc: Path | None) -> tuple[Runtime, str]:
+    """The CUDA of this nvcc, or of NVIDIA's wheels, and what names the compiler in a key. Raises WheelhouseError."""
     if nvcc is None:
-        runtime = RUNTIMES[13]
+        runtime = RUNTIMES[FROM_WHEELS]
         pins = read_lock(lock_path(project, runtime.lock()))
-        compiler = "\n".join(pin_named(pins, name).requirement() for name in toolkit.COMPILER_WHEELS)
-    else:
-        nvcc = nvcc.resolve()
-        major, minor, compiler = toolkit.release_of(nvcc)
-        runtime = _runtime_for(project, major, minor)
-    wanted = wanted or (architectures.DEFAULT if runtime.major == 13 else architectures.DEFAULT_12)
-    architectures.check(wanted)
-    return Backend(project, cache, runtime, nvcc, compiler, wanted)
+        return runtime, "\n".join(pin_named(pins, name).requirement() for name in toolkit.COMPILER_WHEELS)
+    major, minor, words = toolkit.release_of(nvcc.resolve())
+    return _runtime_for(project, major, minor), words
 
 
 def _runtime_for(project: Path, major: int, minor: int) -> Runtime:

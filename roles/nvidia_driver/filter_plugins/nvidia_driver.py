@@ -1,4 +1,6 @@
-"""Decides which NVIDIA driver a host gets, from what is in it, what its distribution offers and what the site wants.
+"""Decides which NVIDIA driver and which CUDA wheels a host gets.
+
+It goes by what is in the host, what its distribution offers, what the site wants and which wheels there are.
 
 The facts are data: tables of generations, offers and packages in this role's vars. This file only compares them.
 """
@@ -34,15 +36,51 @@ def decide(host: Facts, site: Facts, cuda: Facts, tables: Facts) -> Facts:
     """
     if not host["nvidia_gpus"]:
         return {"action": "none", "gpus": [], "message": "no NVIDIA GPU"}
-    gpus = [_identified(gpu, tables["generations"]) for gpu in host["nvidia_gpus"]]
+    gpus = identify(host["nvidia_gpus"], tables["generations"])
     try:
         return {**_decide(host, site, cuda, tables, gpus), "gpus": gpus}
     except Refused as refused:
         return {"action": "refuse", "code": refused.code, "message": str(refused), "gpus": gpus}
 
 
+def choose(built: list[Facts], host: Facts, site: Facts, tables: Facts) -> Facts:
+    """Which of the CUDA wheels that were ``built`` (their manifests) a host gets, as ``wheels``.
+
+    Those with code for all its GPUs and with a driver that is there or can be had; of these the newest CUDA, unless the
+    driver that runs now is good for an older one only. Where no driver can be had for any, the one that is wanted most:
+    ``decide`` says then why. Where a GPU finds no code it is None, with ``code`` and ``message``.
+    """
+    gpus = identify(host["nvidia_gpus"], tables["generations"])
+    fit = [one for one in built if not _without_code(one["cuda"], gpus)]
+    if fit:
+        return {
+            "wheels": min(fit, key=lambda one: _rank(one["cuda"], decide(host, site, one["cuda"], tables), host, gpus))
+        }
+    whatever = decide(host, site, {}, tables)
+    if whatever.get("code") in {"gpu_mix", "no_driver_for_gpu"}:
+        return {"wheels": None, "code": whatever["code"], "message": whatever["message"]}
+    kinds = [one["cuda"] for one in built]
+    lacking = [gpu for gpu in gpus if all(gpu in _without_code(cuda, gpus) for cuda in kinds)]
+    refused = _not_in_wheels(kinds, lacking or gpus, gpus)
+    return {"wheels": None, "code": refused.code, "message": str(refused)}
+
+
+def identify(gpus: list[Facts], generations: list[Facts]) -> list[Facts]:
+    """The GPUs with what the table of generations says of each, and with ``compute`` "" where it is in no range."""
+    return [_identified(gpu, generations) for gpu in gpus]
+
+
+def driven_together(gpus: list[Facts]) -> bool:
+    """Whether there is a branch that drives all of these, of ``identify``, with one kind of kernel modules."""
+    branches = {OPEN_SINCE, PROPRIETARY_UNTIL} | {gpu[end] for gpu in gpus for end in ("since", "last")}
+    return any(
+        all(kind in _flavours(gpu, branch) for gpu in gpus) for branch in branches for kind in ("open", "proprietary")
+    )
+
+
 def _decide(host: Facts, site: Facts, cuda: Facts, tables: Facts, gpus: list[Facts]) -> Facts:
-    _refuse_what_the_wheels_lack(cuda, gpus)
+    if cuda and (lacking := _without_code(cuda, gpus)):
+        raise _not_in_wheels([cuda], lacking, gpus)
     works = _driver_that_works(host, site, cuda, gpus)
     if works and not (host["ours"] and site["install"]):
         return works
@@ -88,15 +126,44 @@ def _identified(gpu: Facts, generations: list[Facts]) -> Facts:
     return {**gpu, **unknown, "label": f"{gpu['address']} (10de:{gpu['device']}, not in the table)"}
 
 
-def _refuse_what_the_wheels_lack(cuda: Facts, gpus: list[Facts]) -> None:
-    for gpu in gpus:
-        if cuda and not _runs_on(gpu["compute"], cuda["architectures"], cuda.get("ptx", [])):
-            raise Refused(
-                "gpu_not_in_wheels",
-                f"GPU {gpu['label']} has compute capability {gpu['compute']}, and the CUDA wheels (CUDA "
-                f"{cuda['runtime']}) were built for {', '.join(map(str, cuda['architectures']))}. Build them for it as "
-                "well, or set hive_cuda: false.",
-            )
+def _without_code(cuda: Facts, gpus: list[Facts]) -> list[Facts]:
+    return [gpu for gpu in gpus if not _runs_on(gpu["compute"], cuda["architectures"], cuda.get("ptx", []))]
+
+
+def _not_in_wheels(built: list[Facts], lacking: list[Facts], gpus: list[Facts]) -> Refused:
+    has = " and ".join(f"{gpu['label']} has compute capability {gpu['compute']}" for gpu in lacking)
+    there = "; ".join(f"{', '.join(map(str, cuda['architectures']))} with CUDA {cuda['runtime']}" for cuda in built)
+    wanted = sorted({_number(gpu["compute"]) for gpu in gpus if gpu["compute"]})
+    return Refused(
+        "gpu_not_in_wheels",
+        f"GPU {has}, and no CUDA wheels on the controller have code for {'all of them' if len(lacking) > 1 else 'it'}; "
+        f"they were built for {there}. Run `make wheelhouse-cuda` in the checkout there (for such a host alone: `make "
+        f'wheelhouse-cuda CUDA_FLAGS="--architectures {";".join(f"{one}-real" for one in wanted)}"`), or set '
+        "hive_cuda: false.",
+    )
+
+
+def _rank(cuda: Facts, plan: Facts, host: Facts, gpus: list[Facts]) -> tuple[Any, ...]:
+    """What is wanted most sorts first."""
+    loaded = (_branch(host["loaded"]), host["loaded_flavour"]) if host.get("loaded") else None
+    moves = loaded not in (None, (plan.get("branch"), plan.get("flavour")))
+    distances = [_distance(gpu["compute"], cuda) for gpu in gpus]
+    # To compile PTX takes minutes at each GPU's first start.
+    compiles = 2 in distances
+    size = len(cuda["architectures"]) + len(cuda.get("ptx", []))
+    newest = [-number for number in _numbers(cuda["runtime"])]
+    # A host that is to get its GPU later gets what most GPUs can use.
+    return (plan["action"] == "refuse", moves, compiles, newest, sum(distances), size if gpus else -size)
+
+
+def _distance(compute: str, cuda: Facts) -> int:
+    """0 for a GPU's own machine code, 1 for that of another of its generation, 2 for PTX."""
+    built = {str(one).removesuffix("a") for one in cuda["architectures"]}
+    if not compute:
+        return 0 if cuda.get("ptx") else 2
+    if str(_number(compute)) in built:
+        return 0
+    return 1 if _runs_on(compute, cuda["architectures"], []) else 2
 
 
 def _refuse_to_touch_what_others_installed(host: Facts, site: Facts, cuda: Facts, gpus: list[Facts]) -> None:
@@ -137,7 +204,7 @@ def _runs_on(compute: str, architectures: list[Any], ptx: list[Any]) -> bool:
     """
     if not compute:
         return True
-    own = int(compute.replace(".", ""))
+    own = _number(compute)
     return any(_is_code_for(own, str(built)) for built in architectures) or any(int(built) <= own for built in ptx)
 
 
@@ -311,42 +378,9 @@ def _kernel_flavour(kernel: str) -> str:
     return re.sub(r"^.*[0-9]-(?=[a-z])", "", kernel)
 
 
-def offered_by_apt(policy: str, plan: Facts) -> Facts:
-    """What ``apt-cache policy`` of a plan's packages and headers says, in C's locale.
-
-    ``offered``: whether the branch can be had; ``missing``: packages that cannot; ``wanted``: what to install, with
-    the branch where another one is installed or none; ``headers``: those of the plan's that can be had.
-    """
-    known: dict[str, list[str]] = {}
-    installed: dict[str, str] = {}
-    name = ""
-    for line in policy.splitlines():
-        if found := re.match(r"(\S+):$", line):
-            name = found[1]
-        elif found := re.match(r"  Installed: (\S+)", line):
-            installed[name] = found[1]
-        elif found := re.match(r" (?:\*{3}|   ) (\S+) -?\d+", line):
-            known.setdefault(name, []).append(found[1])
-    branch = plan["branch"]
-
-    def in_branch(name: str) -> bool:
-        return any(_is_of(version, branch) for version in known.get(name, []))
-
-    def spelled(name: str) -> str:
-        moves = plan["pinned"] and in_branch(name) and not _is_of(installed[name], branch)
-        return f"{name}={branch}.*" if moves else name
-
-    headers = [name for name in plan["headers"] if name in known]
-    return {
-        "offered": in_branch(plan["packages"][0]),
-        "missing": [name for name in plan["packages"] if name not in known],
-        "wanted": [spelled(name) for name in plan["packages"]] + headers,
-        "headers": headers,
-    }
-
-
-def _is_of(version: str, branch: int) -> bool:
-    return version.startswith(f"{branch}.")
+def _number(compute: str) -> int:
+    """86 of "8.6", as compilers write it."""
+    return int(compute.replace(".", ""))
 
 
 def _branch(version: str) -> int:
@@ -361,5 +395,10 @@ class FilterModule:
     """What Ansible looks for in this file."""
 
     def filters(self) -> Facts:
-        """``host | nvidia_driver_decision(site, cuda, tables)`` and ``policy | nvidia_driver_offered_by_apt(plan)``."""
-        return {"nvidia_driver_decision": decide, "nvidia_driver_offered_by_apt": offered_by_apt}
+        """Each of the functions above that has no underscore, by the name that tasks know."""
+        return {
+            "nvidia_driver_decision": decide,
+            "nvidia_driver_choice": choose,
+            "nvidia_driver_gpus": identify,
+            "nvidia_driver_drives_all": driven_together,
+        }

@@ -16,10 +16,17 @@ import pytest
 import yaml
 
 ROLE = Path(__file__).parents[3] / "roles" / "nvidia_driver"
-_SPEC = importlib.util.spec_from_file_location("nvidia_driver_filter", ROLE / "filter_plugins" / "nvidia_driver.py")
-assert _SPEC is not None and _SPEC.loader is not None
-nvidia_driver: Any = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(nvidia_driver)
+
+
+def plugin(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"{name}_filter", ROLE / "filter_plugins" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+nvidia_driver, nvidia_driver_apt = plugin("nvidia_driver"), plugin("nvidia_driver_apt")
 
 VARS = yaml.safe_load((ROLE / "vars" / "main.yml").read_text(encoding="utf-8"))
 TABLES = {name: VARS[f"_nvidia_driver_{name}"] for name in ("generations", "offers", "rebuilds", "packages")}
@@ -108,6 +115,13 @@ def decide(
 
 def short(plan: dict[str, Any]) -> tuple[int, str, str] | str:
     return plan["code"] if plan["action"] == "refuse" else (plan["branch"], plan["flavour"], plan["source"])
+
+
+def choose(built: list[dict[str, Any]], *devices: str, site: dict[str, Any] | None = None, **more: Any) -> Any:
+    """The ``cuda`` of the wheels that are chosen, or the code of the refusal."""
+    manifests = [{"release": str(index), "cuda": cuda} for index, cuda in enumerate(built)]
+    chosen = nvidia_driver.choose(manifests, host(*devices, **more), {**SITE, **(site or {})}, TABLES)
+    return chosen["wheels"]["cuda"] if chosen["wheels"] else chosen["code"]
 
 
 @pytest.mark.parametrize("device", RECORDED)
@@ -305,6 +319,112 @@ def test_secure_boot_wants_signed_modules(os: str, enrolled: bool, expected: Any
         assert "mokutil --import /var/lib/dkms/mok.pub" in plan["message"]
 
 
+def wheels(runtime: str, *architectures: str, ptx: str = "") -> dict[str, Any]:
+    least = {"12": "525.60.13", "13": "580.65.06"}[runtime[:2]]
+    return {"runtime": runtime, "least_driver": least, "architectures": [*architectures], "ptx": ptx.split()}
+
+
+AMPERE, ADA, BOTH = wheels("13.0", "86"), wheels("13.0", "89"), wheels("13.0", "86", "89")
+EVERY = wheels("13.0", "75", "80", "86", "89", "90", "120a", ptx="90")
+PASCAL, OLDER_AMPERE, OLDER_BOTH = wheels("12.9", "61"), wheels("12.9", "86"), wheels("12.9", "61", "86")
+
+
+@pytest.mark.parametrize(
+    ("devices", "built", "chosen"),
+    [
+        (["2204"], [EVERY, ADA, AMPERE, BOTH], AMPERE),
+        (["2684"], [AMPERE, EVERY, BOTH, ADA], ADA),
+        (["2204", "2684"], [EVERY, AMPERE, ADA, BOTH], BOTH),
+        # Code for 8.6 runs on 8.9, and its own is better.
+        (["2684"], [AMPERE, EVERY], EVERY),
+        (["2684"], [AMPERE], AMPERE),
+        # B300: PTX is compiled at the first start, code for 10.0 runs at once.
+        (["3182"], [EVERY, wheels("13.0", "100")], wheels("13.0", "100")),
+        (["3182"], [wheels("13.0", "120a"), EVERY], EVERY),
+        # CUDA 12 for what needs it.
+        (["1b06"], [EVERY, PASCAL, OLDER_BOTH], PASCAL),
+        (["1b06", "2204"], [EVERY, PASCAL, AMPERE, OLDER_BOTH], OLDER_BOTH),
+        (["2204"], [OLDER_AMPERE, AMPERE], AMPERE),
+        (["2204"], [OLDER_AMPERE, wheels("13.1", "86"), AMPERE], wheels("13.1", "86")),
+        # A host that gets its GPU later.
+        ([], [AMPERE, PASCAL, EVERY], EVERY),
+        # A GPU that is newer than the table can only compile PTX.
+        (["3000"], [AMPERE, EVERY, BOTH], EVERY),
+    ],
+)
+def test_a_host_gets_the_wheels_that_fit_its_gpus(devices: list[str], built: list[dict[str, Any]], chosen: Any) -> None:
+    assert choose(built, *devices) == chosen
+    assert choose(built[::-1], *devices) == chosen
+
+
+@pytest.mark.parametrize(
+    ("more", "chosen"),
+    [
+        ({}, AMPERE),
+        ({"site": {"branch": 535}}, OLDER_AMPERE),
+        ({"site": {"install": False}, "loaded": "550.163.01", "loaded_flavour": "open"}, OLDER_AMPERE),
+        ({"loaded": "550.163.01", "loaded_flavour": "open"}, OLDER_AMPERE),
+        ({"loaded": "595.58.03", "loaded_flavour": "open"}, AMPERE),
+        # What this version installed for other wheels stays, and so does a newer one that Debian does not have.
+        ({"loaded": "535.261.03", "loaded_flavour": "proprietary", "ours": True}, OLDER_AMPERE),
+        ({"loaded": "580.126.09", "loaded_flavour": "open", "ours": True}, AMPERE),
+        ({"loaded": "535.261.03", "loaded_flavour": "proprietary", "ours": True, "site": {"branch": 580}}, AMPERE),
+    ],
+)
+def test_of_two_cudas_a_host_gets_the_newer_that_its_driver_is_good_for(more: dict[str, Any], chosen: Any) -> None:
+    assert choose([AMPERE, OLDER_AMPERE], "2204", **more) == chosen
+    assert choose([OLDER_AMPERE, AMPERE], "2204", **more) == chosen
+
+
+def test_where_no_driver_can_be_had_the_decision_on_it_says_why() -> None:
+    assert choose([OLDER_AMPERE, AMPERE], "2204", secure_boot=True) == AMPERE
+    assert short(decide("2204", cuda=AMPERE, secure_boot=True)) == "secure_boot"
+
+
+@pytest.mark.parametrize(
+    ("devices", "built", "code"),
+    [
+        (["1b06"], [EVERY], "gpu_not_in_wheels"),
+        (["1b06", "2204"], [PASCAL, AMPERE], "gpu_not_in_wheels"),
+        (["2204", "2684"], [wheels("13.0", "120a")], "gpu_not_in_wheels"),
+        # No wheels would help.
+        (["1b06", "2b85"], [PASCAL, EVERY], "gpu_mix"),
+        (["102d"], [PASCAL, EVERY], "no_driver_for_gpu"),
+    ],
+)
+def test_gpus_without_code_are_refused(devices: list[str], built: list[dict[str, Any]], code: str) -> None:
+    assert choose(built, *devices) == code
+
+
+def test_the_refusal_names_the_gpus_what_there_is_and_the_command() -> None:
+    manifests = [{"cuda": ADA}, {"cuda": PASCAL}]
+    message = nvidia_driver.choose(manifests, host("2204", "1eb8", "2684"), SITE, TABLES)["message"]
+
+    assert message.startswith(
+        "GPU 0000:01:00.0 (10de:2204, Ampere) has compute capability 8.6 and 0000:02:00.0 (10de:1eb8, Turing) has "
+    )
+    assert "89 with CUDA 13.0; 61 with CUDA 12.9" in message
+    assert "Run `make wheelhouse-cuda` in the checkout there (for such a host alone: `make wheelhouse-cuda " in message
+    assert 'CUDA_FLAGS="--architectures 75-real;86-real;89-real"`), or set hive_cuda: false.' in message
+
+
+@pytest.mark.parametrize(
+    ("devices", "together"),
+    [
+        (["2204"], True),
+        (["1b06", "2204", "1eb8"], True),
+        (["2204", "2331", "2b85", "3182"], True),
+        (["1b06", "2b85"], False),
+        (["102d", "2204"], True),
+        (["102d", "2331"], False),
+    ],
+)
+def test_gpus_that_no_one_driver_drives_are_known_without_a_host(devices: list[str], together: bool) -> None:
+    gpus = nvidia_driver.identify(host(*devices)["nvidia_gpus"], TABLES["generations"])
+
+    assert nvidia_driver.driven_together(gpus) == together
+
+
 # One GPU of each line of the table in docs/gpu.md.
 LINES = {
     "Kepler": "102d",
@@ -329,7 +449,8 @@ RUN = {
 
 
 def cell(line: str, column: str, cuda: dict[str, Any]) -> str:
-    plan = short(decide(LINES[line], os=COLUMNS[column], cuda=cuda))
+    chosen = choose([cuda], LINES[line], os=COLUMNS[column])
+    plan = chosen if isinstance(chosen, str) else short(decide(LINES[line], os=COLUMNS[column], cuda=cuda))
     told = f"`{plan}`" if isinstance(plan, str) else f"{plan[0]} {plan[1]}, {plan[2]}"
     mark = RUN.get((cuda["runtime"], line, column))
     return f"{told} ({mark})" if mark else told
@@ -468,7 +589,7 @@ linux-headers-amd64:
 
 
 def test_apt_is_asked_for_the_branch_where_another_is_there_or_none() -> None:
-    offered = nvidia_driver.offered_by_apt(POLICY, decide("2204", site={"branch": 580}))
+    offered = nvidia_driver_apt.offered_by_apt(POLICY, decide("2204", site={"branch": 580}))
 
     assert offered == {
         "offered": True,
@@ -482,7 +603,7 @@ def test_apt_is_asked_for_the_branch_where_another_is_there_or_none() -> None:
 
 
 def test_what_apt_lacks_is_named() -> None:
-    assert not nvidia_driver.offered_by_apt(POLICY, decide("2204", site={"branch": 590}))["offered"]
+    assert not nvidia_driver_apt.offered_by_apt(POLICY, decide("2204", site={"branch": 590}))["offered"]
 
     plan = decide("2204", os="ubuntu-24.04", kernel="6.8.0-85-generic", images=["generic"])
     modules = "linux-modules-nvidia-580-server-open"
@@ -490,7 +611,7 @@ def test_what_apt_lacks_is_named() -> None:
     policy = "".join(
         f"{name}:\n  Installed: (none)\n  Candidate: 580.1-0\n  Version table:\n     580.1-0 500\n" for name in known
     )
-    assert nvidia_driver.offered_by_apt(policy, plan) == {
+    assert nvidia_driver_apt.offered_by_apt(policy, plan) == {
         "offered": True, "missing": [f"{modules}-6.8.0-85-generic"], "wanted": plan["packages"], "headers": [],
     }  # fmt: skip
 

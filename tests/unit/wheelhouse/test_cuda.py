@@ -20,19 +20,10 @@ from llama_orch.wheelhouse.errors import WheelhouseError
 from llama_orch.wheelhouse.locks import read_lock
 from llama_orch.wheelhouse.wheel_file import Wheel, metadata
 
+from .nvcc import fake_nvcc
+
 ROOT = Path(__file__).parents[3]
 ELF = b"\x7fELF\0GLIBC_2.34\0GLIBCXX_3.4.30\0"
-
-
-def fake_nvcc(folder: Path, release: str, cublas: bool = True) -> Path:
-    """A program that says it is of that CUDA and preprocesses what it is given, or finds no header."""
-    folder.mkdir(parents=True, exist_ok=True)
-    program = folder / "nvcc"
-    end = "exit 0" if cublas else "echo 'cublas_v2.h: No such file or directory'; exit 1"
-    says = f'echo "Cuda compilation tools, release {release}, V{release}.9"'
-    program.write_text(f'#!/bin/sh\n[ "$1" = --version ] || {{ {end}; }}\n{says}\n')
-    program.chmod(0o755)
-    return program
 
 
 def wheel_of(folder: Path, name: str, **files: bytes) -> Path:
@@ -44,33 +35,36 @@ def wheel_of(folder: Path, name: str, **files: bytes) -> Path:
     return path
 
 
-def test_by_default_it_is_cuda_13_for_what_is_in_use(tmp_path: Path) -> None:
-    made = cuda.backend(ROOT, tmp_path)
+def backend(cache: Path, nvcc: Path | None = None, wanted: str = "75-real;86-real") -> cuda.Backend:
+    return cuda.backend(ROOT, cache, nvcc, wanted)
 
-    assert (made.nvcc, made.runtime, made.architectures) == (None, RUNTIMES[13], architectures.DEFAULT)
+
+def test_by_default_it_is_cuda_13_of_nvidias_wheels(tmp_path: Path) -> None:
+    made = backend(tmp_path)
+
+    assert (made.nvcc, made.runtime, made.architectures) == (None, RUNTIMES[13], "75-real;86-real")
     assert made.runtime.version(made.pins()) == "13.0"
-    assert architectures.code_of(made.architectures) == (["75", "80", "86", "89", "90", "120a"], ["90"])
 
 
 def test_every_wheel_that_is_built_with_or_installed_is_locked(tmp_path: Path) -> None:
     for runtime in RUNTIMES.values():
         locked = {pin.name for pin in read_lock(ROOT / "agent" / "requirements" / f"{runtime.lock()}.txt")}
         assert set(runtime.wheels()) <= locked
-    assert {pin.name for pin in cuda.backend(ROOT, tmp_path).pins()} >= set(toolkit.COMPILER_WHEELS)
+    assert {pin.name for pin in backend(tmp_path).pins()} >= set(toolkit.COMPILER_WHEELS)
 
 
 def test_the_key_follows_all_that_decides_what_is_built(tmp_path: Path) -> None:
-    one = cuda.backend(ROOT, tmp_path)
+    one = backend(tmp_path)
     others = [
-        cuda.backend(ROOT, tmp_path, wanted="86-real"),
-        cuda.backend(ROOT, tmp_path, fake_nvcc(tmp_path / "a", "13.0")),
-        cuda.backend(ROOT, tmp_path, fake_nvcc(tmp_path / "b", "12.4")),
-        cuda.backend(ROOT, tmp_path, fake_nvcc(tmp_path / "c", "12.6")),
+        backend(tmp_path, wanted="86-real"),
+        backend(tmp_path, fake_nvcc(tmp_path / "a", "13.0")),
+        backend(tmp_path, fake_nvcc(tmp_path / "b", "12.4")),
+        backend(tmp_path, fake_nvcc(tmp_path / "c", "12.6")),
         dataclasses.replace(one, runtime=dataclasses.replace(one.runtime, folders=("elsewhere",))),
     ]
 
     assert len({made.key() for made in (one, *others)}) == 6
-    assert cuda.backend(ROOT, tmp_path / "elsewhere").key() == one.key()
+    assert backend(tmp_path / "elsewhere").key() == one.key()
 
 
 def test_another_llama_cpp_python_is_another_build(tmp_path: Path) -> None:
@@ -80,14 +74,14 @@ def test_another_llama_cpp_python_is_another_build(tmp_path: Path) -> None:
         text = (ROOT / "agent" / "requirements" / f"{name}.txt").read_text(encoding="utf-8")
         (locks / f"{name}.txt").write_text(text.replace("llama-cpp-python==0.3", "llama-cpp-python==9.3"))
 
-    assert cuda.backend(tmp_path, tmp_path).key() != cuda.backend(ROOT, tmp_path).key()
+    assert cuda.backend(tmp_path, tmp_path, None, "75-real;86-real").key() != backend(tmp_path).key()
 
 
 def test_the_machines_nvcc_decides_the_runtime(tmp_path: Path) -> None:
-    made = cuda.backend(ROOT, tmp_path, fake_nvcc(tmp_path, "12.4"))
+    made = backend(tmp_path, fake_nvcc(tmp_path, "12.4"))
 
     assert (made.runtime.major, made.runtime.least_driver) == (12, "525.60.13")
-    assert made.architectures == architectures.DEFAULT_12
+    assert backend(tmp_path, made.nvcc, "61-real").architectures == "61-real"
     assert made.runtime.wheels() == ("nvidia-cuda-runtime-cu12", "nvidia-cublas-cu12", "nvidia-cuda-nvrtc-cu12")
 
 
@@ -97,41 +91,64 @@ def test_the_machines_nvcc_decides_the_runtime(tmp_path: Path) -> None:
 )
 def test_an_nvcc_without_a_runtime_is_refused(tmp_path: Path, release: str, words: str) -> None:
     with pytest.raises(WheelhouseError, match=words):
-        cuda.backend(ROOT, tmp_path, fake_nvcc(tmp_path, release))
+        backend(tmp_path, fake_nvcc(tmp_path, release))
 
 
 def test_a_toolkit_without_cublas_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WheelhouseError, match=r"finds no cuBLAS.*libcublas-dev"):
-        cuda.backend(ROOT, tmp_path, fake_nvcc(tmp_path, "13.0", cublas=False))
+        backend(tmp_path, fake_nvcc(tmp_path, "13.0", cublas=False))
 
 
 def test_what_is_no_nvcc_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WheelhouseError, match="there is no"):
-        cuda.backend(ROOT, tmp_path, tmp_path / "nvcc")
+        backend(tmp_path, tmp_path / "nvcc")
     with pytest.raises(WheelhouseError, match="does not name a release"):
-        cuda.backend(ROOT, tmp_path, Path("/bin/true"))
+        backend(tmp_path, Path("/bin/true"))
 
 
 @pytest.mark.parametrize("text", ["86,90", "", "86;", "sm_86", "native", "86-fast", "86 ;90", "120a-real", "100f"])
 def test_an_architecture_that_cmake_would_not_take_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(WheelhouseError, match="--architectures"):
-        architectures.check(text)
+        backend(tmp_path, wanted=text)
 
 
 @pytest.mark.parametrize(
-    ("text", "real", "virtual"),
-    [("86-real;90-virtual", ["86"], ["90"]), ("120;121-real", ["120a", "121a"], []), ("75", ["75"], ["75"])],
+    ("release", "text", "words"),
+    [
+        ("", "86-real;61-real", "CUDA 13 has no code for 61; leave it out, or give the path of an nvcc of CUDA 12"),
+        ("", "37", "CUDA 13 has no code for 37; leave it out$"),
+        ("12.4", "35-real;61-real", "CUDA 12 has no code for 35; leave it out$"),
+    ],
 )
-def test_machine_code_and_ptx_are_told_apart(text: str, real: list[str], virtual: list[str]) -> None:
-    architectures.check(text)
-    assert architectures.code_of(text) == (real, virtual)
+def test_an_architecture_that_this_cuda_has_dropped_is_refused(
+    tmp_path: Path, release: str, text: str, words: str
+) -> None:
+    with pytest.raises(WheelhouseError, match=words):
+        backend(tmp_path, fake_nvcc(tmp_path, release) if release else None, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "real", "virtual", "name"),
+    [
+        ("86-real;90-virtual", ["86"], ["90"], "86-ptx90"),
+        ("120;121-real", ["120a", "121a"], [], "120ptx-121"),
+        ("75", ["75"], ["75"], "75ptx"),
+    ],
+)
+def test_machine_code_and_ptx_are_told_apart(
+    tmp_path: Path, text: str, real: list[str], virtual: list[str], name: str
+) -> None:
+    made = backend(tmp_path, wanted=text)
+
+    assert architectures.code_of(made.architectures) == (real, virtual)
+    assert cuda_house.content(made, tmp_path).pointer() == tmp_path / f"cuda-x86_64-cu13-{name}"
 
 
 def test_without_a_compiler_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
 
     with pytest.raises(WheelhouseError, match="apt install build-essential"):
-        cuda.backend(ROOT, tmp_path).wheel()
+        backend(tmp_path).wheel()
     assert not (tmp_path / "cuda").exists()
 
 
@@ -144,7 +161,7 @@ def test_a_library_that_would_not_load_the_driver_is_not_kept(
         (work / "build" / "bin" / "libggml-cuda.so").write_bytes(content)
 
     monkeypatch.setattr(cuda.Backend, "_compile", compile_)
-    made = cuda.backend(ROOT, tmp_path, wanted="86-real")
+    made = backend(tmp_path, wanted="86-real")
 
     if kept:
         assert made.wheel().name == f"llama_orch_cuda-{made.llama().version}+cu13.0-py3-none-linux_x86_64.whl"
@@ -208,24 +225,52 @@ def test_the_wheel_puts_the_library_where_backends_are_looked_for(tmp_path: Path
     assert made.write(tmp_path).read_bytes() == bytes_before
 
 
-def test_the_add_on_says_what_a_host_must_have(tmp_path: Path) -> None:
-    made = cuda.backend(ROOT, tmp_path / "cache", wanted="86-real;90")
+def keep(made: cuda.Backend, folder: Path) -> None:
+    """Put into the cache what a build and its downloads would: small wheels."""
     version = made.llama().version
-    library = tmp_path / "libggml-cuda.so"
+    library = folder / "libggml-cuda.so"
     library.write_bytes(ELF)
-    built = tmp_path / "cache" / "wheels" / made.key()
+    built = made.cache / "wheels" / made.key()
     built.mkdir(parents=True)
     Wheel(cuda.NAME, f"{version}+cu13.0", b"", {"llama_cpp/lib/libggml-cuda.so": library}).write(built)
     pins = [pin for pin in made.pins() if pin.name in made.runtime.wheels()]
     text = "\n".join(pin.requirement() for name in made.runtime.wheels() for pin in pins if pin.name == name)
-    kept = tmp_path / "cache" / "downloads" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}-py3.11-x86_64"
+    kept = made.cache / "downloads" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}-py3.11-x86_64"
     for pin in pins:
         wheel_of(kept, f"{pin.name.replace('-', '_')}-{pin.version}", **{f"nvidia/{pin.name}": b"x" * 1000})
+
+
+def test_add_ons_stand_beside_each_other_and_outdated_ones_go(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for text in ("86-real", "89-real"):
+        made = backend(tmp_path / "cache", wanted=text)
+        assert made.told() == f"{text} with CUDA 13.0, about 50 minutes of CPU time"
+        keep(made, tmp_path)
+        assert made.told() == f"{text} with CUDA 13.0, compiled before"
+        cuda_house.build(made, out)
+    assert {path.name for path in out.glob("cuda*")} == {"cuda-x86_64-cu13-86", "cuda-x86_64-cu13-89"}
+
+    old = out / "cuda-x86_64-cu13-86"
+    manifest = json.loads((old / "manifest.json").read_text())
+    (old / "manifest.json").write_text(json.dumps({**manifest, "llama_cpp_python": "0.3.1"}))
+    os.utime(old, (0, 0))
+    folder = old.resolve()
+    cuda_house.build(made, out)
+
+    assert {path.name for path in out.glob("cuda*")} == {"cuda-x86_64-cu13-89"}
+    # A playbook may be pushing it.
+    assert folder.is_dir()
+
+
+def test_the_add_on_says_what_a_host_must_have(tmp_path: Path) -> None:
+    made = backend(tmp_path / "cache", wanted="86-real;90")
+    version = made.llama().version
+    keep(made, tmp_path)
 
     folder = cuda_house.build(made, tmp_path / "out")
 
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert (tmp_path / "out" / "cuda-x86_64").readlink() == Path(folder.name) == Path(manifest["release"])
+    assert (tmp_path / "out" / "cuda-x86_64-cu13-86-90ptx").readlink() == Path(folder.name) == Path(manifest["release"])
     assert manifest["cuda"] == {
         "runtime": "13.0",
         "least_driver": "580.65.06",
