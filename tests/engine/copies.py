@@ -1,4 +1,4 @@
-"""Copies of the installed engine with a CPU library in front that is not right, for processes that tests start."""
+"""Libraries of the engine that are not right, alone or in front of a copy of the installed ones."""
 
 from __future__ import annotations
 
@@ -28,14 +28,22 @@ def engine_with(kind: str, folder: Path) -> Path:
     site = folder / "site"
     libraries = site / "llama_cpp" / "lib"
     shutil.copytree(package(), site / "llama_cpp", ignore=shutil.ignore_patterns("__pycache__"))
-    llama_cpp = sources.llama_cpp(sources.pinned(ROOT), default_cache())
-    includes = [f"-I{llama_cpp / 'ggml' / part}" for part in ("include", "src")]
     real = libraries / backends.cpu_libraries()[0].name
     base = ["-L", str(libraries), "-l:libggml-base.so.0"] if kind == "wrong" else []
-    out = libraries / f"libggml-cpu-{kind}.so"
-    flags = ["-shared", "-fPIC", "-Wall", "-Werror", f'-DREAL="{real}"', *includes]
-    subprocess.run(["cc", *flags, str(HERE / f"{kind}.c"), "-o", str(out), *base], check=True, timeout=120)
+    _compile(kind, libraries / f"libggml-cpu-{kind}.so", f'-DREAL="{real}"', *base)
     return site
+
+
+def cuda_without_gpu(path: Path) -> None:
+    """Put there a CUDA backend that can be loaded and shows no GPU."""
+    _compile("no_gpu", path)
+
+
+def _compile(kind: str, out: Path, *more: str) -> None:
+    llama_cpp = sources.llama_cpp(sources.pinned(ROOT), default_cache())
+    includes = [f"-I{llama_cpp / 'ggml' / part}" for part in ("include", "src")]
+    flags = ["-shared", "-fPIC", "-Wall", "-Werror", *includes]
+    subprocess.run(["cc", *flags, str(HERE / f"{kind}.c"), "-o", str(out), *more], check=True, timeout=120)
 
 
 def environment(site: Path) -> dict[str, str]:

@@ -126,4 +126,29 @@ def test_a_library_that_cannot_be_loaded_is_wrong(tmp_path: Path) -> None:
 
     done = run(CHILD, str(broken))
 
-    assert (done.returncode, done.stdout.strip()) == (self_test.EXIT_WRONG, f"{broken.name} cannot be loaded")
+    said = f"{broken.name} cannot be loaded: {broken.name}: invalid ELF header"
+    assert (done.returncode, done.stdout.strip()) == (self_test.EXIT_WRONG, said)
+
+
+def test_a_cuda_backend_that_shows_no_gpu_is_not_tested(tmp_path: Path) -> None:
+    library = tmp_path / "libggml-cuda.so"
+    copies.cuda_without_gpu(library)
+
+    done = run(CHILD, str(backends.cpu_libraries()[0]), "--cuda", str(library))
+
+    assert (done.returncode, done.stdout.strip()) == (self_test.EXIT_NOT_TESTED, "CUDA shows no GPU"), done.stderr
+
+
+def test_a_cuda_backend_without_a_driver_is_not_tested(tmp_path: Path) -> None:
+    # Linked to a library of the driver's name, which is then not there.
+    driver = tmp_path / "libcuda.so.999"
+    subprocess.run(["cc", "-shared", "-o", driver, "-x", "c", "/dev/null"], check=True, timeout=60)
+    library = tmp_path / "libggml-cuda.so"
+    flags = ["-Wl,--no-as-needed", f"-L{tmp_path}", f"-l:{driver.name}", "-x", "c", "/dev/null"]
+    subprocess.run(["cc", "-shared", "-o", library, *flags], check=True, timeout=60)
+    driver.unlink()
+
+    done = run(CHILD, str(backends.cpu_libraries()[0]), "--cuda", str(library))
+
+    assert done.returncode == self_test.EXIT_NOT_TESTED
+    assert done.stdout.startswith("libggml-cuda.so cannot be loaded: libcuda.so.999: cannot open shared object file")

@@ -115,12 +115,18 @@ def _why_no_cuda(said: str) -> str:
     found = cuda_libraries()
     if not found:
         return "its CUDA backend is not installed"
-    # ggml tries the same and keeps the reason to itself.
-    try:
-        ctypes.CDLL(str(found[0]))
-    except OSError as error:
-        return f"its CUDA backend cannot be loaded: {_FOLDERS.sub('', str(error))}"
+    if why := why_not_loaded(found[0]):
+        return f"its CUDA backend cannot be loaded: {why}"
     return f"CUDA says: {said}" if said else "its CUDA backend was loaded and shows no more devices"
+
+
+def why_not_loaded(library: Path) -> str:
+    """The loader's own words, without paths; "" where it can be loaded. ggml tries the same and does not tell."""
+    try:
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        return _FOLDERS.sub("", str(error))
+    return ""
 
 
 def _package_folder() -> Path:

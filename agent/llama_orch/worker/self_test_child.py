@@ -58,7 +58,7 @@ def _test(cpu: Path, cuda: Path | None) -> str:
     ggml = backends.library()
     for path in (cpu, cuda):
         if path is not None and not ggml.ggml_backend_load(os.fsencode(path)):
-            raise Wrong(f"{path.name} cannot be loaded")
+            raise _not_loaded(path)
     llama_cpp.llama_backend_init()
     places: list[backends.Device | None] = [None]
     if cuda is not None:
@@ -73,6 +73,14 @@ def _test(cpu: Path, cuda: Path | None) -> str:
             _compute(path, kind, place)
     where = "" if cuda is None else f" on {len(places)} GPU{'s' if len(places) > 1 else ''}"
     return f"{', '.join(self_test_model.FORMATS)}{where}"
+
+
+def _not_loaded(path: Path) -> Wrong | NotTested:
+    """Why ggml took it for no library of its own, in the loader's words where it has any."""
+    text = f"{path.name} cannot be loaded"
+    why = backends.why_not_loaded(path)
+    # The driver brings that one: the library is not wrong where it is missing.
+    return NotTested(f"{text}: {why}") if "libcuda.so" in why else Wrong(f"{text}: {why}" if why else text)
 
 
 def _check_structures() -> None:
