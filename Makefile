@@ -69,7 +69,7 @@ wheelhouse: $(VENV)/.dev ## the wheels that hives get, for every supported Pytho
 engine-wheel: $(VENV)/.dev ## the engine as a release has it: one wheel into dist/, and its line for the lock
 	@$(BIN)/python -m llama_orch.wheelhouse engine-wheel
 
-wheelhouse-cuda: $(VENV)/.dev ## what hives with an NVIDIA GPU get beside; compiles for hours, once (docs/gpu.md)
+wheelhouse-cuda: $(VENV)/.dev ## what hives with an NVIDIA GPU get beside: asks them which, and compiles for it, once (docs/gpu.md)
 	@$(call with,CUDA_FLAGS) $(BIN)/python -m llama_orch.wheelhouse build-cuda
 
 .PHONY: wheelhouse-hosts

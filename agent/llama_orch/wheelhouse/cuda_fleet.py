@@ -28,15 +28,15 @@ def backends(project: Path, cache: Path, nvcc: Path | None) -> tuple[list[Backen
     found: list[Backend] = []
     lacking: list[str] = []
     for library in wanted:
-        names, code = ", ".join(library.hosts), library.architectures()
+        architectures = library.architectures()
         if given is not None and library.cuda == given.major:
-            found.append(cuda.backend(project, cache, nvcc, code))
+            found.append(cuda.backend(project, cache, nvcc, architectures))
         elif library.cuda == cuda.FROM_WHEELS:
-            found.append(cuda.backend(project, cache, None, code))
+            found.append(cuda.backend(project, cache, None, architectures))
         else:
             lacking.append(_lacks(library))
             continue
-        say(f"for {names}: {found[-1].told()}")
+        say(f"for {', '.join(library.hosts)}: {found[-1].told()}")
     for text in lacking:
         say(text)
     if not found:

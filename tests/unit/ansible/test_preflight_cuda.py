@@ -55,7 +55,11 @@ CUDA_12 = {"runtime": "12.9", "least_driver": "525.60.13", "architectures": ["61
 PLAY = """
 - hosts: all
   gather_facts: false
-  vars_files: [{preflight}/defaults/main.yml, {preflight}/vars/main.yml, "{{{{ facts }}}}"]
+  vars_files:
+    - {preflight}/defaults/main.yml
+    - {preflight}/vars/main.yml
+    - {preflight}/../queen/vars/main.yml
+    - "{{{{ facts }}}}"
   tasks:
     - block:
         - ansible.builtin.include_tasks: {preflight}/tasks/wheels.yml
@@ -70,6 +74,11 @@ PLAY = """
         dest: "{said}"
       run_once: true
       vars: {{hosts: "{{{{ ansible_play_hosts }}}}"}}
+    - ansible.builtin.copy:
+        content: "{{{{ _queen_wheels | join(' ') | to_json }}}}"
+        dest: "{said}.queen"
+      run_once: true
+      vars: {{queen_wheelhouse_dir: "{{{{ preflight_wheelhouse_dir }}}}"}}
 """
 
 
@@ -147,7 +156,9 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         timeout=300,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    return {host: " ".join(text.split()) for host, text in json.loads(said.read_text()).items()}
+    told = json.loads(said.read_text())
+    told["what a queen gets"] = json.loads(said.with_suffix(".queen").read_text())
+    return {host: " ".join(text.split()) for host, text in told.items()}
 
 
 @pytest.mark.parametrize(("host", "add_on"), [("gpu", "bbbb"), ("old-gpu", "cccc"), ("bare-with-cuda", "bbbb")])
@@ -179,3 +190,7 @@ def test_what_cannot_work_is_refused_with_the_fix(
 ) -> None:
     assert re.match(rf"\[{code}\] {host}[ :]", answers[host])
     assert all(word in answers[host] for word in words), answers[host]
+
+
+def test_a_queen_gets_all_that_are_whole(answers: dict[str, str]) -> None:
+    assert answers["what a queen gets"].split()[4:] == [f"cuda-x86_64-{name}" for name in ("bbbb", "cccc", "dddd")]
