@@ -14,6 +14,7 @@ import pytest
 
 from llama_orch.demo_model import DEMO_SENTENCE
 from llama_orch.hive.worker_ending import ADVICE, BEFORE_READY, WHILE_SERVING
+from llama_orch.worker import backends
 from tests import sparse_models
 from tests.hives import ROOT, HiveProcess, a_hive, until
 from tests.models import slow_model
@@ -79,7 +80,7 @@ async def test_a_worker_that_dies_says_what_of_and_when(hive: HiveProcess, slow:
     os.kill((await hive.worker(worker_id))["pid"], number)
     error = await crashed(hive, worker_id, restarts=1)
     how = f"the worker's process was ended by signal {number.value} ({number.name})"
-    what = " (model slow.gguf, the engine's CPU library)"
+    what = f" (model slow.gguf, {backends.cpu_libraries()[0].name})"
     assert (error["code"], error["message"]) == ("killed", f"{how}{BEFORE_READY}{what}")
     assert error["what_to_do"] == f"{ADVICE[number.name]}; its log is in the hive's log_dir"
 
