@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -26,19 +28,13 @@ HEALTHY: dict[str, Any] = {"nvml": {"available": True, "driver_version": "580.1"
 SILENT = {"nvml": {"available": False, "reason": "driver not loaded"}, "gpus": [], "conditions": []}
 MUTE = {"type": "driver_silent", "uuid": None, "message": "m", "remedy": "reload_driver"}
 ECC = {"type": "ecc_uncorrected", "uuid": UUID, "message": "GPU 0 has errors", "remedy": "reset_gpu"}
-PLAY = """\
-- hosts: all
-  gather_facts: false
-  tasks:
-    - ansible.builtin.include_role: {{name: {role}, tasks_from: {entry}}}
-"""
 # Each unit is a file that is there while it runs.
 SYSTEMCTL = """\
 #!/bin/bash
 unit=${{!#}}; unit=${{unit##*/}}; running={state}/${{unit%.service}}
 echo "$*" >> {state}/asked
 case $1 in
-  is-active) [ -e $running ] ;;
+  is-active) shift; for unit; do [ -e {state}/$unit ] && echo active || echo inactive; done ;;
   show) echo LoadState=loaded; [ -e $running ] && echo ActiveState=active || echo ActiveState=inactive ;;
   start) [ ! -e $running.broken ] || {{ echo it is broken >&2; exit 1; }}; touch $running ;;
   stop) rm -f $running ;;
@@ -76,7 +72,7 @@ class Machine:
                     return
                 answers = {
                     "/api/v1/devices": machine.devices.read_text(),
-                    "/api/v1/hive": '{"hive_id": "here"}',
+                    "/api/v1/hive": json.dumps({"hive_id": machine.folder.name}),
                     "/api/v1/workers": json.dumps({"workers": machine.workers}),
                 }
                 self.send_response(200)
@@ -97,6 +93,11 @@ class Machine:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Hive)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
+    def close(self) -> None:
+        """End its hive."""
+        self.server.shutdown()
+        self.server.server_close()
+
     def program(self, name: str, text: str) -> None:
         """Put a program before the machine's own."""
         (self.folder / "bin" / name).write_text(text)
@@ -116,53 +117,101 @@ class Machine:
         """The units that run."""
         return {path.name for path in self.state.iterdir() if not path.name.startswith("asked") and not path.suffix}
 
-    def play(
-        self, entry: str, *words: str, role: str = "gpu_remedy", **variables: Any
-    ) -> subprocess.CompletedProcess[str]:
-        """Run one entry point of a role."""
-        return self.ansible(PLAY.format(role=role, entry=entry), {"here": {}}, *words, **variables)
-
-    def ansible(
-        self, plays: str, hosts: dict[str, Any], *words: str, **variables: Any
-    ) -> subprocess.CompletedProcess[str]:
-        """Run plays on hosts that are this machine where they do not say otherwise."""
-        (self.folder / "play.yml").write_text(plays)
-        inventory = {"all": {"vars": {"ansible_connection": "local"}, "hosts": hosts}}
-        (self.folder / "hosts.yml").write_text(json.dumps(inventory))
-        known = {
-            "_hive_unit": f"../../..{self.folder / HIVE}",
-            "_gpu_remedy_stopped_file": str(self.stopped),
-            "gpu_remedy_services": ["nvidia-dcgm", "nvidia-persistenced"],
-            "hive_port": self.server.server_port,
-            "hive_secrets_dir": str(self.folder / "secrets"),
-            "hive_start_timeout_s": 3,
-            "preflight_host": {"nvidia_gpus": []},
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What an inventory says of it."""
+        return {
+            "machine_folder": str(self.folder),
+            "machine_port": self.server.server_port,
+            "machine_path": f"{self.folder / 'bin'}:{os.environ['PATH']}",
         }
-        return subprocess.run(
-            [
-                Path(sys.executable).with_name("ansible-playbook"), "-i", self.folder / "hosts.yml",
-                "-e", json.dumps({**known, **variables}), "-e", f"ansible_python_interpreter={sys.executable}",
-                self.folder / "play.yml", *words,
-            ],
-            env={
-                **os.environ, "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
-                "ANSIBLE_ROLES_PATH": str(ROLES), "ANSIBLE_NOCOLOR": "1",
-            },
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            timeout=180, check=False,
-        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a playbook did: its status, whether it failed on each host, and all it said."""
+
+    status: int
+    failed: Mapping[str, bool]
+    stdout: str
+
+    @property
+    def words(self) -> str:
+        """All it said, its lines joined again that Ansible broke."""
+        return " ".join(self.stdout.split())
+
+    def of(self, host: str) -> str:
+        """The words about one host."""
+        about = re.findall(rf"^\w+: \[{host}\](?s:.*?)(?=^\w+: \[|^\[|^(?:TASK|PLAY) |\Z)", self.stdout, re.MULTILINE)
+        return " ".join(" ".join(about).split())
+
+
+def ansible(folder: Path, plays: Any, hosts: Mapping[str, Mapping[str, Any]], *words: str, **variables: Any) -> Run:
+    """Run plays on hosts that are this machine where they do not say otherwise."""
+    for play in plays:
+        play["environment"] = {**play.get("environment", {}), "PATH": "{{ machine_path }}"}
+    (folder / "play.yml").write_text(yaml.safe_dump(plays))
+    inventory = {"all": {"vars": {"ansible_connection": "local", "machine_path": os.environ["PATH"]}, "hosts": hosts}}
+    (folder / "hosts.yml").write_text(json.dumps(inventory))
+    # Stronger than the roles' own variables; what differs from host to host stands in the inventory.
+    known = {
+        "_hive_unit": "../../..{{ machine_folder }}/" + HIVE,
+        "_gpu_remedy_stopped_file": "{{ machine_folder }}/stopped",
+        "gpu_remedy_services": ["nvidia-dcgm", "nvidia-persistenced"],
+        "hive_port": "{{ machine_port }}",
+        "hive_secrets_dir": str(folder / "secrets"),
+        "hive_start_timeout_s": 3,
+        "preflight_host": {"nvidia_gpus": "{{ machine_bus | default([]) }}"},
+    }
+    done = subprocess.run(
+        [
+            Path(sys.executable).with_name("ansible-playbook"), "-i", folder / "hosts.yml",
+            "-e", json.dumps({**known, **variables}), "-e", f"ansible_python_interpreter={sys.executable}",
+            folder / "play.yml", *words,
+        ],
+        env={**os.environ, "ANSIBLE_ROLES_PATH": str(ROLES), "ANSIBLE_NOCOLOR": "1"},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        timeout=180, check=False,
+    )  # fmt: skip
+    counts = re.findall(r"^(\S+) +: ok=.* unreachable=(\d+) +failed=(\d+)", done.stdout, re.MULTILINE)
+    return Run(done.returncode, {host: gone + failed != "00" for host, gone, failed in counts}, done.stdout)
+
+
+def included(role: str, *entries: str, **variables: Any) -> list[dict[str, Any]]:
+    """A play of entry points of a role."""
+    tasks = [
+        {"ansible.builtin.include_role": {"name": role, "tasks_from": entry}, "vars": variables} for entry in entries
+    ]
+    return [{"hosts": "all", "gather_facts": False, "tasks": tasks}]
+
+
+Made = Callable[[str], Machine]
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    made = Machine(tmp_path)
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
+def make(tmp_path: Path) -> Iterator[Made]:
+    """Makes a machine of that name."""
+    made: list[Machine] = []
+
+    def one(name: str) -> Machine:
+        (tmp_path / name).mkdir()
+        made.append(Machine(tmp_path / name))
+        return made[-1]
+
+    yield one
+    for machine in made:
+        machine.close()
 
 
-def words(run: subprocess.CompletedProcess[str]) -> str:
-    return " ".join(run.stdout.split())
+@pytest.fixture
+def machine(make: Made) -> Machine:
+    return make("here")
+
+
+def play(machine: Machine, entry: str, *words: str, role: str = "gpu_remedy", **variables: Any) -> Run:
+    """Run one entry point of a role on one machine."""
+    hosts = {machine.folder.name: machine.variables}
+    return ansible(machine.folder, included(role, entry), hosts, *words, **variables)
 
 
 def test_a_remedy_that_was_cut_short_is_carried_on(machine: Machine) -> None:
@@ -170,9 +219,9 @@ def test_a_remedy_that_was_cut_short_is_carried_on(machine: Machine) -> None:
     machine.stopped.write_text("nvidia-persistenced\n")
     machine.run("nvidia-dcgm")
 
-    run = machine.play("reset_gpu")
+    run = play(machine, "reset_gpu")
 
-    assert run.returncode == 0, run.stdout
+    assert run.status == 0, run.stdout
     assert (machine.state / "asked.while").read_text() == "", "nothing ran while the GPU was reset"
     assert machine.running == {"llama-orch-hive", "nvidia-dcgm", "nvidia-persistenced"}
     assert not machine.stopped.exists()
@@ -182,18 +231,18 @@ def test_what_is_stopped_is_written_down_first(machine: Machine) -> None:
     machine.run("llama-orch-hive", "nvidia-persistenced")
     machine.program("nvidia-smi", f"#!/bin/sh\ncp {machine.stopped} {machine.folder}/seen\n")
 
-    run = machine.play("reset_gpu", gpu_remedy_gpu=UUID)
+    run = play(machine, "reset_gpu", gpu_remedy_gpu=UUID)
 
-    assert run.returncode == 0, run.stdout
+    assert run.status == 0, run.stdout
     assert (machine.folder / "seen").read_text() == "nvidia-persistenced\n"
 
 
 def test_a_look_without_changes_stops_nothing(machine: Machine) -> None:
     machine.run("llama-orch-hive", "nvidia-persistenced")
 
-    run = machine.play("reset_gpu", "--check", gpu_remedy_gpu=UUID)
+    run = play(machine, "reset_gpu", "--check", gpu_remedy_gpu=UUID)
 
-    assert run.returncode == 0, run.stdout
+    assert run.status == 0, run.stdout
     assert f"would reset {UUID}" in run.stdout
     asked = {line.split()[0] for line in (machine.state / "asked").read_text().splitlines()}
     assert asked <= {"is-active", "show", "is-enabled"}
@@ -204,85 +253,88 @@ def test_a_service_that_cannot_be_started_keeps_no_hive_down(machine: Machine) -
     machine.run("llama-orch-hive", "nvidia-persistenced")
     (machine.state / "nvidia-persistenced.broken").touch()
 
-    run = machine.play("reset_gpu", gpu_remedy_gpu=UUID)
+    run = play(machine, "reset_gpu", gpu_remedy_gpu=UUID)
 
     assert machine.running == {"llama-orch-hive"}
-    assert run.returncode == 2
-    assert "[remedy_without_effect] here after reset_gpu: Unable to start service nvidia-persistenced" in words(run)
+    assert run.status == 2
+    assert "[remedy_without_effect] here after reset_gpu: Unable to start service nvidia-persistenced" in run.words
     assert machine.stopped.read_text().split() == ["nvidia-persistenced"]
 
     (machine.state / "nvidia-persistenced.broken").unlink()
-    run = machine.play("resume")
-    assert run.returncode == 0, run.stdout
+    run = play(machine, "resume")
+    assert run.status == 0, run.stdout
     assert machine.running == {"llama-orch-hive", "nvidia-persistenced"}
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "expected"),
-    [
-        (HEALTHY, SILENT, 2),
-        ({**SILENT, "conditions": [MUTE]}, SILENT, 2),
-        ({**HEALTHY, "conditions": [ECC]}, {**HEALTHY, "conditions": [ECC]}, 2),
-        ({**HEALTHY, "conditions": [ECC]}, HEALTHY, 0),
+def test_only_a_hive_that_says_so_was_helped(make: Made, tmp_path: Path) -> None:
+    ailing: dict[str, Any] = {**HEALTHY, "conditions": [ECC]}
+    # What each hive says before the reset and after it, what is on its bus, and what the remedy says then.
+    cases: dict[str, tuple[dict[str, Any], dict[str, Any], list[Any], str]] = {
+        "fell-silent": (HEALTHY, SILENT, [], "NVML does not answer: driver not loaded"),
+        "stayed-silent": ({**SILENT, "conditions": [MUTE]}, SILENT, [], "NVML does not answer: driver not loaded"),
+        "stayed-ill": (ailing, ailing, [], "GPU 0 has errors"),
+        "was-helped": (ailing, HEALTHY, [], ""),
         # Neither a driver that answers nor a GPU was ever there.
-        (SILENT, SILENT, 0),
-    ],
-)
-def test_only_a_hive_that_says_so_was_helped(
-    machine: Machine, before: dict[str, Any], after: dict[str, Any], expected: int
-) -> None:
-    machine.run("llama-orch-hive")
-    machine.says(before)
-    (machine.folder / "after.json").write_text(json.dumps(after))
+        "had-nothing": (SILENT, SILENT, [], ""),
+        # Only the bus knows of a GPU, and a driver is installed.
+        "on-the-bus": (SILENT, SILENT, [{"address": "0000:01:00.0"}], "NVML does not answer: driver not loaded"),
+    }
+    hosts: dict[str, Any] = {}
+    for name, (before, after, bus, _) in cases.items():
+        machine = make(name)
+        machine.run("llama-orch-hive")
+        machine.says(before)
+        (machine.folder / "after.json").write_text(json.dumps(after))
+        hosts[name] = {"machine_bus": bus, **machine.variables}
+    # What the remedy does between the two needs no second look: the tests above go through all of it.
+    (reset,) = included("gpu_remedy", "begin", "helped", __gpu_remedy="reset_gpu")
+    reset["tasks"].insert(1, {"ansible.builtin.command": {"argv": ["nvidia-smi", "--gpu-reset"]}})
 
-    run = machine.play("reset_gpu", gpu_remedy_gpu=UUID, hive_gpus_wait_s=2)
+    run = ansible(tmp_path, [reset], hosts, gpu_remedy_gpu=UUID, hive_gpus_wait_s=2)
 
-    assert run.returncode == expected, run.stdout
-    assert ("[remedy_without_effect]" in run.stdout) == bool(expected)
-
-
-def test_a_driver_that_only_the_bus_knows_of_has_to_answer(machine: Machine) -> None:
-    machine.run("llama-orch-hive")
-    machine.says(SILENT)
-    (machine.folder / "after.json").write_text(json.dumps(SILENT))
-    bus = {"nvidia_gpus": [{"address": "0000:01:00.0", "device": "2236"}]}
-
-    run = machine.play("reset_gpu", gpu_remedy_gpu=UUID, preflight_host=bus, hive_gpus_wait_s=2)
-
-    assert run.returncode == 2
-    assert "NVML does not answer: driver not loaded" in words(run)
+    assert run.failed == {name: bool(said) for name, (*_, said) in cases.items()}, run.stdout
+    for name, (*_, said) in cases.items():
+        assert ("[remedy_without_effect]" in run.of(name)) == bool(said)
+        assert said in run.of(name)
 
 
-@pytest.mark.parametrize(("suspended", "status"), [("all", 0), ("gpu", 2)])
-def test_what_the_kernel_holds_stops_no_reboot(machine: Machine, suspended: str, status: int) -> None:
-    machine.run("llama-orch-hive")
-    machine.workers.append({"pid": 4711, "backend": "cuda"})
-    machine.program("python3", "#!/bin/sh\ncat > /dev/null\necho workers survive SIGKILL: 4711 >&2\nexit 1\n")
+def test_what_the_kernel_holds_stops_no_reboot(make: Made, tmp_path: Path) -> None:
+    hosts: dict[str, Any] = {}
+    for name, suspended in (("to-reboot", "all"), ("to-reset", "gpu")):
+        machine = make(name)
+        machine.run("llama-orch-hive")
+        machine.workers.append({"pid": 4711, "backend": "cuda"})
+        machine.program("python3", "#!/bin/sh\ncat > /dev/null\necho workers survive SIGKILL: 4711 >&2\nexit 1\n")
+        hosts[name] = {"hive_suspend": suspended, **machine.variables}
 
-    run = machine.play("suspend", role="hive", hive_suspend=suspended)
+    run = ansible(tmp_path, included("hive", "suspend"), hosts)
 
-    assert run.returncode == status, run.stdout
-    assert ("workers survive SIGKILL: 4711. The reboot ends it." in words(run)) == (status == 0)
+    assert run.failed == {"to-reboot": False, "to-reset": True}, run.stdout
+    for name, failed in run.failed.items():
+        assert ("workers survive SIGKILL: 4711. The reboot ends it." in run.of(name)) != failed
 
 
-@pytest.mark.parametrize(
-    ("gpus", "said"),
-    [
-        ([GPU] * 2, "NVIDIA A10, NVIDIA A10 answer through driver 580.1"),
-        ([GPU, {**GPU, "name": "", "problem": "gpu_lost"}], "here has 2 NVIDIA GPUs on its PCI bus, and 1 of them"),
-        ([GPU], "here has 2 NVIDIA GPUs on its PCI bus, and 1 of them"),
-        ([], "[gpu_not_answering] here has 2 NVIDIA GPUs on its PCI bus, and its agent sees none"),
-    ],
-)
-def test_one_broken_gpu_of_several_takes_no_hive_down(machine: Machine, gpus: list[Any], said: str) -> None:
-    machine.run("llama-orch-hive")
-    machine.says({**HEALTHY, "gpus": gpus})
-    bus = {"nvidia_gpus": [{"address": "0000:01:00.0"}, {"address": "0000:02:00.0"}]}
+def test_one_broken_gpu_of_several_takes_no_hive_down(make: Made, tmp_path: Path) -> None:
+    one_of_two = "has 2 NVIDIA GPUs on its PCI bus, and 1 of them"
+    cases: dict[str, tuple[list[Any], str]] = {
+        "both": ([GPU] * 2, "NVIDIA A10, NVIDIA A10 answer through driver 580.1"),
+        "one-broken": ([GPU, {**GPU, "name": "", "problem": "gpu_lost"}], f"one-broken {one_of_two}"),
+        "one-gone": ([GPU], f"one-gone {one_of_two}"),
+        "none": ([], "[gpu_not_answering] none has 2 NVIDIA GPUs on its PCI bus, and its agent sees none"),
+    }
+    bus = [{"address": "0000:01:00.0"}, {"address": "0000:02:00.0"}]
+    hosts: dict[str, Any] = {}
+    for name, (gpus, _) in cases.items():
+        machine = make(name)
+        machine.run("llama-orch-hive")
+        machine.says({**HEALTHY, "gpus": gpus})
+        hosts[name] = {"machine_bus": bus, **machine.variables}
 
-    run = machine.play("gpus", role="hive", preflight_host=bus, hive_gpus_wait_s=2)
+    run = ansible(tmp_path, included("hive", "gpus"), hosts, hive_gpus_wait_s=2)
 
-    assert said in words(run)
-    assert run.returncode == (0 if gpus else 2), run.stdout
+    for name, (gpus, said) in cases.items():
+        assert said in run.of(name), run.stdout
+        assert run.failed[name] == (not gpus)
 
 
 def test_a_host_that_is_not_there_ends_no_other_hosts_run(machine: Machine) -> None:
@@ -295,24 +347,24 @@ def test_a_host_that_is_not_there_ends_no_other_hosts_run(machine: Machine) -> N
     }  # fmt: skip
     del makes["roles"]
     makes |= {"hosts": "all", "tasks": [{"ansible.builtin.debug": {"msg": "{{ inventory_hostname }} is made a hive"}}]}
-    for play in (reboots, makes):
-        play["become"] = False
+    for each in (reboots, makes):
+        each["become"] = False
 
     away = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": free_port()}
-    run = machine.ansible(
-        yaml.safe_dump([group, reboots, makes]),
+    run = ansible(
+        machine.folder,
+        [group, reboots, makes],
         # Ansible never reboots over a local connection: what comes of that is a reboot that did not begin.
-        {"own": {}, "other": {}, "away": away},
+        {"own": machine.variables, "other": machine.variables, "away": away},
         common_run_id="r", nvidia_driver_host={"boot_id": "b"}, nvidia_driver_reboot=True,
         nvidia_driver_state={"reboot": "nouveau holds the GPU"},
     )  # fmt: skip
 
-    said = words(run)
-    assert "other is made a hive" in said, run.stdout
-    assert "[unreachable_host] away needs a reboot for its driver and cannot be reached" in said
-    assert "would reboot the control node" in said
-    assert "[reboot_held_back]" not in said, "no host was rebooted"
-    assert said.count("is made a hive") == 1
+    assert "other is made a hive" in run.words, run.stdout
+    assert "[unreachable_host] away needs a reboot for its driver and cannot be reached" in run.words
+    assert "would reboot the control node" in run.words
+    assert "[reboot_held_back]" not in run.words, "no host was rebooted"
+    assert run.words.count("is made a hive") == 1
     assert (machine.state / "asked").read_text().count("stop ") == 1
     assert machine.running == {"llama-orch-hive"}, "no reboot came: the hive serves on"
 
@@ -321,7 +373,7 @@ def test_a_declared_worker_of_which_the_hive_says_nothing_is_not_ready(machine: 
     machine.run("llama-orch-hive")
     declared = {"name": "chat", "model_ref": "hf:demo/tiny"}
 
-    run = machine.play("workers", role="hive", hive_workers=[declared], hive_apply_timeout_s=2)
+    run = play(machine, "workers", role="hive", hive_workers=[declared], hive_apply_timeout_s=2)
 
-    assert run.returncode == 2, run.stdout
-    assert "[worker_failed] hive_workers of here: chat is not among what the hive tells of" in words(run)
+    assert run.status == 2, run.stdout
+    assert "[worker_failed] hive_workers of here: chat is not among what the hive tells of" in run.words
