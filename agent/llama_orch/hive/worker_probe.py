@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import aiohttp
+from typing import TYPE_CHECKING
+
 from pydantic import ValidationError
 
 from llama_orch.contract.inference import WorkerHealth
 from llama_orch.contract.operations import WORKER_HEALTH
 
 from .settings import HiveSettings
+
+if TYPE_CHECKING:
+    import aiohttp
 
 TIMEOUT_S = 2.0
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  compared, not bound
@@ -28,6 +32,9 @@ class Probe:
 
     async def health(self, worker_id: str, port: int) -> WorkerHealth | None:
         """What the worker says; None where it does not answer, or somebody else does on its port."""
+        # A third of what an agent's start would cost, and before its first worker it asks nobody.
+        import aiohttp  # noqa: PLC0415
+
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 timeout=aiohttp.ClientTimeout(total=TIMEOUT_S), connector=aiohttp.TCPConnector(limit=0)
