@@ -50,7 +50,13 @@ def _try(path: Path, backend: backends.Backend, arguments: list[str], seconds: f
     command = [sys.executable, "-P", "-m", CHILD, *arguments]
     # A session of its own, so that whatever it starts ends with it.
     with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        # Where llama.cpp gives up, a debugger that it finds on the machine would hold the dying process for minutes.
+        env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+        start_new_session=True,
     ) as child:
         try:
             said = child.communicate(timeout=seconds)[0].decode(errors="replace").strip()
