@@ -73,7 +73,7 @@ class Machine:
                 answers = {
                     "/api/v1/devices": machine.devices.read_text(),
                     "/api/v1/hive": json.dumps({"hive_id": machine.folder.name}),
-                    "/api/v1/workers": json.dumps({"workers": machine.workers}),
+                    "/api/v1/workers": json.dumps({"workers": []}),
                 }
                 self.send_response(200)
                 self.send_header("Content-Type", "application/json")
@@ -89,7 +89,6 @@ class Machine:
             def log_message(self, format: str, *args: Any) -> None:
                 pass
 
-        self.workers: list[dict[str, Any]] = []
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Hive)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
@@ -122,6 +121,7 @@ class Machine:
         """What an inventory says of it."""
         return {
             "machine_folder": str(self.folder),
+            "hive_state_dir": str(self.folder / "hive"),
             "machine_port": self.server.server_port,
             "machine_path": f"{self.folder / 'bin'}:{os.environ['PATH']}",
         }
@@ -303,7 +303,6 @@ def test_what_the_kernel_holds_stops_no_reboot(make: Made, tmp_path: Path) -> No
     for name, suspended in (("to-reboot", "all"), ("to-reset", "gpu")):
         machine = make(name)
         machine.run("llama-orch-hive")
-        machine.workers.append({"pid": 4711, "backend": "cuda"})
         machine.program("python3", "#!/bin/sh\ncat > /dev/null\necho workers survive SIGKILL: 4711 >&2\nexit 1\n")
         hosts[name] = {"hive_suspend": suspended, **machine.variables}
 

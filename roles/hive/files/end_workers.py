@@ -1,10 +1,11 @@
-"""End workers whose agent is stopped: `end_workers.py DRAIN_S TERM_S PID...`. Their next agent starts them again.
+"""End workers whose agent is stopped: `end_workers.py STATE_DIR gpu|all DRAIN_S TERM_S`. Their next agent starts them.
 
-Each is asked to drain, then to end, then it is killed. A process that is no worker is left alone: its number may
-belong to another by now. Prints the numbers of those that were ended.
+They are looked for among the host's processes: an agent that is stopped, or too busy to answer, cannot be asked. Each
+is asked to drain, then to end, then it is killed. Prints the numbers of those that were ended.
 """
 
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -13,33 +14,54 @@ import time
 KILL_S = 20.0
 
 
-def is_worker(pid):
-    """Whether this process is a worker that has not ended."""
+def workers(state_dir, which):
+    """The numbers of the hive's processes that serve a model: all of them, or those that may hold a GPU."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and is_worker(int(name), state_dir, which)]
+
+
+def is_worker(pid, state_dir, which):
+    """Whether this process is a worker of the hive that has not ended, and one that is to be ended."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as stat:
             if stat.read().rpartition(b")")[2].split()[0] == b"Z":
                 return False
         with open(f"/proc/{pid}/cmdline", "rb") as command:
-            return b"llama_orch.worker" in command.read().split(b"\0")
+            arguments = command.read().decode(errors="replace").split("\0")
+        # A hive in a container has the same paths, and its processes show here too.
+        ours = os.readlink(f"/proc/{pid}/ns/pid") == os.readlink("/proc/self/ns/pid")
     except OSError:
         return False
+    specs = [argument for argument in arguments if argument.startswith(f"{state_dir}/workers/")]
+    if not ours or "llama_orch.worker" not in arguments or "llama_orch.hive.shim" in arguments or not specs:
+        return False
+    return which == "all" or backend(specs[0]) != "cpu"
+
+
+def backend(spec):
+    """What the worker was told to compute with; nothing where that cannot be read."""
+    try:
+        with open(spec, encoding="utf-8") as file:
+            return json.load(file)["backend"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def main():
     """End them, in three steps."""
-    drain_s, term_s = float(sys.argv[1]), float(sys.argv[2])
-    workers = [int(pid) for pid in sys.argv[3:] if is_worker(pid)]
-    left = list(workers)
+    state_dir, which = sys.argv[1].rstrip("/"), sys.argv[2]
+    drain_s, term_s = map(float, sys.argv[3:])
+    found = workers(state_dir, which)
+    left = list(found)
     for number, seconds in ((signal.SIGUSR1, drain_s), (signal.SIGTERM, term_s), (signal.SIGKILL, KILL_S)):
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
         deadline = time.monotonic() + seconds
-        while (left := [pid for pid in left if is_worker(pid)]) and time.monotonic() < deadline:
+        while (left := [pid for pid in left if is_worker(pid, state_dir, which)]) and time.monotonic() < deadline:
             time.sleep(0.1)
     if left:
         sys.exit(f"workers survive SIGKILL, as the kernel holds them: {' '.join(map(str, left))}")
-    print(*workers)
+    print(*found)
 
 
 if __name__ == "__main__":

@@ -104,19 +104,33 @@ def a_process(*arguments: str, ignore: str = "") -> subprocess.Popen[bytes]:
     return process
 
 
-def test_workers_are_ended_and_nobody_else() -> None:
+def test_workers_are_ended_and_nobody_else(tmp_path: Path) -> None:
     script = ROLES / "hive" / "files" / "end_workers.py"
-    drains, stays = a_process("llama_orch.worker"), a_process("-m", "llama_orch.worker", ignore="SIGUSR1")
-    stranger = a_process("llama_orch.hive")
+    for name, told in (("cpu", '{"backend": "cpu"}'), ("gpu", '{"backend": "cuda"}'), ("torn", '{"backe')):
+        (tmp_path / "workers" / name).mkdir(parents=True)
+        (tmp_path / "workers" / name / "spec.json").write_text(told)
+
+    def a_worker(name: str, *more: str, ignore: str = "", home: Path = tmp_path) -> subprocess.Popen[bytes]:
+        spec = home / "workers" / name / "spec.json"
+        return a_process(*more, "-m", "llama_orch.worker", "--spec", str(spec), ignore=ignore)
+
+    on_cpu, drains, stays = a_worker("cpu"), a_worker("gpu"), a_worker("torn", ignore="SIGUSR1")
+    strangers = [
+        a_process("llama_orch.hive", str(tmp_path / "workers" / "gpu")),
+        a_worker("gpu", home=tmp_path / "another"),
+        a_worker("gpu", "llama_orch.hive.shim"),
+    ]
     try:
-        pids = [str(process.pid) for process in (drains, stays, stranger)]
-        printed = run(script, "0.3", "10", *pids, "999999999")
-        assert printed.split() == pids[:2]
+        printed = run(script, f"{tmp_path}/", "gpu", "0.3", "10")
+        assert sorted(map(int, printed.split())) == sorted([drains.pid, stays.pid])
         assert (drains.wait(10), stays.wait(10)) == (-signal.SIGUSR1, -signal.SIGTERM)
-        assert stranger.poll() is None
-        assert run(script, "0.3", "10", *pids) == "\n"
+        assert on_cpu.poll() is None
+        assert run(script, str(tmp_path), "all", "5", "10") == f"{on_cpu.pid}\n"
+        assert on_cpu.wait(10) == -signal.SIGUSR1
+        assert [stranger.poll() for stranger in strangers] == [None] * 3
+        assert run(script, str(tmp_path), "all", "0.3", "10") == "\n"
     finally:
-        for process in (drains, stays, stranger):
+        for process in (on_cpu, drains, stays, *strangers):
             process.kill()
             process.communicate()
 
