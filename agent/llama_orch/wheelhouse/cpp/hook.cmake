@@ -12,6 +12,7 @@ endfunction()
 set(LLAMA_ORCH_CPP "${CMAKE_CURRENT_LIST_DIR}")
 cmake_language(DEFER CALL target_sources llama PRIVATE "${LLAMA_ORCH_CPP}/arc4random.c")
 
+# Where LLAMA_ORCH_COMPILE_SOONER is on; the benchmark compares with llama.cpp as upstream compiles it.
 # Most of libllama.so reads models and puts their graphs together: optimised less, it compiles faster and answers as fast.
 # What runs over each token, each cell of a cache or each word of a vocabulary is optimised as upstream has it.
 function(llama_orch_optimise)
@@ -22,4 +23,6 @@ function(llama_orch_optimise)
             PROPERTIES COMPILE_OPTIONS $<$<CONFIG:Release>:-O3>)
     endforeach()
 endfunction()
-cmake_language(DEFER CALL llama_orch_optimise)
+if(LLAMA_ORCH_COMPILE_SOONER)
+    cmake_language(DEFER CALL llama_orch_optimise)
+endif()
