@@ -6,7 +6,7 @@ language than these files, signals and the worker's HTTP.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, Field, StringConstraints
 
@@ -37,7 +37,8 @@ class WorkerSpec(Request):
     the model may be asked for. `device_uuids` says which GPUs `devices` meant: numbers shift when a GPU is gone.
     `tensor_split` is the part of the model that each of several devices gets.
     `ctx_per_slot` is in tokens; null leaves the choice to the worker. `cpu_library` is the engine's library that the
-    machine's self-test chose; null takes the one that rates itself best.
+    machine's self-test chose; null takes the one that rates itself best. `record` is nothing for the worker: the hive
+    knows it again by that where its own record is damaged.
     """
 
     worker_id: Annotated[str, StringConstraints(pattern=IDENTIFIER, max_length=64)]
@@ -56,6 +57,7 @@ class WorkerSpec(Request):
     threads: int | None = Field(default=None, ge=1, le=512)
     gpu_layers: int | None = Field(default=None, ge=-1, le=10_000)
     cpu_library: Annotated[str, StringConstraints(pattern=r"^libggml-cpu-[A-Za-z0-9_]{1,32}\.so$")] | None = None
+    record: dict[str, Any] | None = None
 
 
 class WorkerFailure(Response):
