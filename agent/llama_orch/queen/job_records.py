@@ -44,14 +44,14 @@ class PickleRefused(Exception):
 def refuse_pickles() -> None:
     """From now on DBOS neither reads nor writes a pickle in this process; to be called before it is launched."""
 
-    def refuse(_self: Any, _data: Any) -> NoReturn:
+    def refuse(*_: Any) -> NoReturn:
         raise PickleRefused(
             "the job engine's database has a row that is a pickle, which is not read: it would run what it says; "
             "look who wrote to dbos.sqlite, and restart the queen, which deletes such rows"
         )
 
-    DefaultSerializer.serialize = refuse
-    DefaultSerializer.deserialize = refuse
+    for name in ("serialize", "deserialize"):
+        setattr(DefaultSerializer, name, refuse)
 
 
 def forget_what_is_no_json(database: Path) -> int:
