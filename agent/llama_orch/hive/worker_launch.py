@@ -60,6 +60,8 @@ def start(
         threads=record.threads,
         gpu_layers=request.gpu_layers,
         cpu_library=cpu_library,
+        gateways=settings.gateways,
+        reuse_across_scopes=request.reuse_across_scopes,
     )
     try:
         atomic.write_text(folder / SPEC_FILE, spec.model_dump_json())
