@@ -23,6 +23,8 @@ MAX_INPUTS = 2048
 MAX_GRAMMAR = 65_536
 # In seconds, from the request's arrival; what is not finished by then is given up and its slot is free.
 DEADLINE_HEADER = "X-Request-Timeout"
+# Names, from a gateway, whose request it is: what a slot holds is reused within a scope.
+SCOPE_HEADER = "X-Llama-Orch-Scope"
 
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Token = Annotated[int, Field(ge=0, le=2**31 - 1)]

@@ -12,7 +12,7 @@ from pydantic import AwareDatetime, Field, StringConstraints
 
 from .common import Request, Response
 from .devices import MOST_DEVICES, Backend, DeviceIndex, SplitMode
-from .patterns import IDENTIFIER, GpuUuid
+from .patterns import IDENTIFIER, GpuUuid, Network
 
 SPEC_FILE = "spec.json"
 FAILURE_FILE = "failure.json"
@@ -37,8 +37,9 @@ class WorkerSpec(Request):
     the model may be asked for. `device_uuids` says which GPUs `devices` meant: numbers shift when a GPU is gone.
     `tensor_split` is the part of the model that each of several devices gets.
     `ctx_per_slot` is in tokens; null leaves the choice to the worker. `cpu_library` is the engine's library that the
-    machine's self-test chose; null takes the one that rates itself best. `record` is nothing for the worker: the hive
-    knows it again by that where its own record is damaged.
+    machine's self-test chose; null takes the one that rates itself best. From `gateways` a request may name its scope;
+    `reuse_across_scopes` lets each reuse what any left in a slot. `record` is nothing for the worker: the hive knows it
+    again by that where its own record is damaged.
     """
 
     worker_id: Annotated[str, StringConstraints(pattern=IDENTIFIER, max_length=64)]
@@ -57,6 +58,8 @@ class WorkerSpec(Request):
     threads: int | None = Field(default=None, ge=1, le=512)
     gpu_layers: int | None = Field(default=None, ge=-1, le=10_000)
     cpu_library: Annotated[str, StringConstraints(pattern=r"^libggml-cpu-[A-Za-z0-9_]{1,32}\.so$")] | None = None
+    gateways: list[Network] = Field(default=[], max_length=256)
+    reuse_across_scopes: bool = False
     record: dict[str, Any] | None = None
 
 

@@ -148,6 +148,7 @@ class WorkerKeeper:
             download_id=record.download_id,
             threads=record.threads or request.threads,
             gpu_layers=request.gpu_layers,
+            reuse_across_scopes=request.reuse_across_scopes,
             origin=request.origin,
         )
 

@@ -69,6 +69,8 @@ def start(
         threads=record.threads,
         gpu_layers=request.gpu_layers,
         cpu_library=cpu_library,
+        gateways=settings.gateways,
+        reuse_across_scopes=request.reuse_across_scopes,
         record=record.model_dump(mode="json"),
     )
     launch = uuid.uuid4().hex

@@ -1,7 +1,7 @@
 """Durable jobs: DBOS records each before its request is answered and resumes it after a restart.
 
 The workflow is thin: it calls the steps of `job_work`, whose results DBOS keeps. Only a job's id ever goes into
-DBOS, which stores inputs and results in full.
+DBOS, which stores inputs and results in full, as JSON (`job_records`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from llama_orch.contract.errors import Conflict, NotFound, NotReady
 from llama_orch.contract.queen import Job, JobKind, NodeStatus
 from llama_orch.web import correlation
 
-from . import failures
+from . import failures, job_records
 from .job_work import JobWork
 from .node_state import NodeEvent, NodeStates
 from .store import Cure, Store, StoredJob
@@ -59,6 +59,8 @@ class Jobs:
         logging.getLogger("dbos").addFilter(_is_news)
         with contextlib.closing(sqlite3.connect(self._database)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
+        job_records.refuse_pickles()
+        job_records.forget_what_is_no_json(self._database)
         DBOS(
             config={
                 "name": "llama-orch",
@@ -67,6 +69,7 @@ class Jobs:
                 "executor_id": EXECUTOR_ID,
                 "log_level": "WARNING",
                 "max_executor_threads": 8,
+                "serializer": job_records.SERIALIZER,
             }
         )
         DBOS.launch()
@@ -181,10 +184,13 @@ class Jobs:
             await DBOS.start_workflow_async(_job, job_id)
 
     async def _see_to_open_jobs(self) -> None:
-        """A job may have been recorded by us and not by DBOS, ended there and not here, or be another version's."""
+        """A job may have been recorded by us and not by DBOS, ended there and not here, or be another version's.
+
+        One whose records were deleted, as they were no JSON, is recorded by us alone and begins anew.
+        """
         open_jobs = await self._store.open_jobs()
         ids = [job.wire.job_id for job in open_jobs]
-        known = await DBOS.list_workflows_async(workflow_ids=ids) if ids else []
+        known = await DBOS.list_workflows_async(workflow_ids=ids, load_input=False, load_output=False) if ids else []
         workflows = {workflow.workflow_id: workflow for workflow in known}
         for job in open_jobs:
             workflow = workflows.get(job.wire.job_id)
