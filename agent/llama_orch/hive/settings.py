@@ -45,6 +45,7 @@ class HiveSettings(Settings):
         max_length=256,
         description="addresses or networks of gateways, which may name the scope of a request",
     )
+    confine_workers: bool = Field(default=True, description="whether workers can reach no files but those they need")
     hub_endpoint: str = Field(default="", pattern=r"^(https?://.+)?$", description="another hub's URL")
     hub_token_file: str = Field(default="", description="file with a token of the hub, for gated models")
     reserve_ram_bytes: int = Field(default=2 * GIB, ge=0, description="memory that workers leave free")

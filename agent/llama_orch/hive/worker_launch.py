@@ -62,6 +62,7 @@ def start(
         cpu_library=cpu_library,
         gateways=settings.gateways,
         reuse_across_scopes=request.reuse_across_scopes,
+        confined=settings.confine_workers,
     )
     try:
         atomic.write_text(folder / SPEC_FILE, spec.model_dump_json())
