@@ -215,8 +215,9 @@ class EngineStatus(Response):
 
 
 class Devices(Response):
-    """`GET /api/v1/devices`. `conditions` are of GPUs, `host_conditions` of the machine as a whole. `backends` are those
-    that a worker can be started with.
+    """`GET /api/v1/devices`. `conditions` are of GPUs, `host_conditions` of the whole machine.
+
+    `backends` are those that a worker can be started with.
     """
 
     cpu: CpuInfo

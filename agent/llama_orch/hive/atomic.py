@@ -44,11 +44,12 @@ def read_foreign_json(path: Path, most_bytes: int) -> Any:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         about = os.fstat(descriptor)
         if not stat.S_ISREG(about.st_mode) or about.st_size > most_bytes:
             return None
-        try:
-            return json.loads(file.read(most_bytes))
-        except (OSError, ValueError, RecursionError):
-            return None
+        return json.loads(os.read(descriptor, most_bytes))
+    except (OSError, ValueError, RecursionError):
+        return None
+    finally:
+        os.close(descriptor)

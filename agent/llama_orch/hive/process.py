@@ -125,12 +125,13 @@ def workers_dir(state_dir: Path) -> Path:
 def start(folder: Path, log_file: Path, token: Token | None) -> subprocess.Popen[bytes]:
     """Start a worker under its shim and return the shim. Raises OSError where that cannot be.
 
-    The token goes through a pipe that the worker reads to its end: no argument, variable or file shows it.
+    The token goes through a pipe that the worker reads to its end, and those that are taken as well in lines behind it:
+    no argument, variable or file shows them.
     """
     (folder / "tmp").mkdir(mode=0o700, exist_ok=True)
     read_end, write_end = os.pipe()
     try:
-        os.write(write_end, token.reveal().encode() if token else b"")
+        os.write(write_end, "\n".join(token.reveal_all()).encode() if token else b"")
     finally:
         os.close(write_end)
     python = interpreter()

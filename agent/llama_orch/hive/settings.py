@@ -37,7 +37,8 @@ class HiveSettings(Settings):
     models_dir: Path = Field(default=Path("/var/lib/llama-orch/models"), description="the hub's cache")
     log_dir: Path = Field(default=Path("/var/log/llama-orch"), description="what workers print")
     api_token_file: str = Field(default="", description="file with the token of this API")
-    inference_token_file: str = Field(default="", description="file with the token of the workers' /v1 API")
+    inference_token_file: str = Field(default="", description="file with this hive's token of the workers' /v1 API")
+    fleet_inference_token_file: str = Field(default="", description="file with one that workers of all hives take too")
     worker_port_min: int = Field(default=8100, ge=1, le=65535, description="first port for workers")
     worker_port_max: int = Field(default=8199, ge=1, le=65535, description="last port for workers")
     gateways: list[Network] = Field(

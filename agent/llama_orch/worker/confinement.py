@@ -73,7 +73,7 @@ def confine(spec: WorkerSpec, folder: Path) -> bool:
         log.warning("not confined: the kernel has no Landlock, or it is not switched on")
         return False
     # Threads that are there already would go on as they are.
-    if (threads := len(list(Path("/proc/self/task").iterdir()))) > 1:
+    if (threads := _threads()) > 1:
         log.error("not confined: %d threads run already", threads)
         return False
     try:
@@ -110,6 +110,10 @@ def prepare(spec: WorkerSpec, folder: Path) -> None:
         # Without it CUDA compiles anew at each start, where it has to.
         with contextlib.suppress(OSError):
             _cuda_cache().mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
 
 
 def temporary(folder: Path) -> Path:
