@@ -459,7 +459,8 @@ class ServedModelList(Response):
 class WorkerHealth(Response):
     """`GET /health` of a worker; `percentage` is the part of the model that is loaded, 0 to 100.
 
-    `tokens_per_second` is what all slots together generated over the last seconds.
+    `tokens_per_second` is what all slots together generated over the last seconds. `confined`: it can reach no files
+    but those that it needs.
     """
 
     status: Literal["loading", "idle", "busy", "draining"]
@@ -470,3 +471,4 @@ class WorkerHealth(Response):
     queued: int = 0
     tokens_per_second: float = 0.0
     context_per_slot: int | None = None
+    confined: bool = False

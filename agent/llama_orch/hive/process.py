@@ -133,12 +133,13 @@ def start(folder: Path, launch: str, log_file: Path, token: Token | None) -> sub
 
     `launch` is what the folder's file of that name holds.
 
-    The token goes through a pipe that the worker reads to its end: no argument, variable or file shows it.
+    The token goes through a pipe that the worker reads to its end, and those that are taken as well in lines behind it:
+    no argument, variable or file shows them.
     """
     (folder / "tmp").mkdir(mode=0o700, exist_ok=True)
     read_end, write_end = os.pipe()
     try:
-        os.write(write_end, token.reveal().encode() if token else b"")
+        os.write(write_end, "\n".join(token.reveal_all()).encode() if token else b"")
     finally:
         os.close(write_end)
     python = interpreter()

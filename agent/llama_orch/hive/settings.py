@@ -37,7 +37,8 @@ class HiveSettings(Settings):
     models_dir: Path = Field(default=Path("/var/lib/llama-orch/models"), description="the hub's cache")
     log_dir: Path = Field(default=Path("/var/log/llama-orch"), description="what workers print")
     api_token_file: str = Field(default="", description="file with the token of this API")
-    inference_token_file: str = Field(default="", description="file with the token of the workers' /v1 API")
+    inference_token_file: str = Field(default="", description="file with this hive's token of the workers' /v1 API")
+    fleet_inference_token_file: str = Field(default="", description="file with one that workers of all hives take too")
     worker_port_min: int = Field(default=8100, ge=1, le=65535, description="first port for workers")
     worker_port_max: int = Field(default=8199, ge=1, le=65535, description="last port for workers")
     gateways: list[Network] = Field(
@@ -45,6 +46,7 @@ class HiveSettings(Settings):
         max_length=256,
         description="addresses or networks of gateways, which may name the scope of a request",
     )
+    confine_workers: bool = Field(default=True, description="whether workers can reach no files but those they need")
     hub_endpoint: str = Field(default="", pattern=r"^(https?://.+)?$", description="another hub's URL")
     hub_token_file: str = Field(default="", description="file with a token of the hub, for gated models")
     reserve_ram_bytes: int = Field(default=2 * GIB, ge=0, description="memory that workers leave free")

@@ -66,6 +66,8 @@ class WorkerKeeper:
         self.process: process.Process | None = None
         self.slots_busy = 0
         self.tokens_per_second = 0.0
+        # None until it has said so.
+        self.confined: bool | None = None
         self._percentage: float | None = None
         self._around = around
         self._folder = around.records.folder(record.id)
@@ -171,7 +173,7 @@ class WorkerKeeper:
             return
         self._answered_at = time.monotonic()
         self.slots_busy, self._percentage = health.slots_busy, health.percentage
-        self.tokens_per_second = health.tokens_per_second
+        self.tokens_per_second, self.confined = health.tokens_per_second, health.confined
         if health.status in {"idle", "busy"}:
             self.state.serve(health.slots_busy)
             if self.record.ready_at is None:
@@ -358,6 +360,7 @@ class WorkerKeeper:
         if self._shim is not None:
             self._shim.poll()
         self.process, self.slots_busy, self.tokens_per_second, self._percentage = None, 0, 0.0, None
+        self.confined = None
 
     def _save(self) -> None:
         try:

@@ -71,6 +71,7 @@ def start(
         cpu_library=cpu_library,
         gateways=settings.gateways,
         reuse_across_scopes=request.reuse_across_scopes,
+        confined=settings.confine_workers,
         record=record.model_dump(mode="json"),
     )
     launch = uuid.uuid4().hex

@@ -124,6 +124,10 @@ class Workers:
         """The id of the worker that this process is, None where it is none of ours."""
         return next((key for key, one in self._keepers.items() if one.process and one.process.pid == pid), None)
 
+    def unconfined(self) -> list[str]:
+        """The ids of workers that said of themselves that they are not confined."""
+        return sorted(key for key, one in self._keepers.items() if one.process and one.confined is False)
+
     async def spawn(self, request: SpawnRequest) -> Worker:
         """Start a worker, or answer the one of that name. Raises ApiError where it cannot be."""
         return await self._tasks.finish(self._spawn(request), "spawn")
