@@ -122,7 +122,7 @@ def workers_dir(state_dir: Path) -> Path:
     return state_dir / "workers"
 
 
-def start(folder: Path, log_file: Path, token: Token | None) -> subprocess.Popen[bytes]:
+def start(folder: Path, log_file: Path, token: Token) -> subprocess.Popen[bytes]:
     """Start a worker under its shim and return the shim. Raises OSError where that cannot be.
 
     The token goes through a pipe that the worker reads to its end: no argument, variable or file shows it.
@@ -130,7 +130,7 @@ def start(folder: Path, log_file: Path, token: Token | None) -> subprocess.Popen
     (folder / "tmp").mkdir(mode=0o700, exist_ok=True)
     read_end, write_end = os.pipe()
     try:
-        os.write(write_end, token.reveal().encode() if token else b"")
+        os.write(write_end, token.reveal().encode())
     finally:
         os.close(write_end)
     python = interpreter()

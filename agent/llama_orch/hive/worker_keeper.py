@@ -49,7 +49,7 @@ class Surroundings:
     downloads: Downloads
     probe: Probe
     engine: EngineTest
-    inference_token: Token | None
+    inference_token: Token
     ports: Callable[[str], set[int]]
     threads_used: Callable[[str], int]
     take_on: Callable[[WorkerRecord, Needed], Awaitable[None]]

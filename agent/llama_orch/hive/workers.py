@@ -47,7 +47,7 @@ class Workers:
         gpus: Gpus,
         *,
         engine: EngineTest,
-        inference_token: Token | None,
+        inference_token: Token,
         count_restart: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings

@@ -26,7 +26,7 @@ def main() -> None:
     except executor_lock.AnotherQueen as error:
         stop(PROGRAM, f"{error}; stop it, or give this one another data_dir")
     with lock:
-        listener = serve.listen(PROGRAM, settings.host, settings.port, token)
+        listener = serve.listen(PROGRAM, settings.host, settings.port)
         serve.run(app.build(settings, token), listener)
 
 

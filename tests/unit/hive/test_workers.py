@@ -23,6 +23,7 @@ from llama_orch.hive.problems import Failed
 from llama_orch.hive.settings import HiveSettings
 from llama_orch.hive.worker_keeper import WorkerKeeper
 from llama_orch.hive.workers import Workers
+from llama_orch.web.auth import Token
 
 GIB = 2**30
 CRASHED = Problem(code="crash_loop", message="5 crashes in a row")
@@ -106,7 +107,11 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     downloads = SimpleNamespace(request=request, all=list, path_of=lambda _: Path("/models/a.gguf"))
     settings = HiveSettings(state_dir=tmp_path, log_dir=tmp_path, reserve_gpu_bytes=0, reserve_ram_bytes=0)
     world.workers = Workers(
-        settings, cast("Any", downloads), cast("Any", world), engine=cast("Any", None), inference_token=None
+        settings,
+        cast("Any", downloads),
+        cast("Any", world),
+        engine=cast("Any", None),
+        inference_token=Token("inference-token-of-the-tests"),
     )
     monkeypatch.setattr(WorkerKeeper, "start", lambda _: None)
     monkeypatch.setattr(engine_build, "has_cuda", lambda: True)
