@@ -18,7 +18,7 @@ from llama_orch.contract.hive import Download, DownloadStatus, Origin
 from llama_orch.contract.model_ref import FileRef, HubRef, ModelRef
 from llama_orch.web.auth import Token
 
-from . import devices, download_run, model_cache, model_facts, model_files, quantisation
+from . import devices, download_run, model_cache, model_files, model_reading, quantisation
 from .download_job import Job
 from .download_records import KEEP_ENDED, DownloadRecord, DownloadRecords, now
 from .hub_model import FetchJob, Resolved
@@ -144,7 +144,7 @@ class Downloads:
     async def _file(self, ref: FileRef, origin: Origin) -> Job:
         path = Path(ref.path)
         try:
-            facts = await asyncio.to_thread(model_facts.read, path)
+            facts = await model_reading.facts(path, self._settings.state_dir)
         except Failed as failed:
             problem = failed.problem
             kind = NotFound if problem.code == "model_not_found" else BadRequest

@@ -18,7 +18,7 @@ from llama_orch.contract.model_ref import FileRef
 from llama_orch.contract.process import EXIT_KNOWN_FAILURE, WorkerEnded
 from llama_orch.web.auth import Token
 
-from . import backoff, model_facts, model_memory, placement, process, worker_ending, worker_launch
+from . import backoff, model_memory, model_reading, placement, process, worker_ending, worker_launch
 from .download_job import Job
 from .downloads import Downloads
 from .engine_test import EngineTest
@@ -217,7 +217,7 @@ class WorkerKeeper:
         path = Path(record.model_path) if record.model_path else None
         if path is None or not path.exists():
             path = await self._get_model()
-        facts = await asyncio.to_thread(model_facts.read, path)
+        facts = await model_reading.facts(path, around.settings.state_dir)
         record.model_path = str(path)
         record.ctx_per_slot = placement.context(request.ctx_per_slot, facts)
         needed = model_memory.of_worker(facts, request, record.ctx_per_slot, record.tensor_split)

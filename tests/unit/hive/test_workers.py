@@ -15,7 +15,7 @@ from llama_orch.contract.common import Problem
 from llama_orch.contract.devices import Condition, ConditionType, Gpu, GpuStatus, MemoryInfo
 from llama_orch.contract.errors import BadRequest, Conflict, DoesNotFit
 from llama_orch.contract.hive import SpawnRequest, Worker, WorkerStatus
-from llama_orch.hive import devices, engine_build, model_facts, model_memory
+from llama_orch.hive import devices, engine_build, model_memory, model_reading
 from llama_orch.hive.gpus import Reading
 from llama_orch.hive.model_facts import ModelFacts
 from llama_orch.hive.model_memory import Needed
@@ -71,8 +71,8 @@ class World:
         of_each = [self.needed] * len(request.all_devices)
         return Needed(of_each, self.needed_beside if request.backend == "cuda" else 0)
 
-    def facts(self, _: Path) -> ModelFacts:
-        """As `model_facts.read`."""
+    async def facts(self, *_: Path) -> ModelFacts:
+        """As `model_reading.facts`."""
         self.while_reading()
         return FACTS
 
@@ -115,7 +115,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     )
     monkeypatch.setattr(WorkerKeeper, "start", lambda _: None)
     monkeypatch.setattr(engine_build, "has_cuda", lambda: True)
-    monkeypatch.setattr(model_facts, "read", world.facts)
+    monkeypatch.setattr(model_reading, "facts", world.facts)
     monkeypatch.setattr(model_memory, "of_worker", world.of_worker)
     monkeypatch.setattr(devices, "memory", world.memory)
     return world
