@@ -72,7 +72,9 @@ def recorded(folder: Path) -> Process | None:
     found = read_json(folder / PROCESS_FILE)
     if not isinstance(found, dict) or found.get("boot_id") != boot_id():
         return None
-    return Process(int(found["pid"]), int(found["start_time"]))
+    pid, began = found.get("pid"), found.get("start_time")
+    # Nothing else was ever written by the shim; 0 and less would mean whole groups of processes.
+    return Process(pid, began) if type(pid) is int and type(began) is int and 0 < pid < 2**31 else None
 
 
 def find(state_dir: Path) -> dict[str, list[Process]]:

@@ -7,11 +7,13 @@ import shutil
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
 from llama_orch.contract.common import Problem
 from llama_orch.contract.hive import SpawnRequest
+from llama_orch.contract.patterns import IDENTIFIER
 
 from . import atomic
 from .model_memory import Needed
@@ -34,7 +36,7 @@ class WorkerRecord(BaseModel):
     found good and free for it, and are its own through crashes, until it fails.
     """
 
-    id: str
+    id: Annotated[str, StringConstraints(pattern=IDENTIFIER)]
     request: SpawnRequest
     created_at: datetime
     filename: str | None = None
@@ -93,6 +95,14 @@ def _meaning(request: SpawnRequest) -> dict[str, object]:
     return fields | {"devices": request.all_devices, "split": request.split}
 
 
+def _of(folder: Path) -> WorkerRecord:
+    """Raises OSError, ValidationError, also where it is of another worker than its folder."""
+    record = WorkerRecord.model_validate_json(atomic.read_bytes(folder / RECORD_FILE))
+    if record.id != folder.name:
+        raise OSError(f"it is of worker {record.id}")
+    return record
+
+
 class WorkerRecords:
     """The folder of workers' folders."""
 
@@ -109,7 +119,7 @@ class WorkerRecords:
         records = []
         for folder in self._home.iterdir():
             try:
-                records.append(WorkerRecord.model_validate_json((folder / RECORD_FILE).read_bytes()))
+                records.append(_of(folder))
             except FileNotFoundError:
                 shutil.rmtree(folder, ignore_errors=True)
             except (OSError, ValidationError) as error:

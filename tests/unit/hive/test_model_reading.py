@@ -105,12 +105,11 @@ async def test_no_more_is_remembered_than_a_hundred(tmp_path: Path, read: list[s
 
     monkeypatch.setattr(model_reading, "_read", damaged)
     for number in range(105):
-        path = tmp_path / f"{number}.gguf"
-        path.touch()
+        (tmp_path / f"{number}.gguf").touch()
         with pytest.raises(Failed):
-            await model_reading.facts(path, tmp_path)
+            await model_reading.facts(tmp_path / f"{number}.gguf", tmp_path)
     kept = json.loads((tmp_path / model_reading.FILE).read_text())
     assert [Path(kept[index]["path"]).name for index in (0, -1)] == ["5.gguf", "104.gguf"]
     (tmp_path / model_reading.FILE).write_text("[{]")
     with pytest.raises(Failed):
-        await model_reading.facts(path, tmp_path)
+        await model_reading.facts(tmp_path / "0.gguf", tmp_path)
