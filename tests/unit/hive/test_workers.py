@@ -273,3 +273,24 @@ async def test_a_model_that_cannot_be_read_is_a_failed_worker_and_takes_nothing(
     world.gpus = [a_gpu(0, memory_free_bytes=0)]
     worker = await world.spawn(model_ref="hf:a/b")
     assert (worker.status, worker.memory_estimated_bytes) == (WorkerStatus.FAILED, None)
+
+
+@pytest.mark.parametrize(
+    ("model_ref", "path", "taken"),
+    [
+        ("hf:org/repo", "/models/models--org--repo/snapshots/c/m.gguf", True),
+        ("hf:org/repo", "/models/../etc/m.gguf", False),
+        ("hf:org/repo", "/etc/m.gguf", False),
+        ("file:/home/m.gguf", "/home/m.gguf", True),
+        ("file:/home/m.gguf", "/etc/m.gguf", False),
+    ],
+)
+async def test_a_record_names_no_model_but_the_one_that_was_asked_for(
+    world: World, model_ref: str, path: str, taken: bool
+):
+    await world.spawn(name="one")
+    (keeper,) = world.keepers()
+    keeper._around.settings = keeper._around.settings.model_copy(update={"models_dir": Path("/models")})
+    keeper.record.request = keeper.record.request.model_copy(update={"model_ref": model_ref})
+    keeper.record.model_path = path
+    assert keeper._path_of_record() == (Path(path) if taken else None)

@@ -150,3 +150,22 @@ async def test_a_token_that_is_no_ascii_is_a_wrong_one(client: Client):
     await client.send(b"GET /api/v1/nodes/x HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer \xff\xfe" + b"a" * 20)
     await client.send("\r\n\r\n")
     assert await client.rest() == (401, "unauthorized")
+
+
+async def test_a_client_that_takes_nothing_of_its_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(http1, "STALLED_SECONDS", 0.2)
+    ended = asyncio.Event()
+
+    async def endless() -> AsyncIterator[str]:
+        try:
+            while True:
+                yield "x" * 1_000_000
+        finally:
+            ended.set()
+
+    async with serving(an_app(events=endless())) as url:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]), limit=1024)
+        writer.write(f"GET /api/v1/jobs/j/events HTTP/1.1\r\n{WITH_TOKEN}\r\n".encode())
+        await asyncio.wait_for(ended.wait(), 5)
+        assert reader is not None
+        writer.close()
