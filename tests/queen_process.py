@@ -73,7 +73,7 @@ class QueenProcess:
                 # The socket listens before the application serves; an answer tells that it does.
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                     probe.settimeout(START_TIMEOUT_S)
-                    probe.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                    probe.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
                     if probe.recv(12) == b"HTTP/1.1 200":
                         return time.monotonic() - began
             time.sleep(0.02)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import AsyncIterator
-from typing import Any
 
 from sanic import Sanic
+
+from llama_orch.web import serve
 
 
 @contextlib.asynccontextmanager
@@ -16,11 +17,7 @@ async def serving(app: Sanic) -> AsyncIterator[str]:
     Sanic.test_mode = True
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    # Its annotations say that the steps of a server are not awaitable; they are.
-    server: Any = await app.create_server(
-        sock=listener, return_asyncio_server=True, access_log=False, asyncio_server_kwargs={"start_serving": False}
-    )
-    assert server is not None
+    server = await serve.create_server(app, listener)
     await server.startup()
     await server.before_start()
     await server.start_serving()

@@ -17,6 +17,7 @@ from llama_orch.contract import operations as ops
 from llama_orch.contract.common import QueenHealth
 from llama_orch.web import serve
 from llama_orch.web.app import Routes, create_app
+from llama_orch.web.auth import Token
 
 routes = Routes((ops.QUEEN_HEALTH,))
 
@@ -29,7 +30,7 @@ async def health(request):
         assert await child.wait() == 0
     return QueenHealth(version="0.1.0")
 
-app = create_app("served", "queen", routes, token=None, registry=CollectorRegistry())
+app = create_app("served", "queen", routes, token=Token("a-token-of-enough-length"), registry=CollectorRegistry())
 
 @app.before_server_start
 async def begin(app):

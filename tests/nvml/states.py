@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from llama_orch.hive.agent import Agent
 from llama_orch.hive.settings import HiveSettings
+from llama_orch.web.auth import Token
 
 from . import (
     DRIVER_NOT_LOADED,
@@ -115,7 +116,7 @@ async def observe(nvml: FakeNvml, state: State, folder: Path) -> Seen:
     registry = CollectorRegistry()
     settings = HiveSettings(state_dir=folder / "state", models_dir=folder, log_dir=folder / "log")
     settings.state_dir.mkdir(parents=True)
-    agent = Agent(settings, registry, inference_token=None, hub_token=None)
+    agent = Agent(settings, registry, inference_token=Token("inference-token-of-the-tests"), hub_token=None)
     environment = nvml.environment if state.library else {"LD_LIBRARY_PATH": str(folder)}
     with _environment(environment):
         try:

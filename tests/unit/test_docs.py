@@ -25,6 +25,7 @@ from llama_orch.hive.settings import HiveSettings
 from llama_orch.queen import metrics as queen_metrics
 from llama_orch.queen.settings import QueenSettings
 from llama_orch.web.app import Routes, create_app
+from llama_orch.web.auth import Token
 from llama_orch.web.settings import Settings
 from llama_orch.worker import metrics as worker_metrics
 
@@ -196,7 +197,7 @@ def metrics() -> dict[str, set[str]]:
     hive_metrics.Metrics(registry)
     registries = [registry, queen_metrics.QueenMetrics().registry]
     for part in ("queen", "hive", "worker"):
-        create_app(f"docs-{part}", part, Routes(()), token=None, registry=registry)
+        create_app(f"docs-{part}", part, Routes(()), token=Token("a-token-of-enough-length"), registry=registry)
     found: dict[str, set[str]] = {}
     for collector in (one for registry in registries for one in registry._collector_to_names):
         family = next(iter(collector.collect()))

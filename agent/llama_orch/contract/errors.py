@@ -72,6 +72,14 @@ class Unauthorized(ApiError):
     type = "authentication_error"
 
 
+class Forbidden(ApiError):
+    """Who asks may not: a web page of another site."""
+
+    status = 403
+    code = "forbidden"
+    type = "permission_error"
+
+
 class NotFound(ApiError):
     """No such thing, or no such path."""
 
@@ -85,6 +93,14 @@ class MethodNotAllowed(ApiError):
 
     status = 405
     code = "method_not_allowed"
+    type = "invalid_request_error"
+
+
+class RequestTimedOut(ApiError):
+    """The request did not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
     type = "invalid_request_error"
 
 
@@ -145,8 +161,10 @@ BY_STATUS: dict[int, type[ApiError]] = {
     for cls in (
         BadRequest,
         Unauthorized,
+        Forbidden,
         NotFound,
         MethodNotAllowed,
+        RequestTimedOut,
         Conflict,
         PayloadTooLarge,
         Busy,

@@ -17,7 +17,6 @@ from .patterns import IDENTIFIER, GpuUuid, Network
 SPEC_FILE = "spec.json"
 # In the one folder that a confined worker may write to; what is there is a worker's claim, and read as such.
 FAILURE_FILE = "tmp/failure.json"
-MOST_FAILURE_BYTES = 64 * 1024
 ENDED_FILE = "ended.json"
 
 EXIT_STOPPED = 0

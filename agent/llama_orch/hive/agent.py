@@ -34,7 +34,7 @@ class Agent:
         settings: HiveSettings,
         registry: CollectorRegistry,
         *,
-        inference_token: Token | None,
+        inference_token: Token,
         hub_token: Token | None,
     ) -> None:
         self.settings = settings

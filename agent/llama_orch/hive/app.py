@@ -13,9 +13,7 @@ from .routes import routes
 from .settings import HiveSettings
 
 
-def build(
-    settings: HiveSettings, *, api_token: Token | None, inference_token: Token | None, hub_token: Token | None
-) -> Sanic:
+def build(settings: HiveSettings, *, api_token: Token, inference_token: Token, hub_token: Token | None) -> Sanic:
     """The application, not yet started."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)

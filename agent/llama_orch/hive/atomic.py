@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
 from pathlib import Path
 from typing import Any
+
+# Records have a few kB, the largest of them that of a model in a thousand parts.
+MOST_BYTES = 1024 * 1024
 
 
 def write_text(path: Path, text: str, mode: int = 0o600) -> None:
@@ -30,26 +34,24 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def read_bytes(path: Path) -> bytes:
+    """A small file's content. Raises OSError, also where it is a link, no regular file, or larger than MOST_BYTES.
+
+    Some of them lie where a worker may write, and a worker runs what strangers made.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "no regular file", str(path))
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise OSError(errno.EFBIG, f"larger than {MOST_BYTES} bytes", str(path))
+    return content
+
+
 def read_json(path: Path) -> Any:
-    """The JSON in a file; None where it is missing or not JSON (a power cut may leave an empty one)."""
+    """The JSON in a small file; None where it is missing or not JSON (a power cut may leave an empty one)."""
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-
-
-def read_foreign_json(path: Path, most_bytes: int) -> Any:
-    """As `read_json`, of a file that somebody else may have put there: no link, pipe or device, and no larger."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        about = os.fstat(descriptor)
-        if not stat.S_ISREG(about.st_mode) or about.st_size > most_bytes:
-            return None
-        return json.loads(os.read(descriptor, most_bytes))
+        return json.loads(read_bytes(path))
     except (OSError, ValueError, RecursionError):
         return None
-    finally:
-        os.close(descriptor)

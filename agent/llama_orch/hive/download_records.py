@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, StringConstraints, ValidationError
 
 from llama_orch.contract.common import Problem
 from llama_orch.contract.hive import DownloadStatus, Origin
+from llama_orch.contract.patterns import IDENTIFIER
 
 from . import atomic
 from .hub_model import Resolved
@@ -23,7 +25,7 @@ class DownloadRecord(BaseModel):
     `for_workers` marks one that only a spawn wanted: it ends with the last worker that waits for it.
     """
 
-    download_id: str
+    download_id: Annotated[str, StringConstraints(pattern=IDENTIFIER)]
     model_ref: str
     asked_filename: str | None
     model: Resolved | None = None
@@ -59,8 +61,12 @@ class DownloadRecords:
         records = []
         for path in self._folder.glob("*.json"):
             try:
-                records.append(DownloadRecord.model_validate_json(path.read_bytes()))
+                record = DownloadRecord.model_validate_json(atomic.read_bytes(path))
             except (OSError, ValidationError):
+                record = None
+            if record is not None and record.download_id == path.stem:
+                records.append(record)
+            else:
                 # Half of a file after a power cut; the bytes on the disk are found by the next request.
                 path.unlink(missing_ok=True)
         return sorted(records, key=lambda record: record.started_at)

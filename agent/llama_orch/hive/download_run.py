@@ -10,6 +10,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from llama_orch.contract.common import Problem
@@ -85,7 +86,7 @@ async def _attempt(job: FetchJob, on_event: OnEvent, stall_s: float) -> None:
         *(interpreter(), "-m", "llama_orch.hive.download_child"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        env=_environment(job),
+        env=environment(job.endpoint, job.cache),
         start_new_session=True,
     )
     try:
@@ -118,10 +119,11 @@ async def _attempt(job: FetchJob, on_event: OnEvent, stall_s: float) -> None:
         await child.wait()
 
 
-def _environment(job: FetchJob) -> dict[str, str]:
+def environment(endpoint: str, cache: Path) -> dict[str, str]:
+    """What a process that speaks to the hub gets of the agent's environment."""
     kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    endpoint = {"HF_ENDPOINT": job.endpoint} if job.endpoint else {}
-    return {**kept, **endpoint, "HF_HOME": str(job.cache / ".home")}
+    hub = {"HF_ENDPOINT": endpoint} if endpoint else {}
+    return {**kept, **hub, "HF_HOME": str(cache / ".home")}
 
 
 def monotonic() -> float:

@@ -8,7 +8,6 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,10 @@ from llama_orch.contract.hive import Download, DownloadStatus, Origin
 from llama_orch.contract.model_ref import FileRef, HubRef, ModelRef
 from llama_orch.web.auth import Token
 
-from . import devices, download_run, model_cache, model_facts, model_files, quantisation
+from . import devices, download_run, hub_question, model_cache, model_files, model_reading, quantisation
 from .download_job import Job
 from .download_records import KEEP_ENDED, DownloadRecord, DownloadRecords, now
-from .hub_model import FetchJob, Resolved
+from .hub_model import FetchJob, Question, Resolved
 from .problems import Failed, as_answer
 from .settings import HiveSettings
 
@@ -42,8 +41,7 @@ class Downloads:
         self._records = DownloadRecords(settings.state_dir / "downloads")
         self._jobs: dict[str, Job] = {}
         self._at_once = asyncio.Semaphore(settings.max_concurrent_downloads)
-        # Apart from the loop's own threads, so that a hub that hangs holds up nothing but questions to the hub.
-        self._threads = ThreadPoolExecutor(4, thread_name_prefix="hub")
+        self._questions_at_once = asyncio.Semaphore(4)
 
     def start(self) -> None:
         """Take up what an earlier run of the agent left, in the running loop."""
@@ -61,7 +59,6 @@ class Downloads:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def all(self) -> list[Job]:
         """Every download that is known, oldest first."""
@@ -116,9 +113,9 @@ class Downloads:
         if (there := _on_disk(ref, here)) is not None:
             known = self._same_model(there) if there.chosen_because is None else None
             return known or self._ready(ref, there, origin)
-        loop = asyncio.get_running_loop()
         try:
-            found = await loop.run_in_executor(self._threads, _ask_hub, ref, self._settings.hub_endpoint, self._token)
+            async with self._questions_at_once:
+                found = await _ask_hub(ref, self._settings.hub_endpoint, self._token, self._cache)
         except Failed as failed:
             raise as_answer(failed) from None
         # No await from here on: what is looked up now is still so when the new one is known.
@@ -144,7 +141,7 @@ class Downloads:
     async def _file(self, ref: FileRef, origin: Origin) -> Job:
         path = Path(ref.path)
         try:
-            facts = await asyncio.to_thread(model_facts.read, path)
+            facts = await model_reading.facts(path, self._settings.state_dir)
         except Failed as failed:
             problem = failed.problem
             kind = NotFound if problem.code == "model_not_found" else BadRequest
@@ -292,18 +289,21 @@ class Downloads:
 def _on_disk(ref: HubRef, here: list[model_cache.CachedModel]) -> Resolved | None:
     """What of the models that are here a reference means; None where only the hub can tell."""
     cached = {model.filename: model for model in here if model.answers(ref.repo, ref.revision)}
-    if ref.filename is not None:
-        return model_files.as_resolved(ref, cached[ref.filename]) if ref.filename in cached else None
-    if (choice := quantisation.choose(cached)) is None:
+    name, because = ref.filename, None
+    if name is None:
+        if (choice := quantisation.choose(cached)) is None:
+            return None
+        name, why = choice
+        several = len(quantisation.models_of(cached)) > 1
+        because = f"of those that are here, {why}; name another with ::file=" if several else None
+    if name not in cached:
         return None
-    name, why = choice
-    several = len(quantisation.models_of(cached)) > 1
-    because = f"of those that are here, {why}; name another with ::file=" if several else None
-    return model_files.as_resolved(ref, cached[name], because)
+    try:
+        return model_files.as_resolved(ref, cached[name], because)
+    except ValueError:
+        # Somebody else put it there, under a name that becomes no path of ours.
+        return None
 
 
-def _ask_hub(ref: HubRef, endpoint: str, token: str | None) -> Resolved:
-    # The hub's library costs as much time and memory as the rest of the agent; most starts of it never ask.
-    from . import hub  # noqa: PLC0415
-
-    return hub.resolve(ref, endpoint, token)
+async def _ask_hub(ref: HubRef, endpoint: str, token: str | None, cache: Path) -> Resolved:
+    return await hub_question.ask(Question(ref=ref, endpoint=endpoint, token=token), cache)

@@ -2,14 +2,17 @@
 
 The format: github.com/ggml-org/ggml, docs/gguf.md. Read here rather than with gguf's own reader, which maps the whole
 file and takes seconds over the vocabulary of a large model. What the values mean is `model_facts.py`.
+
+A file says itself how much there is of everything, so all of it is counted, and nothing is computed of numbers that no
+tensor can have. Even so it is read in a process that may be ended: `model_reading.py`.
 """
 
 from __future__ import annotations
 
 import re
+import stat
 import struct
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,10 +22,30 @@ MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
-# No real header comes near these; a damaged one easily does.
-_MOST_ENTRIES = 1_000_000
-_LONGEST_STRING = 64 * 1024 * 1024
+# No real model comes near these; a damaged one easily does. The largest vocabularies of 2026 take 11 MB of a header, in
+# less than a million texts. Of all parts of a model together:
+MOST_HEADER_BYTES = 64 * 1024 * 1024
+MOST_LISTED = 4_000_000
+MOST_ENTRIES = 200_000
+MOST_KEPT_BYTES = 8 * 1024 * 1024
+MOST_PARTS = 1000
+# ggml's GGML_MAX_DIMS, and what its signed 64 bits hold.
+_MOST_DIMENSIONS = 4
+_MOST = 2**63 - 1
+# The specification's longest key; ggml's tensors have names of less than 64.
+_LONGEST_NAME = 65_535
+_KEPT_LIST = 1024
 _DEFAULT_ALIGNMENT = 32
+_MOST_ALIGNMENT = 2**20
+# Values in a block, and its bytes, by the number of a tensor's type: `GGML_QUANT_SIZES` of the gguf package, which
+# brings numpy along. A test compares them.
+TYPES = {
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 40),
+    10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292),
+    16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110), 22: (256, 82),
+    23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2),
+    34: (256, 54), 35: (256, 66), 39: (32, 17), 40: (64, 36), 41: (128, 18),
+}  # fmt: skip
 _PART_NAME = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf\Z")
 
 
@@ -60,7 +83,9 @@ class _Part:
 def split_name(name: str) -> tuple[str, int, int] | None:
     """(stem, number, count) of a file that is one part of a model; None for a whole one."""
     match = _PART_NAME.match(name)
-    return (match["stem"], int(match["number"]), int(match["count"])) if match else None
+    if match is None or not 1 <= int(match["number"]) <= int(match["count"]) <= MOST_PARTS:
+        return None
+    return match["stem"], int(match["number"]), int(match["count"])
 
 
 def part_names(name: str) -> list[str]:
@@ -74,8 +99,8 @@ def part_names(name: str) -> list[str]:
 
 def read(path: Path) -> Header:
     """Check a model's files and read their headers. Raises Failed where they are missing, cut off or no GGUF."""
-    paths = [path.parent / name for name in part_names(path.name)]
-    parts = [_checked(part) for part in paths]
+    budget = _Budget(MOST_HEADER_BYTES, MOST_LISTED, MOST_ENTRIES, MOST_KEPT_BYTES)
+    parts = [_checked(path.parent / name, budget) for name in part_names(path.name)]
     return Header(
         values=parts[0].values,
         tensors=tuple(tensor for part in parts for tensor in part.tensors),
@@ -84,18 +109,34 @@ def read(path: Path) -> Header:
     )
 
 
-def _checked(path: Path) -> _Part:
+@dataclass
+class _Budget:
+    """What may still be read of a model, and what may still be kept of it."""
+
+    header_bytes: int
+    listed: int
+    entries: int
+    kept_bytes: int
+
+
+def _checked(path: Path, budget: _Budget) -> _Part:
     try:
-        size = path.stat().st_size
+        found = path.stat()
+        size = found.st_size
+        if not stat.S_ISREG(found.st_mode):
+            raise Failed("model_unreadable", f"{path.name} is no file", "name a .gguf file", retry=True)
         with path.open("rb") as file:
-            part = _Reader(file, path.name).read()
+            part = _Reader(file, path.name, budget).read()
     except FileNotFoundError:
         raise Failed(
             "model_not_found", f"{path.name} is not there", "download the model, or correct its path"
         ) from None
     except OSError as error:
         raise Failed(
-            "model_unreadable", f"{path.name} cannot be read: {error.strerror}", "let the hive's user read the file"
+            "model_unreadable",
+            f"{path.name} cannot be read: {error.strerror}",
+            "let the hive's user read the file",
+            retry=True,
         ) from None
     if size < part.least_bytes:
         raise Failed(
@@ -109,9 +150,10 @@ def _checked(path: Path) -> _Part:
 class _Reader:
     """Reads one file's header from its start. Long lists (the vocabulary) are counted, not kept."""
 
-    def __init__(self, file: BinaryIO, name: str) -> None:
+    def __init__(self, file: BinaryIO, name: str, budget: _Budget) -> None:
         self._file = file
         self._name = name
+        self._budget = budget
 
     def read(self) -> _Part:
         """The header, and how long the file must be at least."""
@@ -126,10 +168,10 @@ class _Reader:
             raise Failed(
                 "model_unreadable", f"{self._name} is GGUF version {version}; 2 and 3 can be read", "convert it again"
             )
-        tensors, entries = self._count("<Q"), self._count("<Q")
+        tensors, entries = self._entries(), self._entries()
         values: dict[str, Any] = {}
         for _ in range(entries):
-            key = self._string()
+            key = self._text(_LONGEST_NAME)
             values[key] = self._value(self._number("<I"))
         found: list[Tensor] = []
         longest = 0
@@ -137,22 +179,46 @@ class _Reader:
             tensor, offset = self._tensor()
             found.append(tensor)
             longest = max(longest, offset + tensor.size_bytes)
-        alignment = int(values.get("general.alignment", _DEFAULT_ALIGNMENT)) or _DEFAULT_ALIGNMENT
+        alignment = self._alignment(values.get("general.alignment", _DEFAULT_ALIGNMENT))
         start = -(-self._file.tell() // alignment) * alignment
         return _Part(values, found, data_start=start, least_bytes=start + longest)
 
+    def _alignment(self, value: Any) -> int:
+        if type(value) is not int or not 0 <= value <= _MOST_ALIGNMENT or value & (value - 1):
+            raise self._damaged("general.alignment is no power of two")
+        return value or _DEFAULT_ALIGNMENT
+
     def _tensor(self) -> tuple[Tensor, int]:
         """A tensor and where its data begins, in bytes after the header."""
-        name = self._string()
-        shape = tuple(self._number("<Q") for _ in range(self._count("<I")))
+        name = self._text(_LONGEST_NAME)
+        dimensions = self._number("<I")
+        if dimensions > _MOST_DIMENSIONS:
+            raise self._damaged(f"a tensor of {dimensions} dimensions")
+        shape = tuple(self._number("<Q") for _ in range(dimensions))
         kind, offset = self._number("<I"), self._number("<Q")
-        return Tensor(name, shape, _size_bytes(shape, kind)), offset
+        size = self._size_bytes(shape, kind)
+        if offset > _MOST - size:
+            raise self._damaged("a tensor that ends beyond all files")
+        return Tensor(name, shape, size), offset
+
+    def _size_bytes(self, shape: tuple[int, ...], kind: int) -> int:
+        values = 1
+        for length in shape:
+            values *= length
+            if values > _MOST or length > _MOST:
+                raise self._damaged("a tensor of more values than can be counted")
+        # A type that is newer than this file.
+        block, block_bytes = TYPES.get(kind, (1, 0))
+        size = values // block * block_bytes
+        if size > _MOST:
+            raise self._damaged("a tensor larger than all files")
+        return size
 
     def _value(self, kind: int) -> Any:
         if kind in _SCALARS:
             return self._number(_SCALARS[kind])
         if kind == _STRING:
-            return self._string()
+            return self._text(MOST_KEPT_BYTES)
         if kind == _ARRAY:
             return self._array(self._number("<I"), self._number("<Q"))
         raise self._damaged(f"a value of unknown type {kind}")
@@ -160,24 +226,36 @@ class _Reader:
     def _array(self, kind: int, count: int) -> Any:
         if kind in _SCALARS:
             size = struct.calcsize(_SCALARS[kind])
-            if count <= 1024:
+            if count <= _KEPT_LIST:
+                self._keep(count * size)
                 return [self._number(_SCALARS[kind]) for _ in range(count)]
             self._skip(size * count)
             return count
-        if kind != _STRING or count > 64 * _MOST_ENTRIES:
+        if kind != _STRING or count > self._budget.listed:
             raise self._damaged("a list that cannot be")
+        self._budget.listed -= count
         for _ in range(count):
             self._skip(self._number("<Q"))
         return count
 
-    def _string(self) -> str:
-        return self._bytes(self._number("<Q")).decode(errors="replace")
+    def _text(self, longest: int) -> str:
+        length = self._number("<Q")
+        if length > longest:
+            raise self._damaged(f"a text of {length} bytes")
+        self._keep(length)
+        return self._bytes(length).decode(errors="replace")
 
-    def _count(self, layout: str) -> int:
-        count = self._number(layout)
-        if count > _MOST_ENTRIES:
+    def _entries(self) -> int:
+        count = self._number("<Q")
+        if count > self._budget.entries:
             raise self._damaged(f"{count} entries")
+        self._budget.entries -= count
         return count
+
+    def _keep(self, length: int) -> None:
+        self._budget.kept_bytes -= length
+        if self._budget.kept_bytes < 0:
+            raise self._damaged(f"more than {MOST_KEPT_BYTES} bytes of texts and numbers")
 
     def _number(self, layout: str) -> Any:
         return struct.unpack(layout, self._bytes(struct.calcsize(layout)))[0]
@@ -186,27 +264,20 @@ class _Reader:
         if length < 4096:
             self._bytes(length)
         else:
+            self._spend(length)
             self._file.seek(length, 1)
 
     def _bytes(self, length: int) -> bytes:
-        if length > _LONGEST_STRING:
-            raise self._damaged(f"a text of {length} bytes")
+        self._spend(length)
         found = self._file.read(length)
         if len(found) < length:
             raise Failed("model_truncated", f"{self._name} ends within its header", "copy or download the file again")
         return found
 
+    def _spend(self, length: int) -> None:
+        self._budget.header_bytes -= length
+        if self._budget.header_bytes < 0:
+            raise self._damaged(f"it is longer than {MOST_HEADER_BYTES} bytes")
+
     def _damaged(self, what: str) -> Failed:
         return Failed("model_unreadable", f"the header of {self._name} is damaged: {what}", "download the file again")
-
-
-def _size_bytes(shape: tuple[int, ...], kind: int) -> int:
-    # Brings numpy along, which an agent that starts no worker has no use for.
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType  # noqa: PLC0415
-
-    try:
-        block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
-    except ValueError:
-        # A type that is newer than the gguf package.
-        return 0
-    return prod(shape) // block * block_bytes

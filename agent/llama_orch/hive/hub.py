@@ -26,12 +26,13 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
+from pydantic import ValidationError
 
 from llama_orch.contract.model_ref import HubRef
 
 from . import model_cache, quantisation
 from .gguf_header import part_names
-from .hub_model import FetchJob, HubFile, Resolved
+from .hub_model import FetchJob, HubFile, Resolved, is_file_name
 from .problems import Failed
 
 TIMEOUT_S = 10
@@ -47,7 +48,10 @@ def resolve(ref: HubRef, endpoint: str, token: str | None) -> Resolved:
         info = HfApi(endpoint=endpoint or None, token=token or False).model_info(
             ref.repo, revision=ref.revision, files_metadata=True, timeout=TIMEOUT_S
         )
-        siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
+        # What has another name is not looked at: names become paths.
+        siblings = {
+            sibling.rfilename: sibling for sibling in info.siblings or [] if is_file_name(str(sibling.rfilename))
+        }
         models = quantisation.models_of(siblings)
         because = None
         if ref.filename is not None:
@@ -73,15 +77,20 @@ def resolve(ref: HubRef, endpoint: str, token: str | None) -> Resolved:
             timeout=TIMEOUT_S,
             endpoint=endpoint or None,
         )
-    files = [_file(name, siblings[name]) for name in names]
-    return Resolved(
-        repo=ref.repo,
-        revision=ref.revision or HubRef.DEFAULT_REVISION,
-        commit=str(info.sha),
-        filename=names[0],
-        files=files,
-        chosen_because=because,
-    )
+    try:
+        return Resolved(
+            repo=ref.repo,
+            revision=ref.revision or HubRef.DEFAULT_REVISION,
+            commit=str(info.sha),
+            filename=names[0],
+            files=[_file(name, siblings[name]) for name in names],
+            chosen_because=because,
+        )
+    except ValidationError as error:
+        what = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"])
+        raise Failed(
+            "hub_failed", f"the hub says of {ref.repo} what cannot be: its {what}", "see that hub_endpoint is a hub"
+        ) from None
 
 
 def _file(name: str, sibling: Any) -> HubFile:
@@ -161,13 +170,13 @@ def _receive(job: FetchJob, file: HubFile, target: BinaryIO, report: Report) -> 
         resume_size=done,
         headers=headers,
         expected_size=file.size,
-        tqdm_class=_bar(report),  # pyright: ignore[reportArgumentType]
+        tqdm_class=_bar(report, file),  # pyright: ignore[reportArgumentType]
     )
 
 
-def _bar(report: Report) -> type:
+def _bar(report: Report, file: HubFile) -> type:
     class Bar:
-        """What the library's download needs of a progress bar."""
+        """What the library's download needs of a progress bar; it ends one that brings more than was said."""
 
         def __init__(self, *, initial: int = 0, **_: object) -> None:
             self.done = initial
@@ -182,6 +191,12 @@ def _bar(report: Report) -> type:
 
         def update(self, count: int) -> None:
             self.done += count
+            if self.done > file.size:
+                raise Failed(
+                    "checksum_mismatch",
+                    f"the hub sent more of {file.name} than the {file.size} bytes that it has",
+                    "see that hub_endpoint is a hub, and that no proxy on the way changes what it sends",
+                )
             report("downloading", self.done)
 
     return Bar
@@ -208,7 +223,7 @@ def _verify(part: Path, file: HubFile, report: Report) -> None:
 def _point_revision(job: FetchJob) -> None:
     if job.model.revision == job.model.commit:
         return
-    ref = model_cache.repo_folder(job.cache, job.model.repo) / "refs" / job.model.revision
+    ref = model_cache.revision_file(job.cache, job.model.repo, job.model.revision)
     ref.parent.mkdir(parents=True, exist_ok=True)
     ref.write_text(job.model.commit)
 

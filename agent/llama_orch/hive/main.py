@@ -21,23 +21,27 @@ def main() -> None:
     os.umask(0o077)
     settings = _prepare_folders(settings)
     try:
-        api_token = find_token(settings.api_token_file, "api-token")
+        api_token = _needed("api_token_file", find_token(settings.api_token_file, "api-token"))
         inference_token = find_token(settings.inference_token_file, "inference-token")
         fleet_token = find_token(settings.fleet_inference_token_file, "fleet-inference-token")
         hub_token = find_token(settings.hub_token_file, "hub-token")
     except auth.WrongTokenFile as error:
         stop(PROGRAM, str(error))
-    if inference_token is None:
-        inference_token = fleet_token
-    elif fleet_token is not None:
+    if inference_token is not None and fleet_token is not None:
         inference_token = auth.Token(inference_token.reveal(), also=fleet_token)
-    if inference_token is None and not auth.is_loopback(settings.host):
-        stop(PROGRAM, f"'host' is {settings.host} but there is no inference_token_file: workers would answer anybody")
+    inference_token = _needed("inference_token_file", inference_token or fleet_token)
     lock = _only_one(settings.state_dir)
-    listener = serve.listen(PROGRAM, settings.host, settings.port, api_token)
+    listener = serve.listen(PROGRAM, settings.host, settings.port)
     built = app.build(settings, api_token=api_token, inference_token=inference_token, hub_token=hub_token)
     serve.run(built, listener)
     os.close(lock)
+
+
+def _needed(setting: str, token: auth.Token | None) -> auth.Token:
+    """The token, as nothing is served without one, on loopback either: web pages and other users reach that too."""
+    if token is None:
+        stop(PROGRAM, f"'{setting}' is not set: name a file of mode 0600 with a token of at least 16 characters")
+    return token
 
 
 def _prepare_folders(settings: HiveSettings) -> HiveSettings:

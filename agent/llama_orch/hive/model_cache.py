@@ -45,8 +45,8 @@ class CachedModel:
 
 
 def repo_folder(cache: Path, repo: str) -> Path:
-    """Where the cache keeps a repository."""
-    return cache / f"models--{repo.replace('/', '--')}"
+    """Where the cache keeps a repository. Raises ValueError where that would not be a folder of the cache's own."""
+    return _in(cache, f"models--{repo.replace('/', '--')}")
 
 
 def models(cache: Path) -> list[CachedModel]:
@@ -113,5 +113,18 @@ def remove(cache: Path, model: CachedModel) -> None:
 
 
 def part_file(cache: Path, repo: str, etag: str) -> Path:
-    """Where a file is kept while it is downloaded, beside the blob that it will become."""
-    return repo_folder(cache, repo) / "blobs" / f"{etag}.part"
+    """Where a file is kept while it is downloaded, beside the blob that it will become. Raises ValueError."""
+    return _in(repo_folder(cache, repo) / "blobs", f"{etag}.part")
+
+
+def revision_file(cache: Path, repo: str, revision: str) -> Path:
+    """What says which commit a branch or tag means. Raises ValueError where it would be outside of its folder."""
+    folder = repo_folder(cache, repo) / "refs"
+    return _in(_in(folder, *revision.split("/")[:-1]), revision.rpartition("/")[2])
+
+
+def _in(folder: Path, *names: str) -> Path:
+    """The path of these names one below the other, each a plain one: the last wall behind the patterns of names."""
+    if any(name in {"", ".", ".."} or "/" in name or "\0" in name for name in names):
+        raise ValueError(f"'{'/'.join(names)[:100]}' is no name in {folder.name}")
+    return folder.joinpath(*names)

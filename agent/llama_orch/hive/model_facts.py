@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,11 @@ _WINDOW_PERIODS = {"gemma2": 2, "gemma3": 6, "gpt-oss": 2, "cohere2": 4, "olmo2"
 _POOLED = {1, 2, 3}
 _F16, _F32 = 2, 4
 _BEYOND_ALL = 2**63
+# What later is counted one by one; llama.cpp's own bound is 512 (LLAMA_MAX_LAYERS).
+_MOST_BLOCKS = 4096
+# Of what llama.cpp keeps in 32 bits, and of bytes.
+_MOST_COUNTED, _MOST_BYTES = 2**32, 2**62
+_LONGEST_NAME = 128
 _BLOCK = re.compile(r"blk\.(?P<number>\d+)\.(?P<rest>.+)\Z")
 
 
@@ -71,33 +76,54 @@ def of(header: Header) -> ModelFacts:
     """The facts of a header."""
     keys = _Keys(header)
     whole = windowed = states = 0
-    for number, names in _blocks(header).items():
+    blocks = _blocks(header)
+    if len(blocks) > _MOST_BLOCKS:
+        raise Failed(
+            "model_unreadable", f"the header is damaged: it has {len(blocks)} blocks", "download the file again"
+        )
+    for number, names in blocks.items():
         if _is_windowed(keys, number):
             windowed += _cache_bytes(keys, number, names)
         else:
             whole += _cache_bytes(keys, number, names)
         states += _state_bytes(keys) if _is_recurrent(names) else 0
     tables = {tensor.name: tensor.size_bytes for tensor in header.tensors}
-    return ModelFacts(
-        architecture=keys.architecture,
-        file_bytes=header.file_bytes,
-        weights_bytes=header.data_bytes,
-        context_length=keys.number("context_length"),
-        blocks=keys.number("block_count"),
-        embedding=keys.number("embedding_length"),
-        vocabulary=keys.count("tokenizer.ggml.tokens"),
-        merges=keys.count("tokenizer.ggml.merges"),
-        widest=max(_widths(keys, header), default=0),
-        input_bytes=tables.get("token_embd.weight", 0),
-        last_bytes=tables.get("output.weight", tables.get("token_embd.weight", 0)),
-        cache_bytes_per_token=whole,
-        window_bytes_per_token=windowed,
-        window=keys.number("attention.sliding_window") if windowed else 0,
-        state_bytes_per_slot=states,
-        shares_input="output.weight" not in tables,
-        makes_vectors=keys.number("pooling_type") in _POOLED or keys.get("attention.causal") is False,
-        has_cache=keys.architecture not in _WITHOUT_CACHE,
+    return _plausible(
+        ModelFacts(
+            architecture=keys.architecture[:_LONGEST_NAME],
+            file_bytes=header.file_bytes,
+            weights_bytes=header.data_bytes,
+            context_length=keys.number("context_length"),
+            blocks=keys.number("block_count"),
+            embedding=keys.number("embedding_length"),
+            vocabulary=keys.count("tokenizer.ggml.tokens"),
+            merges=keys.count("tokenizer.ggml.merges"),
+            widest=max(_widths(keys, header), default=0),
+            input_bytes=tables.get("token_embd.weight", 0),
+            last_bytes=tables.get("output.weight", tables.get("token_embd.weight", 0)),
+            cache_bytes_per_token=whole,
+            window_bytes_per_token=windowed,
+            window=keys.number("attention.sliding_window") if windowed else 0,
+            state_bytes_per_slot=states,
+            shares_input="output.weight" not in tables,
+            makes_vectors=keys.number("pooling_type") in _POOLED or keys.get("attention.causal") is False,
+            has_cache=keys.architecture not in _WITHOUT_CACHE,
+        )
     )
+
+
+def _plausible(facts: ModelFacts) -> ModelFacts:
+    """The facts, where each is a number that a model can have. Raises Failed."""
+    for field in fields(ModelFacts):
+        value = getattr(facts, field.name)
+        most = _MOST_BLOCKS if field.name == "blocks" else _MOST_BYTES if "bytes" in field.name else _MOST_COUNTED
+        if isinstance(value, int) and not 0 <= value <= most:
+            raise Failed(
+                "model_unreadable",
+                f"the header is damaged: {field.name} cannot be {value:.3g}",
+                "download the file again",
+            )
+    return facts
 
 
 class _Keys:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 
 from llama_orch.contract.model_ref import HubRef
@@ -25,12 +26,12 @@ def present(cache: Path, model: Resolved) -> int:
 
 def first(cache: Path, model: Resolved) -> Path:
     """Where the model is, or will be: its first part."""
-    return model_cache.repo_folder(cache, model.repo) / "snapshots" / model.commit / model.filename
+    return _snapshot(cache, model) / model.filename
 
 
 def ready(cache: Path, model: Resolved) -> bool:
     """Whether every part is there and was checked."""
-    folder = model_cache.repo_folder(cache, model.repo) / "snapshots" / model.commit
+    folder = _snapshot(cache, model)
     return all((folder / file.name).exists() for file in model.files)
 
 
@@ -40,11 +41,18 @@ def drop_parts(cache: Path, model: Resolved) -> None:
         model_cache.part_file(cache, model.repo, file.etag).unlink(missing_ok=True)
 
 
+def _snapshot(cache: Path, model: Resolved) -> Path:
+    return model_cache.repo_folder(cache, model.repo) / "snapshots" / model.commit
+
+
 def as_resolved(ref: HubRef, cached: model_cache.CachedModel, because: str | None = None) -> Resolved:
-    """A model that is in the cache, as if the hub had just described it."""
+    """A model that is in the cache, as if the hub had just described it.
+
+    Raises pydantic's ValidationError, a ValueError, where it has a name that we would not have given it.
+    """
     names = [str(Path(cached.filename).with_name(name)) for name in gguf_header.part_names(cached.path.name)]
     files = [
-        HubFile(name=name, size=path.stat().st_size, etag=path.resolve().name)
+        HubFile(name=name, size=path.stat().st_size, etag=_etag(path.resolve().name))
         for name in names
         for path in [cached.path.with_name(Path(name).name)]
     ]
@@ -56,3 +64,8 @@ def as_resolved(ref: HubRef, cached: model_cache.CachedModel, because: str | Non
         files=files,
         chosen_because=because,
     )
+
+
+def _etag(blob: str) -> str:
+    """The hash that a blob has for its name; none of any file where somebody put the file itself there."""
+    return blob if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob) else "0" * 40

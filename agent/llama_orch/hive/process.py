@@ -75,10 +75,9 @@ def recorded(folder: Path) -> Process | None:
     found = read_json(folder / PROCESS_FILE)
     if not isinstance(found, dict) or found.get("boot_id") != boot_id():
         return None
-    try:
-        return Process(int(found["pid"]), int(found["start_time"]))
-    except (LookupError, TypeError, ValueError):
-        return None
+    pid, began = found.get("pid"), found.get("start_time")
+    # Nothing else was ever written by the shim; 0 and less would mean whole groups of processes.
+    return Process(pid, began) if type(pid) is int and type(began) is int and 0 < pid < 2**31 else None
 
 
 def find(state_dir: Path) -> dict[str, list[Process]]:
@@ -128,7 +127,7 @@ def workers_dir(state_dir: Path) -> Path:
     return state_dir / "workers"
 
 
-def start(folder: Path, launch: str, log_file: Path, token: Token | None) -> subprocess.Popen[bytes]:
+def start(folder: Path, launch: str, log_file: Path, token: Token) -> subprocess.Popen[bytes]:
     """Start a worker under its shim and return the shim. Raises OSError where that cannot be.
 
     `launch` is what the folder's file of that name holds.
@@ -139,7 +138,7 @@ def start(folder: Path, launch: str, log_file: Path, token: Token | None) -> sub
     (folder / "tmp").mkdir(mode=0o700, exist_ok=True)
     read_end, write_end = os.pipe()
     try:
-        os.write(write_end, "\n".join(token.reveal_all()).encode() if token else b"")
+        os.write(write_end, "\n".join(token.reveal_all()).encode())
     finally:
         os.close(write_end)
     python = interpreter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import time
 from pathlib import Path
@@ -13,20 +14,20 @@ from llama_orch.contract.common import Problem
 from llama_orch.contract.process import (
     ENDED_FILE,
     FAILURE_FILE,
-    MOST_FAILURE_BYTES,
     SPEC_FILE,
     WorkerEnded,
     WorkerFailure,
     WorkerSpec,
 )
 
-from . import last_words, process
-from .atomic import read_foreign_json, read_json
+from . import atomic, last_words, process
 
 KILL_TIMEOUT_S = 20.0
 BEFORE_READY = " while it loaded its model or tried it out, before it was ready"
 WHILE_SERVING = " while it was serving"
 WHILE_ALONE = " while the agent was not running"
+MOST_CHARACTERS = 1000
+_CODE = re.compile(r"[a-z_]{1,64}")
 _LOOK_S = 0.1
 _SCAN_S = 1.0
 _LOG = "its log is in the hive's log_dir"
@@ -91,17 +92,22 @@ async def _signalled(state_dir: Path, worker_id: str, number: signal.Signals, ti
 def how_it_ended(folder: Path) -> WorkerEnded | None:
     """What the shim wrote down; None where it could not."""
     try:
-        return WorkerEnded.model_validate(read_json(folder / ENDED_FILE))
+        return WorkerEnded.model_validate(atomic.read_json(folder / ENDED_FILE))
     except ValidationError:
         return None
 
 
 def known_failure(folder: Path) -> WorkerFailure | None:
-    """The reason that the worker itself gave."""
+    """The reason that the worker itself gave, in a length that the API shows."""
     try:
-        return WorkerFailure.model_validate(read_foreign_json(folder / FAILURE_FILE, MOST_FAILURE_BYTES))
+        found = WorkerFailure.model_validate(atomic.read_json(folder / FAILURE_FILE))
     except ValidationError:
         return None
+    if not _CODE.fullmatch(found.code):
+        return None
+    return found.model_copy(
+        update={"message": found.message[:MOST_CHARACTERS], "what_to_do": found.what_to_do[:MOST_CHARACTERS]}
+    )
 
 
 def why(folder: Path, log_file: Path, ended: WorkerEnded | None, when: str, *, by_us: bool) -> Problem:
@@ -114,7 +120,7 @@ def why(folder: Path, log_file: Path, ended: WorkerEnded | None, when: str, *, b
 def _order(folder: Path) -> WorkerSpec | None:
     """What the worker was told to do; None where that is not there or of another version."""
     try:
-        return WorkerSpec.model_validate_json((folder / SPEC_FILE).read_bytes())
+        return WorkerSpec.model_validate_json(atomic.read_bytes(folder / SPEC_FILE))
     except (OSError, ValidationError):
         return None
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from llama_orch.contract.common import Problem
 from llama_orch.contract.errors import ApiError
 from llama_orch.contract.hive import Worker
-from llama_orch.contract.model_ref import FileRef
+from llama_orch.contract.model_ref import FileRef, HubRef
 from llama_orch.contract.process import EXIT_KNOWN_FAILURE, WorkerEnded
 from llama_orch.web.auth import Token
 
-from . import backoff, model_facts, model_memory, placement, process, worker_ending, worker_launch
+from . import backoff, model_memory, model_reading, placement, process, worker_ending, worker_launch
 from .download_job import Job
 from .downloads import Downloads
 from .engine_test import EngineTest
@@ -50,7 +50,7 @@ class Surroundings:
     downloads: Downloads
     probe: Probe
     engine: EngineTest
-    inference_token: Token | None
+    inference_token: Token
     ports: Callable[[str], set[int]]
     threads_used: Callable[[str], int]
     take_on: Callable[[WorkerRecord, Needed], Awaitable[None]]
@@ -225,10 +225,10 @@ class WorkerKeeper:
     async def _prepare(self) -> Path:
         """The model's first file, downloaded where it is not there, and all of the record that depends on it."""
         record, request, around = self.record, self.record.request, self._around
-        path = Path(record.model_path) if record.model_path else None
+        path = self._path_of_record()
         if path is None or not path.exists():
             path = await self._get_model()
-        facts = await asyncio.to_thread(model_facts.read, path)
+        facts = await model_reading.facts(path, around.settings.state_dir)
         record.model_path = str(path)
         record.ctx_per_slot = placement.context(request.ctx_per_slot, facts)
         needed = model_memory.of_worker(facts, request, record.ctx_per_slot, record.tensor_split)
@@ -239,6 +239,17 @@ class WorkerKeeper:
         record.threads = placement.threads(request.threads, around.threads_used(record.id))
         # Its own port again where that is free, so that those who know its address find it.
         record.port = placement.free_port(around.settings, around.ports(record.id), prefer=record.port)
+        return path
+
+    def _path_of_record(self) -> Path | None:
+        """Where the record says that the model is; None where it says nothing, or what a reference cannot mean."""
+        record, ref = self.record, self.record.request.ref
+        if record.model_path is None or (isinstance(ref, FileRef) and record.model_path != ref.path):
+            return None
+        path = Path(record.model_path)
+        if isinstance(ref, HubRef):
+            below = path.is_relative_to(self._around.settings.models_dir) and ".." not in path.parts
+            return path if below else None
         return path
 
     async def _get_model(self) -> Path:

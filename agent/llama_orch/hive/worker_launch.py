@@ -43,7 +43,7 @@ def start(
     folder: Path,
     model: Path,
     settings: HiveSettings,
-    token: Token | None,
+    token: Token,
     *,
     cpu_library: str | None,
 ) -> subprocess.Popen[bytes]:

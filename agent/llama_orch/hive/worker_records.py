@@ -9,11 +9,13 @@ import shutil
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
 from llama_orch.contract.common import Problem
 from llama_orch.contract.hive import SpawnRequest
+from llama_orch.contract.patterns import IDENTIFIER
 from llama_orch.contract.process import SPEC_FILE
 
 from . import atomic
@@ -37,7 +39,7 @@ class WorkerRecord(BaseModel):
     found good and free for it, and are its own through crashes, until it fails.
     """
 
-    id: str
+    id: Annotated[str, StringConstraints(pattern=IDENTIFIER)]
     request: SpawnRequest
     created_at: datetime
     filename: str | None = None
@@ -126,7 +128,7 @@ class WorkerRecords:
         records = []
         for folder in self._home.iterdir():
             try:
-                text = (folder / RECORD_FILE).read_bytes()
+                text = atomic.read_bytes(folder / RECORD_FILE)
             except FileNotFoundError:
                 shutil.rmtree(folder, ignore_errors=True)
                 continue

@@ -21,7 +21,17 @@ from llama_orch.contract.model_ref import FileRef
 from llama_orch.web.auth import Token
 from llama_orch.web.tasks import OwnedTasks
 
-from . import backoff, devices, engine_build, model_facts, model_memory, placement, process, worker_ending, worker_logs
+from . import (
+    backoff,
+    devices,
+    engine_build,
+    model_memory,
+    model_reading,
+    placement,
+    process,
+    worker_ending,
+    worker_logs,
+)
 from .download_job import Job
 from .downloads import Downloads
 from .engine_test import EngineTest
@@ -51,7 +61,7 @@ class Workers:
         gpus: Gpus,
         *,
         engine: EngineTest,
-        inference_token: Token | None,
+        inference_token: Token,
         count_restart: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
@@ -170,7 +180,7 @@ class Workers:
             record = WorkerRecord(id=uuid.uuid4().hex[:12], request=request, created_at=datetime.now(UTC))
             if job is None or job.ready:
                 try:
-                    facts = await asyncio.to_thread(model_facts.read, path)
+                    facts = await model_reading.facts(path, self._settings.state_dir)
                     record.model_path = str(path)
                     record.ctx_per_slot = placement.context(request.ctx_per_slot, facts)
                 except Failed as failed:

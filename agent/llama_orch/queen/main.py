@@ -29,7 +29,7 @@ def main() -> None:
     with lock:
         if settings.store_url.startswith("sqlite") and (newer := store.newer_schema(settings.store_url)):
             stop(PROGRAM, newer)
-        listener = serve.listen(PROGRAM, settings.host, settings.port, token)
+        listener = serve.listen(PROGRAM, settings.host, settings.port)
         serve.run(app.build(settings, token), listener)
 
 

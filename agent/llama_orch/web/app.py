@@ -6,17 +6,18 @@ import functools
 import time
 from collections.abc import Awaitable, Callable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from pydantic import BaseModel, ValidationError
 from sanic import HTTPResponse, Request, Sanic
 from sanic.response import json as json_response
 
-from llama_orch.contract.errors import BadRequest, Unauthorized
+from llama_orch.contract.errors import BadRequest
 from llama_orch.contract.operations import METRICS, OPENAPI, Operation
 
-from . import correlation, errors, openapi
+from . import connections, correlation, errors, gate, openapi
 from .auth import Token
 from .events import EventStream, send
+from .scrape import Scrape
 
 MAX_BODY_BYTES = 1024 * 1024
 # Counts until the first byte of an answer, so it must exceed the longest wait for one (a model that loads).
@@ -50,7 +51,7 @@ def create_app(
     part: str,
     routes: Routes,
     *,
-    token: Token | None,
+    token: Token,
     registry: CollectorRegistry,
     refresh_metrics: Callable[[Sanic], Awaitable[None]] | None = None,
 ) -> Sanic:
@@ -62,6 +63,7 @@ def create_app(
     app = Sanic(name, configure_logging=False)
     app.config.update(
         REQUEST_MAX_SIZE=MAX_BODY_BYTES,
+        # Of silence; `http1.py` bounds a head and a body as a whole.
         REQUEST_TIMEOUT=30,
         RESPONSE_TIMEOUT=RESPONSE_TIMEOUT_SECONDS,
         KEEP_ALIVE_TIMEOUT=30,
@@ -70,9 +72,10 @@ def create_app(
         MOTD=False,
         FALLBACK_ERROR_FORMAT="json",
     )
+    app.ctx.connections = connections.OpenConnections(most=connections.most_with_descriptors())
     errors.install(app)
     _observe(app, part, registry)
-    _authenticate(app, routes.operations, token)
+    gate.install(app, routes.operations, token)
     for operation in routes.operations:
         if operation == METRICS:
             _serve_metrics(app, registry, refresh_metrics)
@@ -126,26 +129,12 @@ def _serve_description(app: Sanic, title: str, operations: tuple[Operation, ...]
 
 
 def _serve_metrics(app: Sanic, registry: CollectorRegistry, refresh: Callable[[Sanic], Awaitable[None]] | None) -> None:
-    async def endpoint(request: Request) -> HTTPResponse:
-        if refresh is not None:
-            await refresh(request.app)
-        return HTTPResponse(generate_latest(registry), content_type="text/plain; version=0.0.4; charset=utf-8")
+    scrape = Scrape(registry, functools.partial(refresh, app) if refresh is not None else None)
+
+    async def endpoint(_request: Request) -> HTTPResponse:
+        return HTTPResponse(await scrape.text(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
     app.add_route(endpoint, METRICS.path, methods=["GET"], name=METRICS.name)
-
-
-def _authenticate(app: Sanic, operations: tuple[Operation, ...], token: Token | None) -> None:
-    open_paths = {operation.path for operation in operations if not operation.auth}
-
-    @app.on_request
-    async def check(request: Request) -> None:
-        request.ctx.correlation_id = correlation.take_or_make(request.headers.get(correlation.HEADER))
-        request.ctx.started = time.monotonic()
-        if token is None or request.path in open_paths:
-            return
-        scheme, _, given = (request.headers.get("Authorization") or "").partition(" ")
-        if scheme.lower() != "bearer" or not token.matches(given.strip()):
-            raise Unauthorized("send the header 'Authorization: Bearer <token>' with the token of this service")
 
 
 def _observe(app: Sanic, part: str, registry: CollectorRegistry) -> None:

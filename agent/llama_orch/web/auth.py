@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import os
 import secrets
 import stat
@@ -34,7 +33,9 @@ class Token:
         """Whether `given` is this token, in time that does not depend on where they differ."""
         # Both are always compared: the time tells nothing of which it was.
         other = self._also is not None and self._also.matches(given)
-        return (given is not None and hmac.compare_digest(given.encode(), self._value.encode())) or other
+        # What is not ASCII may hold what cannot be encoded: bytes of a header that are no UTF-8.
+        this = given is not None and given.isascii() and hmac.compare_digest(given.encode(), self._value.encode())
+        return this or other
 
     def reveal(self) -> str:
         """The secret itself, for the one header or descriptor that must carry it."""
@@ -83,13 +84,3 @@ def make_token_file(path: Path) -> None:
         pass
     finally:
         temporary.unlink()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether binding to `host` keeps the service on this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

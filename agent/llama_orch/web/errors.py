@@ -14,6 +14,7 @@ from llama_orch.contract.errors import BY_STATUS, ApiError, BadRequest, ErrorDet
 from . import correlation
 
 log = logging.getLogger(__name__)
+_TRIED = re.compile(r"(?:constrained-[a-z]+|(?:function-[a-z]+|[a-z-]+)\[.*\])", re.DOTALL)
 _FIELD_FIRST = re.compile(r"([a-z_]+): (.+)")
 
 
@@ -43,7 +44,7 @@ def as_api_error(error: BaseException) -> ApiError:
     if isinstance(error, SanicException) and error.status_code in BY_STATUS:
         return _from_sanic(error)
     if isinstance(error, SanicException) and 400 <= error.status_code < 500:
-        return BadRequest(str(error) or "the request could not be understood")
+        return BadRequest("the request could not be understood")
     log.error("unexpected error", exc_info=error)
     return ApiError("an unexpected error happened; the service's log has it under this correlation_id")
 
@@ -52,8 +53,12 @@ def from_validation(error: ValidationError, what: str = "body") -> BadRequest:
     """A 400 that names each field at fault; the offending values are not repeated, as they may be secrets."""
     fields = []
     for item in error.errors(include_input=False, include_url=False, include_context=False):
-        path = ".".join(str(part) for part in item["loc"] if part != "__root__")
-        if item["type"] == "extra_forbidden":
+        unknown = item["type"] == "extra_forbidden"
+        # The name of an unknown field is the client's own, whatever it looks like.
+        shown = [str(part) for part in item["loc"][:-1] if not _is_internal(part)]
+        shown += [str(part) for part in item["loc"][-1:] if unknown or not _is_internal(part)]
+        path = ".".join(shown)
+        if unknown:
             problem = "unknown field"
         elif item["type"] == "missing":
             problem = "required, but missing"
@@ -67,16 +72,23 @@ def from_validation(error: ValidationError, what: str = "body") -> BadRequest:
     return BadRequest(summary, fields=fields[:100])
 
 
+def _is_internal(part: str | int) -> bool:
+    """Whether a step of pydantic's to a value is no field, but says as which of several types it was tried."""
+    return isinstance(part, str) and (part == "__root__" or _TRIED.fullmatch(part) is not None)
+
+
 def _from_sanic(error: SanicException) -> ApiError:
     messages = {
         400: "the request could not be understood",
         404: "no such path; GET /openapi.json lists them",
+        403: "this may not be asked",
         405: "this path does not take this method",
-        413: "the body is too large: at most 1 MiB",
+        408: "the request did not arrive in time: its head within 10 s, its body within 30 s more",
+        413: "the body is too large: at most 1 MiB, and its head at most 8 KiB",
         503: "the request took too long, or the service is stopping",
     }
     kind = BY_STATUS[error.status_code]
-    return kind(messages.get(error.status_code, str(error)), headers=dict(error.headers or {}))
+    return kind(messages.get(error.status_code, "the request could not be answered"), headers=dict(error.headers or {}))
 
 
 async def _answer(request: Request, error: Exception) -> HTTPResponse:

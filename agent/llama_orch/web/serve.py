@@ -13,15 +13,14 @@ from typing import Any
 
 from sanic import Sanic
 
-from . import auth, settings
+from . import settings
+from .http1 import Connection
 
 _LOOK_AGAIN_SECONDS = 0.05
 
 
-def listen(program: str, host: str, port: int, token: auth.Token | None) -> socket.socket:
-    """A bound socket for the service. Ends the process with a clear message where that cannot or must not be."""
-    if token is None and not auth.is_loopback(host):
-        settings.stop(program, f"'host' is {host} but there is no api_token_file: without a token bind to 127.0.0.1")
+def listen(program: str, host: str, port: int) -> socket.socket:
+    """A bound socket for the service. Ends the process with a clear message where that cannot be."""
     try:
         return bind(host, port)
     except OSError as error:
@@ -41,6 +40,17 @@ def bind(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+async def create_server(app: Sanic, listener: socket.socket) -> Any:
+    """A server of `app` that does not serve yet, with the bounds of `http1.py` on its connections."""
+    # Its annotations say that the steps of a server are not awaitable; they are.
+    return await app.create_server(
+        sock=listener,
+        protocol=Connection,
+        return_asyncio_server=True,
+        asyncio_server_kwargs={"start_serving": False},
+    )
 
 
 class Server:
@@ -85,10 +95,7 @@ class Server:
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         for number, action in self._on_signal.items():
             loop.add_signal_handler(number, action)
-        # Its annotations say that the steps of a server are not awaitable; they are.
-        server: Any = await self._app.create_server(
-            sock=self._listener, return_asyncio_server=True, asyncio_server_kwargs={"start_serving": False}
-        )
+        server = await create_server(self._app, self._listener)
         await server.startup()
         await server.before_start()
         await server.start_serving()

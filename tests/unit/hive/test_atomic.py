@@ -9,10 +9,11 @@ from llama_orch.hive import atomic, worker_ending
 
 def test_what_a_stranger_wrote_is_read_where_it_is_a_small_file(tmp_path: Path):
     (tmp_path / "file").write_text('{"a": 1}')
-    assert atomic.read_foreign_json(tmp_path / "file", 8) == {"a": 1}
-    assert atomic.read_foreign_json(tmp_path / "file", 7) is None
+    assert atomic.read_json(tmp_path / "file") == {"a": 1}
+    (tmp_path / "large").write_text('{"a": 1}' + " " * atomic.MOST_BYTES)
+    assert atomic.read_json(tmp_path / "large") is None
     (tmp_path / "deep").write_text("[" * 100_000)
-    assert atomic.read_foreign_json(tmp_path / "deep", 1_000_000) is None
+    assert atomic.read_json(tmp_path / "deep") is None
 
 
 def test_nothing_else_is_read_or_waited_for(tmp_path: Path):
@@ -20,7 +21,7 @@ def test_nothing_else_is_read_or_waited_for(tmp_path: Path):
     (tmp_path / "link").symlink_to("file")
     os.mkfifo(tmp_path / "pipe")
     for name in ("link", "pipe", "gone", "."):
-        assert atomic.read_foreign_json(tmp_path / name, 100) is None
+        assert atomic.read_json(tmp_path / name) is None
 
 
 def test_a_worker_that_makes_its_reason_a_pipe_holds_nobody_up(tmp_path: Path):

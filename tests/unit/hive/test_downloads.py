@@ -22,7 +22,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[refs.HubRef]:
     """What the hub was asked; it gives nothing."""
     seen: list[refs.HubRef] = []
 
-    def ask(ref: refs.HubRef, *_: object) -> None:
+    async def ask(ref: refs.HubRef, *_: object) -> None:
         seen.append(ref)
         raise Failed("hub_unreachable", "the hub cannot be reached", retry=True)
 
@@ -91,6 +91,17 @@ async def test_what_is_not_here_is_the_hubs_to_say(known: Downloads, asked: list
 async def test_what_is_no_model_is_not_taken_for_one(tmp_path: Path, asked: list[refs.HubRef]):
     cache = tmp_path / "models"
     add(cache, "c" * 40, "mmproj-F16.gguf", "8" * 64)
+    known = Downloads(HiveSettings(state_dir=tmp_path / "state", models_dir=cache), None)
+    with pytest.raises(UpstreamFailed):
+        await known.request(refs.HubRef("org/repo"), "rest")
+    assert len(asked) == 1
+
+
+async def test_what_lies_in_the_cache_under_a_name_that_is_none_of_ours_is_the_hubs_to_say(
+    tmp_path: Path, asked: list[refs.HubRef]
+):
+    cache = tmp_path / "models"
+    add(cache, "c" * 40, "a model of mine.gguf", "8" * 64)
     known = Downloads(HiveSettings(state_dir=tmp_path / "state", models_dir=cache), None)
     with pytest.raises(UpstreamFailed):
         await known.request(refs.HubRef("org/repo"), "rest")

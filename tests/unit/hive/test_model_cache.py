@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from llama_orch.contract.model_ref import HubRef
 from llama_orch.hive import model_cache
 
@@ -57,3 +59,14 @@ def test_removal_keeps_what_others_need(tmp_path: Path):
     assert [model.filename for model in model_cache.models(tmp_path)] == ["two.gguf"]
     model_cache.remove(tmp_path, by_key["c1", "two.gguf"])
     assert not (tmp_path / "models--org--repo").exists()
+
+
+@pytest.mark.parametrize("name", ["../../../x", "/etc/x", "a/../../x", "a\0"])
+def test_no_name_leads_out_of_the_cache(tmp_path: Path, name: str):
+    home = tmp_path / "models--org--repo"
+    assert model_cache.part_file(tmp_path, "org/repo", SHA) == home / "blobs" / f"{SHA}.part"
+    assert model_cache.revision_file(tmp_path, "org/repo", "pr/1") == home / "refs" / "pr" / "1"
+    with pytest.raises(ValueError, match="is no name"):
+        model_cache.part_file(tmp_path, "org/repo", name)
+    with pytest.raises(ValueError, match="is no name"):
+        model_cache.revision_file(tmp_path, "org/repo", name)

@@ -154,3 +154,32 @@ def test_a_value_that_is_no_number(value: Any):
 def test_an_empty_header_has_facts():
     facts = model_facts.of(Header({}, (), 0, 0))
     assert (facts.architecture, facts.context_length, facts.cache_bytes_per_token) == ("unknown", 0, 0)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"llama.block_count": 2**62},
+        {"llama.context_length": 2**60},
+        {"llama.block_count": -1},
+        {"tokenizer.ggml.tokens": 2**40},
+        {"llama.embedding_length": 2**40},
+        {"llama.attention.key_length": 2**62, "llama.embedding_length": 64},
+        {"llama.ssm.inner_size": 2**62, "llama.ssm.conv_kernel": 2**62},
+    ],
+    ids=str,
+)
+def test_numbers_that_no_model_has_are_damage(values: dict[str, Any]):
+    block = ("attn_k.weight", "ssm_in.weight")
+    known: dict[str, Any] = {"general.architecture": "llama", "llama.block_count": 1, "llama.embedding_length": 64}
+    tensors = tuple(Tensor(f"blk.0.{name}", (1, 1), 4) for name in block)
+    assert model_facts.of(Header(known, tensors, 10, 9)).blocks == 1
+    with pytest.raises(Failed, match="damaged") as failed:
+        model_facts.of(Header(known | values, tensors, 10, 9))
+    assert failed.value.problem.code == "model_unreadable"
+
+
+def test_more_blocks_than_any_model_has_are_damage():
+    tensors = tuple(Tensor(f"blk.{number}.attn_k.weight", (1, 1), 4) for number in range(5000))
+    with pytest.raises(Failed, match="5000 blocks"):
+        model_facts.of(Header({}, tensors, 10, 9))

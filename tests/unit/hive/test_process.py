@@ -139,3 +139,12 @@ def test_a_record_of_another_boot_names_no_process(tmp_path: Path):
         assert process.recorded(tmp_path) is None
     (tmp_path / "process.json").write_text("")
     assert process.recorded(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"pid": 0}, {"pid": -1}, {"pid": 2**40}, {"pid": "1"}, {"pid": None}, {"start_time": []}]
+)
+def test_a_record_that_no_shim_wrote_names_no_process(tmp_path: Path, wrong: dict[str, object]):
+    recorded = {"pid": os.getpid(), "start_time": process.start_time(os.getpid()), "boot_id": process.boot_id()}
+    (tmp_path / "process.json").write_text(json.dumps({**recorded, **wrong}))
+    assert process.recorded(tmp_path) is None

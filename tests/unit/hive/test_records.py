@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -116,7 +117,7 @@ def test_a_download_record_comes_back_as_it_was(tmp_path: Path):
         revision="main",
         commit="c" * 40,
         filename="m.gguf",
-        files=[HubFile(name="m.gguf", size=5, etag="e")],
+        files=[HubFile(name="m.gguf", size=5, etag="e" * 40)],
     )
     record = DownloadRecord(
         download_id="d1",
@@ -147,3 +148,78 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
     path.write_text("")
     assert atomic.read_json(path) is None
     assert atomic.read_json(tmp_path / "missing") is None
+
+
+def a_download(**model: object) -> dict[str, object]:
+    """A record as a hand may make it."""
+    known = {"repo": "a/b", "revision": "main", "commit": "c" * 40, "filename": "m.gguf"}
+    files = [{"name": "m.gguf", "size": 5, "etag": "e" * 64}]
+    return {
+        "download_id": "d1",
+        "model_ref": "hf:a/b",
+        "asked_filename": None,
+        "model": {**known, "files": files, **model},
+        "started_at": "2026-01-01T00:00:00Z",
+    }
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"repo": "../../etc"},
+        {"repo": "a/.."},
+        {"repo": "a/b/c"},
+        {"commit": "../../../tmp"},
+        {"commit": "main"},
+        {"revision": "../../x"},
+        {"revision": "/etc/x"},
+        {"filename": "../m.gguf"},
+        {"filename": "/etc/m.gguf"},
+        {"filename": "a/../../m.gguf"},
+        {"filename": "m.bin"},
+        {"files": []},
+        {"files": [{"name": "m.gguf", "size": 5, "etag": "../../../../tmp/x"}]},
+        {"files": [{"name": "m.gguf", "size": 5, "etag": "E" * 64}]},
+        {"files": [{"name": "m.gguf", "size": 5, "etag": "e" * 64 + "\n"}]},
+        {"files": [{"name": "../m.gguf", "size": 5, "etag": "e" * 64}]},
+        {"files": [{"name": "m.gguf", "size": -1, "etag": "e" * 64}]},
+        {"files": [{"name": "m.gguf", "size": 2**63, "etag": "e" * 64}]},
+        {"files": [{"name": "m.gguf", "size": 5, "etag": "e" * 64}] * 1001},
+    ],
+    ids=lambda wrong: str(wrong)[:60],
+)
+def test_a_download_record_that_names_what_is_no_name_is_dropped(tmp_path: Path, wrong: dict[str, object]):
+    records = DownloadRecords(tmp_path)
+    (tmp_path / "d1.json").write_text(json.dumps(a_download()))
+    assert len(records.load()) == 1
+    (tmp_path / "d1.json").write_text(json.dumps(a_download(**wrong)))
+    assert records.load() == []
+    assert not (tmp_path / "d1.json").exists()
+
+
+def test_a_record_is_of_what_its_file_is_named_after(tmp_path: Path):
+    records = DownloadRecords(tmp_path / "downloads")
+    for name, download_id in (("d2", "d1"), ("d3", "../../x")):
+        (tmp_path / "downloads" / f"{name}.json").write_text(json.dumps(a_download() | {"download_id": download_id}))
+    assert records.load() == []
+    workers = WorkerRecords(tmp_path)
+    for name, worker_id in (("two", "one"), ("three", "../../x")):
+        workers.folder(name).mkdir()
+        record = a_worker().model_dump(mode="json") | {"id": worker_id}
+        (workers.folder(name) / RECORD_FILE).write_text(json.dumps(record))
+    assert workers.load() == []
+
+
+def test_what_a_worker_may_have_planted_is_neither_followed_nor_waited_for(tmp_path: Path):
+    (tmp_path / "target.json").write_text("{}")
+    os.mkfifo(tmp_path / "fifo.json")
+    (tmp_path / "link.json").symlink_to(tmp_path / "target.json")
+    (tmp_path / "folder.json").mkdir()
+    with (tmp_path / "huge.json").open("wb") as file:
+        file.truncate(2**40)
+    (tmp_path / "deep.json").write_text("[" * 500_000)
+    for name in ("fifo", "link", "folder", "huge", "deep"):
+        assert atomic.read_json(tmp_path / f"{name}.json") is None, name
+    with pytest.raises(OSError, match="larger than"):
+        atomic.read_bytes(tmp_path / "huge.json")
+    assert atomic.read_json(tmp_path / "target.json") == {}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import signal
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llama_orch.contract.process import SPEC_FILE, WorkerEnded, WorkerSpec
+from llama_orch.contract.process import FAILURE_FILE, SPEC_FILE, WorkerEnded, WorkerSpec
 from llama_orch.hive import worker_ending
 from llama_orch.hive.worker_ending import ADVICE, BEFORE_READY, WHILE_ALONE, WHILE_SERVING, describe
 
@@ -84,3 +85,14 @@ def test_an_order_that_cannot_be_read_names_nothing(tmp_path: Path, written: str
         (tmp_path / SPEC_FILE).write_text(written)
     problem = worker_ending.why(tmp_path, tmp_path / "no.log", by(signal.SIGABRT), WHILE_ALONE, by_us=False)
     assert problem.message == "the worker's process was ended by signal 6 (SIGABRT) while the agent was not running"
+
+
+def test_what_a_worker_says_of_its_failure_is_taken_in_a_length_that_can_be_shown(tmp_path: Path):
+    known = {"code": "model_unreadable", "message": "m" * 100_000, "what_to_do": "w" * 100_000}
+    (tmp_path / FAILURE_FILE).parent.mkdir(exist_ok=True)
+    (tmp_path / FAILURE_FILE).write_text(json.dumps(known))
+    found = worker_ending.known_failure(tmp_path)
+    assert found is not None
+    assert (len(found.message), len(found.what_to_do)) == (worker_ending.MOST_CHARACTERS,) * 2
+    (tmp_path / FAILURE_FILE).write_text(json.dumps(known | {"code": "<script>"}))
+    assert worker_ending.known_failure(tmp_path) is None

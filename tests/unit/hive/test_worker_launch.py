@@ -16,6 +16,7 @@ from llama_orch.hive.process import Process
 from llama_orch.hive.settings import HiveSettings
 from llama_orch.hive.worker_keeper import Surroundings, WorkerKeeper
 from llama_orch.hive.worker_records import WorkerRecord, WorkerRecords
+from llama_orch.web.auth import Token
 
 RECORD = WorkerRecord(
     id="one",
@@ -40,7 +41,7 @@ def test_what_is_in_the_way_of_a_start_may_pass(
     monkeypatch.setattr(atomic, "write_text", write_text)
     settings = HiveSettings(state_dir=tmp_path, log_dir=tmp_path)
     with pytest.raises(Failed, match=os.strerror(number)) as error:
-        worker_launch.start(RECORD, tmp_path, Path("/models/a.gguf"), settings, None, cpu_library=None)
+        worker_launch.start(RECORD, tmp_path, Path("/models/a.gguf"), settings, Token("t" * 16), cpu_library=None)
     assert error.value.retry is passes
 
 

@@ -16,7 +16,7 @@ from llama_orch.contract.common import Problem
 from llama_orch.contract.devices import Condition, ConditionType, Gpu, GpuStatus, MemoryInfo
 from llama_orch.contract.errors import BadRequest, Conflict, DoesNotFit, NotReady
 from llama_orch.contract.hive import SpawnRequest, Worker, WorkerStatus
-from llama_orch.hive import backoff, devices, engine_build, model_facts, model_memory
+from llama_orch.hive import backoff, devices, engine_build, model_memory, model_reading
 from llama_orch.hive.gpus import Reading
 from llama_orch.hive.model_facts import ModelFacts
 from llama_orch.hive.model_memory import Needed
@@ -25,6 +25,7 @@ from llama_orch.hive.settings import HiveSettings
 from llama_orch.hive.worker_keeper import WorkerKeeper
 from llama_orch.hive.worker_records import WorkerRecords
 from llama_orch.hive.workers import Workers
+from llama_orch.web.auth import Token
 
 GIB = 2**30
 CRASHED = Problem(code="crash_loop", message="5 crashes in a row")
@@ -72,8 +73,8 @@ class World:
         of_each = [self.needed] * len(request.all_devices)
         return Needed(of_each, self.needed_beside if request.backend == "cuda" else 0)
 
-    def facts(self, _: Path) -> ModelFacts:
-        """As `model_facts.read`."""
+    async def facts(self, *_: Path) -> ModelFacts:
+        """As `model_reading.facts`."""
         self.while_reading()
         return FACTS
 
@@ -108,11 +109,15 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     downloads = SimpleNamespace(request=request, all=list, path_of=lambda _: Path("/models/a.gguf"))
     settings = HiveSettings(state_dir=tmp_path, log_dir=tmp_path, reserve_gpu_bytes=0, reserve_ram_bytes=0)
     world.workers = Workers(
-        settings, cast("Any", downloads), cast("Any", world), engine=cast("Any", None), inference_token=None
+        settings,
+        cast("Any", downloads),
+        cast("Any", world),
+        engine=cast("Any", None),
+        inference_token=Token("inference-token-of-the-tests"),
     )
     monkeypatch.setattr(WorkerKeeper, "start", lambda _: None)
     monkeypatch.setattr(engine_build, "has_cuda", lambda: True)
-    monkeypatch.setattr(model_facts, "read", world.facts)
+    monkeypatch.setattr(model_reading, "facts", world.facts)
     monkeypatch.setattr(model_memory, "of_worker", world.of_worker)
     monkeypatch.setattr(devices, "memory", world.memory)
     return world
@@ -298,3 +303,24 @@ async def test_a_record_that_cannot_be_removed_is_tried_again_and_keeps_its_name
     await asyncio.sleep(0.01)
     assert world.keepers() == []
     await world.spawn(name="chat")
+
+
+@pytest.mark.parametrize(
+    ("model_ref", "path", "taken"),
+    [
+        ("hf:org/repo", "/models/models--org--repo/snapshots/c/m.gguf", True),
+        ("hf:org/repo", "/models/../etc/m.gguf", False),
+        ("hf:org/repo", "/etc/m.gguf", False),
+        ("file:/home/m.gguf", "/home/m.gguf", True),
+        ("file:/home/m.gguf", "/etc/m.gguf", False),
+    ],
+)
+async def test_a_record_names_no_model_but_the_one_that_was_asked_for(
+    world: World, model_ref: str, path: str, taken: bool
+):
+    await world.spawn(name="one")
+    (keeper,) = world.keepers()
+    keeper._around.settings = keeper._around.settings.model_copy(update={"models_dir": Path("/models")})
+    keeper.record.request = keeper.record.request.model_copy(update={"model_ref": model_ref})
+    keeper.record.model_path = path
+    assert keeper._path_of_record() == (Path(path) if taken else None)

@@ -180,4 +180,4 @@ async def test_a_client_that_leaves_ends_the_event_source():
 
 def test_an_operation_without_a_handler_stops_the_start():
     with pytest.raises(ValueError, match="GET /health"):
-        create_app("bare", "queen", Routes((ops.QUEEN_HEALTH,)), token=None, registry=CollectorRegistry())
+        create_app("bare", "queen", Routes((ops.QUEEN_HEALTH,)), token=Token(TOKEN), registry=CollectorRegistry())

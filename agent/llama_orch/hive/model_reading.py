@@ -1,0 +1,129 @@
+"""A model's facts as the agent gets them: read by a process that may be ended, and remembered.
+
+What a file cannot be read for is kept on the disk, so that neither a user who asks again nor the next start of the
+agent pays for it twice; a file that was changed is read again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from llama_orch.contract.common import Problem
+
+from . import atomic, gguf_header, process
+from .model_facts import ModelFacts
+from .model_facts_child import LONGEST_S
+from .problems import Failed
+
+log = logging.getLogger(__name__)
+FILE = "unreadable-models.json"
+MODULE = "llama_orch.hive.model_facts_child"
+_GRACE_S = 5.0
+_MOST_REMEMBERED = 100
+_FACTS = TypeAdapter(ModelFacts)
+
+# What changes with a file's content: its device, number, size and time of change.
+Identity = tuple[tuple[int, ...], ...]
+_known: dict[tuple[Path, Identity], ModelFacts] = {}
+
+
+class _Unreadable(BaseModel):
+    """A model that cannot be read, as it stands in the state folder."""
+
+    path: str
+    identity: Identity
+    problem: Problem
+
+
+_LIST = TypeAdapter(list[_Unreadable])
+
+
+async def facts(path: Path, state_dir: Path) -> ModelFacts:
+    """The facts of a model whose first file is `path`. Raises Failed where it is missing, cut off or no GGUF."""
+    identity = await asyncio.to_thread(_identity, path)
+    if (known := _known.get((path, identity))) is not None:
+        return known
+    unreadable = await asyncio.to_thread(_unreadable, state_dir)
+    for one in unreadable:
+        if one.path == str(path) and one.identity == identity:
+            raise Failed(one.problem.code, one.problem.message, one.problem.what_to_do)
+    try:
+        found = await _read(path)
+    except Failed as failed:
+        if not failed.retry and failed.problem.code != "model_not_found":
+            unreadable.append(_Unreadable(path=str(path), identity=identity, problem=failed.problem))
+            await asyncio.to_thread(_remember, state_dir, unreadable[-_MOST_REMEMBERED:])
+        raise
+    while len(_known) >= _MOST_REMEMBERED:
+        del _known[next(iter(_known))]
+    _known[path, identity] = found
+    return found
+
+
+async def _read(path: Path) -> ModelFacts:
+    child = await asyncio.create_subprocess_exec(
+        *(process.interpreter(), "-P", "-m", MODULE, str(path)),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        env=process.environment(),
+        start_new_session=True,
+    )
+    said = b""
+    try:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LONGEST_S + _GRACE_S):
+                said, _ = await child.communicate()
+        return _answer(said)
+    except (ValidationError, ValueError, LookupError):
+        log.error("the process that read %s ended with status %s, without an answer", path, child.returncode)  # noqa: TRY400
+        raise Failed(
+            "model_unreadable",
+            f"the header of {path.name} takes too long, or too much memory, to be read",
+            "download the file again; one that is so again was made to do harm",
+        ) from None
+    finally:
+        if child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            await child.wait()
+
+
+def _answer(said: bytes) -> ModelFacts:
+    answer: dict[str, Any] = json.loads(said)
+    if "problem" in answer:
+        problem = Problem.model_validate(answer["problem"])
+        raise Failed(problem.code, problem.message, problem.what_to_do, retry=answer["retry"])
+    return _FACTS.validate_python(answer["facts"])
+
+
+def _identity(path: Path) -> Identity:
+    found: list[tuple[int, ...]] = []
+    for name in gguf_header.part_names(path.name):
+        with contextlib.suppress(OSError):
+            one = (path.parent / name).stat()
+            found.append((one.st_dev, one.st_ino, one.st_size, one.st_ctime_ns))
+    return tuple(found)
+
+
+def _unreadable(state_dir: Path) -> list[_Unreadable]:
+    try:
+        return _LIST.validate_python(atomic.read_json(state_dir / FILE))
+    except ValidationError:
+        return []
+
+
+def _remember(state_dir: Path, unreadable: list[_Unreadable]) -> None:
+    try:
+        atomic.write_text(state_dir / FILE, _LIST.dump_json(unreadable).decode())
+    except OSError as error:
+        log.warning("that a model cannot be read is not remembered: %s", error.strerror)

@@ -1,0 +1,80 @@
+"""Who is answered at all, decided from a request's head, before any of its body is read."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import time
+from urllib.parse import urlsplit
+
+from sanic import Request, Sanic
+
+from llama_orch.contract.errors import Forbidden, Unauthorized
+from llama_orch.contract.operations import Operation
+
+from . import correlation
+from .auth import Token
+from .http1 import Connection
+
+
+def install(app: Sanic, operations: tuple[Operation, ...], token: Token) -> None:
+    """Let through requests with the token, and those of operations that need none, unless a web page sent them.
+
+    A browser adds no token by itself, so what has one was sent on purpose, whatever Host or Origin it names.
+    """
+    open_paths = {operation.path for operation in operations if not operation.auth}
+
+    # Before the route is looked for: whoever has no token does not learn which there are.
+    @app.signal("http.routing.before")
+    async def check(request: Request) -> None:
+        request.ctx.correlation_id = correlation.take_or_make(request.headers.get(correlation.HEADER))
+        request.ctx.started = time.monotonic()
+        scheme, _, given = (request.headers.get("Authorization") or "").partition(" ")
+        if scheme.lower() == "bearer" and token.matches(given.strip()):
+            _tell(request)
+        elif request.path in open_paths:
+            _refuse_web_pages(request)
+        else:
+            if request.stream is not None:
+                request.stream.keep_alive = False  # pyright: ignore[reportAttributeAccessIssue]
+            raise Unauthorized("send the header 'Authorization: Bearer <token>' with the token of this service")
+
+
+def _tell(request: Request) -> None:
+    connection = getattr(request.stream, "protocol", None)
+    if isinstance(connection, Connection):
+        connection.authenticated()
+
+
+def _refuse_web_pages(request: Request) -> None:
+    """Raise Forbidden where a page of another site asks, also one whose name was made to mean this machine."""
+    host = request.headers.get("Host") or ""
+    origin = request.headers.get("Origin")
+    if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        raise Forbidden("a web page of another site may not ask this: send no Origin header, or the token")
+    if _is_loopback(request) and not _means_this_machine(host):
+        raise Forbidden("the Host header names another machine: ask for localhost or 127.0.0.1, or send the token")
+
+
+def _is_loopback(request: Request) -> bool:
+    address = request.conn_info.sockname if request.conn_info is not None else None
+    if not isinstance(address, tuple):
+        return False
+    found = ipaddress.ip_address(str(address[0]).partition("%")[0])
+    return (getattr(found, "ipv4_mapped", None) or found).is_loopback
+
+
+def _means_this_machine(host: str) -> bool:
+    """Whether a Host is an address, which no name server can make mean something else, or this machine's own name."""
+    try:
+        name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:
+        return False
+    own = socket.gethostname().lower()
+    if name in {"", "localhost", own, own.partition(".")[0]} or name.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
