@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 
+from . import budget
 from .generation import WrongGrammar
 
 MAX_NESTING = 64
@@ -25,15 +26,16 @@ MAX_CHOICES = 2000
 # Above this llama.cpp takes a repetition's upper limit for none.
 MAX_REPETITIONS = 2000
 
+# Nothing in it may be read in two ways: what follows a name may be a long line of whatever a client likes.
 _TOKEN = re.compile(
-    r"""(?P<skip>(?:[ \t\r\n]|\#[^\r\n]*)+)
-    |(?P<define>[A-Za-z0-9-]+(?=(?:[ \t]|\#[^\r\n]*)*::=))|(?P<is>::=)
-    |(?P<rule>[A-Za-z0-9-]+)
-    |(?P<literal>"(?:\\.|[^"\\])*")|(?P<set>\[(?:\\.|[^\]\\])*\])|(?P<one>\.|!?<[^>]*>)
+    r"""(?P<skip>[ \t\r\n]+|\#[^\r\n]*)
+    |(?P<define>[A-Za-z0-9-]++(?=[ \t]*::=))|(?P<is>::=)
+    |(?P<rule>[A-Za-z0-9-]++)
+    |(?P<literal>"(?:\\.|[^"\\])*+")|(?P<set>\[(?:\\.|[^\]\\])*+\])|(?P<one>\.|!?<[^>]*+>)
     |(?P<repeat>[*+?]|\{[^}]{0,40}\})|(?P<open>\()|(?P<close>\))|(?P<or>\|)""",
     re.VERBOSE | re.DOTALL,
 )
-_BOUNDS = re.compile(r"\{\s*(\d+)\s*(?:(,)\s*(\d*)\s*)?\}")
+_BOUNDS = re.compile(r"\{\s*+([0-9]++)\s*+(?:(,)\s*+([0-9]*+)\s*+)?\}")
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
@@ -166,6 +168,7 @@ def _tokens(grammar: str, *, skipped: bool = False) -> Iterator[tuple[str, str]]
         if not found or found.lastgroup is None:
             raise WrongGrammar(f"nothing that a grammar may have begins with {grammar[place : place + 40]!r}")
         place = found.end()
+        budget.spend()
         if skipped or found.lastgroup != "skip":
             yield found.lastgroup, found[0]
 

@@ -102,6 +102,13 @@ def test_a_prefix_changes_the_rules_names_and_nothing_else():
     assert renamed == 'p-root ::= p-a-1 "a-1" [a-1] # a-1\np-a-1 ::= ( p-root | "x" )? "\\"root"'
 
 
+def test_a_name_and_a_line_of_noise_are_read_once():
+    """A look ahead over what may be a comment tried every way to cut it up: at 30 characters it took minutes."""
+    for noise in ("#" * 60_000, " " * 60_000, "a#" * 30_000, "-" * 60_000):
+        with pytest.raises(WrongGrammar):
+            gbnf.check(f"root ::= a {noise}\nb{noise}")
+
+
 DOUBLING = "".join(f"r{number} ::= r{number + 1} | r{number + 1}\n" for number in range(40)) + 'r40 ::= "a"'
 STACKS = "".join(f'r{number} ::= r{number + 1} "x" | r{number + 1} "y"\n' for number in range(30)) + 'r30 ::= "a"'
 
