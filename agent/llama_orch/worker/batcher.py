@@ -31,6 +31,9 @@ STEP_TOKENS = 512
 # that a step reads of them.
 PROMPT_SECONDS, MOST_PROMPT_SECONDS, LEAST_PROMPT = 0.2, 0.5, 32
 
+# Longer for one step, and no request gets through.
+STUCK_SECONDS = 60.0
+
 Item = Piece | Ending | ApiError
 
 
@@ -70,6 +73,14 @@ class Batcher:
         self.generated = 0
         # Prompt tokens for each second of a step, as measured.
         self._reading_speed = 0.0
+        self._step_began: float | None = None
+
+    @property
+    def stuck_seconds(self) -> float:
+        """How long the present step has taken; 0.0 while that is usual. From any thread."""
+        began = self._step_began
+        seconds = time.monotonic() - began if began is not None else 0.0
+        return seconds if seconds > STUCK_SECONDS else 0.0
 
     def submit(self, work: Run | Callable[[], None]) -> None:
         """Take in an order, or a function that is to run between two steps. From any thread."""
@@ -87,6 +98,7 @@ class Batcher:
             if self._closed:
                 return
             self._drop_unwanted()
+            self._step_began = time.monotonic()
             try:
                 self._step()
             except Exception:
@@ -94,6 +106,7 @@ class Batcher:
                 log.exception("a step failed")
                 for run in list(self._runs.values()):
                     self._fail(run, _broken())
+            self._step_began = None
             if self._items:
                 items, self._items = self._items, []
                 self._deliver(items)

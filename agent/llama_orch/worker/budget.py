@@ -38,7 +38,12 @@ class Budget:
         self._cpu_seconds = cpu_seconds
         self._left = steps
         self._next_look = steps - _STEPS_BETWEEN_LOOKS
-        self._until = time.thread_time() + cpu_seconds
+        self._until = float("inf")
+
+    def begun(self) -> Budget:
+        """The same; its time counts from now on, in this thread."""
+        self._until = time.thread_time() + self._cpu_seconds
+        return self
 
     def spend(self, steps: int) -> None:
         """Count steps. Raises BudgetSpent, Abandoned."""
@@ -49,9 +54,9 @@ class Budget:
         if self.abandoned:
             raise Abandoned
         if self._left < 0:
-            raise BudgetSpent(f"it takes more than {self._steps} steps of work")
+            raise BudgetSpent(f"takes more than {self._steps} steps of work")
         if time.thread_time() > self._until:
-            raise BudgetSpent(f"it takes more than {self._cpu_seconds:g} seconds of computing")
+            raise BudgetSpent(f"takes more than {self._cpu_seconds:g} seconds of computing")
 
 
 _current: ContextVar[Budget | None] = ContextVar("budget", default=None)
@@ -64,11 +69,16 @@ def spend(steps: int = 1) -> None:
         budget.spend(steps)
 
 
+def look() -> None:
+    """Look now whether the work may go on, before something that takes long by itself. Raises as `spend` does."""
+    spend(_STEPS_BETWEEN_LOOKS)
+
+
 @contextmanager
 def limited(budget: Budget | None = None) -> Iterator[None]:
     """Let what is inside have this budget; by default the one that is there already, or else a new one."""
     if budget is None:
-        budget = _current.get() or Budget()
+        budget = _current.get() or Budget().begun()
     token = _current.set(budget)
     try:
         yield

@@ -31,6 +31,10 @@ class GenerationFailed(Exception):
     """llama.cpp refused to go on with this request; the next one may well succeed."""
 
 
+class TextRefused(Exception):
+    """The text cannot be made into tokens of this model at a price that one request may have; says why."""
+
+
 class WrongGrammar(Exception):
     """llama.cpp does not take the grammar, or cannot make one of the schema; says why where that is known."""
 
@@ -99,7 +103,7 @@ class Order:
 
     `logprobs` is how many likeliest tokens to tell beside each token, None for none. `echo` is the prompt's text where
     the answer is to begin with it; its probabilities are told as well then. `special` prints tokens that mark
-    something, such as the begin of a tool's call.
+    something, such as the begin of a tool's call. `scope` is whose it is, where clients are to be fair to each other.
     """
 
     prompt: list[int]
@@ -109,6 +113,7 @@ class Order:
     logprobs: int | None = None
     echo: str | None = None
     special: bool = False
+    scope: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,7 @@ class Engine(Protocol):
     def tokenize(self, text: str, *, begin: bool = True, rendered: bool = False) -> list[int]:
         """Tokens of `text`, with the model's first token where `begin` says so.
 
-        `rendered` says that a chat template has written the special ones already.
+        `rendered` says that a chat template has written the special ones already. Raises TextRefused.
         """
         ...
 

@@ -295,9 +295,21 @@ def nested(depth: int) -> dict[str, Any]:
     return schema
 
 
+def multiplying(depth: int) -> dict[str, Any]:
+    """Each pair of definitions holds the pair below it twice, in another order."""
+    parts: dict[str, Any] = {"a0": an_object(a={}), "b0": an_object(b={})}
+    for number in range(1, depth):
+        parts[f"a{number}"] = {"allOf": [{"$ref": f"#/$defs/{one}{number - 1}"} for one in "ab"]}
+        parts[f"b{number}"] = {"allOf": [{"$ref": f"#/$defs/{one}{number - 1}"} for one in "ba"]}
+    return {"$defs": parts, "$ref": f"#/$defs/a{depth - 1}"}
+
+
 @pytest.mark.parametrize(
     ("schema", "reason"),
     [
+        (multiplying(20), "steps of work"),
+        ({"required": [str(number) for number in range(50_000)], "enum": list(range(50_000)),
+          "allOf": [{"enum": list(range(1, 50_000))}]}, "steps of work"),
         ({"$ref": "https://example.com/schema.json"}, "within the schema"),
         ({"$ref": "file:///etc/passwd"}, "within the schema"),
         ({"$ref": "#/$defs/gone"}, "points nowhere"),
@@ -329,7 +341,7 @@ def nested(depth: int) -> dict[str, Any]:
         ({"enum": list(range(3000))}, "ways"),
         (an_object(**{str(number): {} for number in range(9000)}), "larger"),
     ],
-)
+)  # fmt: skip
 def test_a_schema_that_cannot_be_held_is_a_400(schema: dict[str, Any], reason: str):
     with pytest.raises(BadRequest, match=f"field: .*({reason})") as caught:
         grammar_of(schema, "field")
