@@ -13,8 +13,8 @@ import numpy as np
 
 from llama_orch.contract.process import DEFAULT_CONTEXT, WorkerSpec
 
-from . import backends, deep_stack, model_file, warm_up
-from .binding import library, llama_cpp, send_log_to
+from . import backends, deep_stack, model_file, sampler, warm_up
+from .binding import GrammarSteps, library, llama_cpp, send_log_to
 from .generation import (
     CannotServe,
     Constraint,
@@ -26,7 +26,6 @@ from .generation import (
     WrongGrammar,
 )  # fmt: skip
 from .llama_log import LlamaLog, no_memory
-from .sampler import LlamaSampler
 from .scheduler import Part
 from .threadpool import keep_threads
 
@@ -64,6 +63,7 @@ class LlamaEngine:
         self._embedding_length = 0
         # None where the vocabulary is of a kind that cuts no text up beforehand.
         self._pre_tokenizer: str | None = None
+        self.grammar_steps = GrammarSteps()
 
     def load(self, progress: Callable[[float], bool]) -> ModelInfo:
         """Load the model onto its device and warm it up; see `generation.Engine.load`."""
@@ -239,15 +239,19 @@ class LlamaEngine:
 
     # --- drawing
 
-    def sampler(self, sampling: Sampling) -> LlamaSampler:
+    def sampler(self, sampling: Sampling) -> sampler.LlamaSampler:
         """What draws a request's tokens; see `generation.Engine.sampler`."""
-        return LlamaSampler(self, sampling)
+        return sampler.LlamaSampler(self, sampling)
 
     def grammar(self, text: str) -> Any:
         """A sampler of llama.cpp's for a GBNF grammar. Raises WrongGrammar."""
+        self.grammar_steps.allow(sampler.MOST_STEPS)
         made = llama_cpp.llama_sampler_init_grammar(self.vocab, text.encode(), b"root")
         if not made:
             raise WrongGrammar("llama.cpp cannot parse it, or a rule of it begins with itself")
+        if self.grammar_steps.spent():
+            llama_cpp.llama_sampler_free(made)
+            raise WrongGrammar(sampler.TOO_AMBIGUOUS)
         return made
 
     # --- loading

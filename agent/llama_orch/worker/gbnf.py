@@ -2,8 +2,8 @@
 
 llama.cpp parses and runs a grammar inside the worker's process, where some short texts end it: brackets nested ten
 thousand deep, a rule that comes back to itself behind an empty one, thirty rules that double their choices. It
-notices none of these beforehand, so every grammar is checked here first. What stays unchecked is a grammar whose
-readings multiply while text comes; no look at the grammar alone can tell.
+notices none of these beforehand, so every grammar is checked here first. No look at the grammar alone can tell whether
+its readings multiply while text comes: that is counted while it runs (`sampler.py`).
 Source: llama.cpp's `grammars/README.md`.
 """
 
@@ -19,10 +19,10 @@ from . import budget
 from .generation import WrongGrammar
 
 MAX_NESTING = 64
-# What llama.cpp holds in memory: each repetition is written out. Half a million take about 50 MB.
-MAX_ELEMENTS = 500_000
+# What llama.cpp holds in memory for each answer: each repetition is written out. So many take some 15 MB.
+MAX_ELEMENTS = 250_000
 # Places in the grammar that one character may belong to; each of them judges every token of the vocabulary.
-MAX_CHOICES = 2000
+MAX_CHOICES = 1000
 # Above this llama.cpp takes a repetition's upper limit for none.
 MAX_REPETITIONS = 2000
 

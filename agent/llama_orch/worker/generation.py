@@ -192,7 +192,12 @@ class Engine(Protocol):
 
 
 class Sampler(Protocol):
-    """Draws one request's tokens, with randomness of its own. Belongs to the engine's thread."""
+    """Draws one request's tokens, with randomness of its own. Belongs to the engine's thread.
+
+    `taken` is the CPU time in seconds that a grammar took for the last token.
+    """
+
+    taken: float
 
     def draw(self, row: int) -> int:
         """The next token from a row of the last decode. Raises GenerationFailed where none fits the grammar."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 from functools import reduce
+from itertools import takewhile
 from typing import Any
 from urllib.parse import unquote
 
@@ -129,7 +130,9 @@ class _Converter:
         if "const" in schema or "enum" in schema:
             values = [schema["const"]] if "const" in schema else _list_of(schema, "enum")
             allowed = [value for value in values if not kinds or any(_is_a(value, kind) for kind in kinds)]
-            return self._any_of([self._value(value) for value in allowed])
+            plain = [value for value in allowed if not isinstance(value, (dict, list))]
+            choices = [self._value(value) for value in allowed if isinstance(value, (dict, list))]
+            return self._any_of([*self._one_of({_json(value) for value in plain}), *choices])
         return self._any_of([self._of_kind(schema, kind, depth + 1) for kind in kinds]) if kinds else "value"
 
     def _of_kind(self, schema: dict[str, Any], kind: str, depth: int) -> str:
@@ -158,6 +161,21 @@ class _Converter:
         if isinstance(value, list):
             return self._define(_between('"["', [self._value(one) for one in value], '"]"'))
         return self._define(_text(value))
+
+    def _one_of(self, texts: set[str]) -> list[str]:
+        """One of these texts, each letter looked at once: as so many choices they would all judge every token."""
+        budget.spend(1 + sum(map(len, texts)) // 16)
+        begins: dict[str, set[str]] = {}
+        for text in texts - {""}:
+            begins.setdefault(text[0], set()).add(text)
+        choices: list[str] = []
+        for char in sorted(begins):
+            common = _common(min(begins[char]), max(begins[char]))
+            rest = {text[len(common) :] for text in begins[char]}
+            behind = self._one_of(rest) if len(rest) > 1 else []
+            tail = f" ({' | '.join(behind)}){'?' if '' in rest else ''}" if behind else ""
+            choices.append(self._define(f"{gbnf.literal(common)}{tail}"))
+        return choices
 
     # --- references and combinations
 
@@ -356,7 +374,17 @@ def _is_a(value: Any, kind: str) -> bool:
 
 def _text(value: Any) -> str:
     """A literal for `value` as JSON."""
-    return gbnf.literal(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    return gbnf.literal(_json(value))
+
+
+def _common(first: str, last: str) -> str:
+    """What both begin with; in their order all between them begin with it as well."""
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return "".join(char for char, _ in same)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def _between(begin: str, parts: list[str], end: str) -> str:

@@ -255,6 +255,26 @@ def test_a_schema_holds_the_answer(schema: dict[str, Any], allowed: list[str], r
         assert not holds(schema, text), text
 
 
+def test_many_values_are_few_choices_at_each_place():
+    values = [f"value {number}" for number in range(5000)] + ["", "va", "value 10 and more"]
+    grammar = grammar_of({"enum": [*values, *range(-2000, 2000), None, True, 0.5]}, "schema")
+    for text in (
+        '"value 4999"',
+        '"value 1"',
+        '""',
+        '"va"',
+        '"value 10"',
+        '"value 10 and more"',
+        "7",
+        "-1999",
+        "0.5",
+        "null",
+    ):
+        assert accepts(grammar, text), text
+    for text in ('"value"', '"v', '"value 5000"', '"value 10 and"', "2000", "0.", "-", "nul"):
+        assert not accepts(grammar, text), text
+
+
 @pytest.mark.parametrize(
     ("pattern", "allowed", "refused"),
     [
@@ -338,7 +358,8 @@ def multiplying(depth: int) -> dict[str, Any]:
         ({"enum": ["\ud800"]}, "character"),
         (nested(100), "deep"),
         (nested(900), "deep"),
-        ({"enum": list(range(3000))}, "ways"),
+        ({"enum": [[number] for number in range(3000)]}, "ways"),
+        ({"enum": ["a" * number for number in range(4000)]}, "deep|steps"),
         (an_object(**{str(number): {} for number in range(9000)}), "larger"),
     ],
 )  # fmt: skip

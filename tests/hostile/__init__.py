@@ -1,0 +1,1 @@
+"""What hostile clients, models and neighbours can do, against live processes."""
