@@ -1,1 +1,1 @@
-"""What hostile clients, models and neighbours can do, against live processes."""
+"""What a hostile reader proved against a live queen, hive and worker; each with bounds on time and memory."""

@@ -76,7 +76,7 @@ class Batcher:
         self._reading_speed = 0.0
         self._step_began: float | None = None
         self._share = GrammarShare()
-        # Runs that have a slot and wait until their scope's grammars have rested.
+        # Runs that have a slot and wait until their client's grammars have rested.
         self._held_back: list[Run] = []
 
     @property
@@ -144,12 +144,12 @@ class Batcher:
                     self._items.append((run, _broken()))
 
     def _rests(self, run: Run) -> bool:
-        """Whether a run's grammar waits for others' answers: its scope's grammars have had their share."""
-        scope = run.order.scope
+        """Whether a run's grammar waits for others' answers: its client's grammars have had their share."""
+        client = run.order.client
         if run.order.sampling.constraint is None or run.unwanted:
             return False
-        beside = any(other.order.scope != scope for other in self._runs.values())
-        return beside and self._share.rests(scope, time.monotonic())
+        beside = any(other.order.client != client for other in self._runs.values())
+        return beside and self._share.rests(client, time.monotonic())
 
     def _begin(self, run: Run) -> None:
         order = run.order
@@ -159,7 +159,7 @@ class Batcher:
             self._items.append((run, BadRequest(f"grammar: {error}", code="wrong_grammar")))
             return
         wants_all = order.echo is not None and order.logprobs is not None
-        run.sequence, kept = self.scheduler.start(order.prompt, wants_all=wants_all)
+        run.sequence, kept = self.scheduler.start(order.prompt, wants_all=wants_all, scope=order.scope)
         self._runs[run.sequence] = run
         if not self._engine.keep(run.sequence, kept):
             self.scheduler.forget(run.sequence)
@@ -241,7 +241,7 @@ class Batcher:
             token = run.sampler.draw(row)
         finally:
             if run.sampler.taken:
-                self._share.charge(order.scope, run.sampler.taken, time.monotonic())
+                self._share.charge(order.client, run.sampler.taken, time.monotonic())
         if run.first_token_at is None:
             run.first_token_at = time.monotonic()
         if self._engine.is_end(token):

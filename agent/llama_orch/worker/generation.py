@@ -103,7 +103,8 @@ class Order:
 
     `logprobs` is how many likeliest tokens to tell beside each token, None for none. `echo` is the prompt's text where
     the answer is to begin with it; its probabilities are told as well then. `special` prints tokens that mark
-    something, such as the begin of a tool's call. `scope` is whose it is, where clients are to be fair to each other.
+    something, such as the begin of a tool's call. `scope` says whose it is: what a sequence holds of one is reused by
+    the same scope alone. `client` is its scope where what is fair between clients is decided, reused or not.
     """
 
     prompt: list[int]
@@ -114,6 +115,7 @@ class Order:
     echo: str | None = None
     special: bool = False
     scope: str = ""
+    client: str = ""
 
 
 @dataclass(frozen=True)

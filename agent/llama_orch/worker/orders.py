@@ -18,7 +18,7 @@ from .tools import ToolPlan, plan_tools
 
 
 async def tokens_of(
-    loaded: Loaded, scope: str, prompts: Sequence[str | list[int]], field: str = "prompt", *, begin: bool = True
+    loaded: Loaded, client: str, prompts: Sequence[str | list[int]], field: str = "prompt", *, begin: bool = True
 ) -> list[list[int]]:
     """The tokens of each text, or the tokens that are given.
 
@@ -36,7 +36,7 @@ async def tokens_of(
         return found
 
     # A long text takes a while, and the loop has others to serve.
-    return await loaded.texts.run(scope, work)
+    return await loaded.texts.run(client, work)
 
 
 def _tokenize(loaded: Loaded, text: str, field: str, *, begin: bool = True, rendered: bool = False) -> list[int]:
@@ -78,7 +78,7 @@ def require_text_model(loaded: Loaded) -> None:
         )
 
 
-async def completion_constraint(loaded: Loaded, scope: str, body: wire.CompletionRequest) -> Constraint | None:
+async def completion_constraint(loaded: Loaded, client: str, body: wire.CompletionRequest) -> Constraint | None:
     """What holds a completion to a shape. Raises BadRequest where it asks for one that cannot be, Busy."""
     if body.grammar is None and body.response_format is None:
         return None
@@ -88,10 +88,10 @@ async def completion_constraint(loaded: Loaded, scope: str, body: wire.Completio
         _check_constraint(loaded, found, "grammar" if body.grammar else "response_format")
         return found
 
-    return await loaded.grammars.run(scope, work)
+    return await loaded.grammars.run(client, work)
 
 
-async def chat_plan(loaded: Loaded, scope: str, body: wire.ChatRequest) -> tuple[ToolPlan, Constraint | None]:
+async def chat_plan(loaded: Loaded, client: str, body: wire.ChatRequest) -> tuple[ToolPlan, Constraint | None]:
     """How a chat's tools are told and read, and what holds its answer to a shape. Raises BadRequest, Busy."""
 
     def work() -> tuple[ToolPlan, Constraint | None]:
@@ -102,7 +102,7 @@ async def chat_plan(loaded: Loaded, scope: str, body: wire.ChatRequest) -> tuple
         return plan, constraint
 
     asks = body.tools or body.grammar is not None or body.response_format is not None
-    return await (loaded.grammars if asks else loaded.texts).run(scope, work)
+    return await (loaded.grammars if asks else loaded.texts).run(client, work)
 
 
 def _check_constraint(loaded: Loaded, constraint: Constraint | None, field: str) -> None:
@@ -145,14 +145,14 @@ def choices(order: Order, count: int) -> list[Order]:
 
 
 async def tokens_of_chat(
-    loaded: Loaded, scope: str, messages: list[wire.ChatMessage], tools: list[dict[str, Any]] | None
+    loaded: Loaded, client: str, messages: list[wire.ChatMessage], tools: list[dict[str, Any]] | None
 ) -> list[int]:
     """The tokens of a conversation as the model's template writes it. Raises BadRequest, Busy."""
 
     def work() -> list[int]:
         return _tokenize(loaded, loaded.template.render(messages, tools), "messages", rendered=True)
 
-    return await loaded.texts.run(scope, work)
+    return await loaded.texts.run(client, work)
 
 
 def text_of(loaded: Loaded, tokens: list[int]) -> str:

@@ -18,6 +18,7 @@ from llama_orch.web.events import EventStream
 
 from . import embeddings, orders
 from .generation import Constraint, Ending, Order, Piece
+from .scope import Scopes
 from .service import Loaded, Service
 from .shapes import ChatShape, CompletionShape, usage_of
 
@@ -28,6 +29,8 @@ LONGEST_TIMEOUT_SECONDS = 86_400.0
 def build(service: Service) -> Routes:
     """Every operation of a worker, bound to `service`."""
     routes = Routes(ops.WORKER)
+    scopes = Scopes(service.spec.gateways, shared=service.spec.reuse_across_scopes)
+    clients = Scopes(service.spec.gateways)
 
     @routes.handle(ops.WORKER_HEALTH)
     async def health(_: Request) -> wire.WorkerHealth:
@@ -48,13 +51,13 @@ def build(service: Service) -> Routes:
     async def completions(request: Request, body: wire.CompletionRequest) -> BaseModel | EventStream:
         loaded = service.require_ready(body.model)
         orders.require_text_model(loaded)
-        scope = _scope(request)
-        constraint = await orders.completion_constraint(loaded, scope, body)
-        prompts = await orders.tokens_of(loaded, scope, body.prompts)
+        scope, client = scopes.of(request), clients.of(request)
+        constraint = await orders.completion_constraint(loaded, client, body)
+        prompts = await orders.tokens_of(loaded, client, body.prompts)
         wanted = [
             one
             for prompt, tokens in zip(body.prompts, prompts, strict=True)
-            for one in _completion(loaded, body, prompt, tokens, constraint=constraint, scope=scope)
+            for one in _completion(loaded, body, prompt, tokens, constraint=constraint, scope=scope, client=client)
         ]
         shape = CompletionShape(service.spec.model_name, loaded.engine)
         return await _answer(service, request, body, wanted, shape, prompts=len(body.prompts))
@@ -63,9 +66,9 @@ def build(service: Service) -> Routes:
     async def chat(request: Request, body: wire.ChatRequest) -> BaseModel | EventStream:
         loaded = service.require_ready(body.model)
         orders.require_text_model(loaded)
-        scope = _scope(request)
-        plan, constraint = await orders.chat_plan(loaded, scope, body)
-        prompt = await orders.tokens_of_chat(loaded, scope, plan.messages, plan.tools)
+        scope, client = scopes.of(request), clients.of(request)
+        plan, constraint = await orders.chat_plan(loaded, client, body)
+        prompt = await orders.tokens_of_chat(loaded, client, plan.messages, plan.tools)
         room = orders.check_room(loaded, prompt, "messages")
         order = Order(
             prompt=prompt,
@@ -75,6 +78,7 @@ def build(service: Service) -> Routes:
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             special=plan.render_special,
             scope=scope,
+            client=client,
         )
         readers = [plan.reader() for _ in range(body.n)]
         shape = ChatShape(service.spec.model_name, loaded.engine, readers)
@@ -83,7 +87,7 @@ def build(service: Service) -> Routes:
     @routes.handle(ops.EMBEDDINGS)
     async def embed(request: Request, body: wire.EmbeddingRequest) -> wire.EmbeddingList:
         loaded = service.require_ready(body.model)
-        vectors, tokens = await embeddings.embed(service, loaded, body, _scope(request), _timeout(request))
+        vectors, tokens = await embeddings.embed(service, loaded, body, clients.of(request), _timeout(request))
         return wire.EmbeddingList(
             model=service.spec.model_name,
             data=[
@@ -98,9 +102,9 @@ def build(service: Service) -> Routes:
         loaded = service.require_ready(body.model)
         if body.prompt is not None:
             prompts = [body.prompt]
-            (tokens,) = await orders.tokens_of(loaded, _scope(request), prompts, begin=body.add_special_tokens)
+            (tokens,) = await orders.tokens_of(loaded, clients.of(request), prompts, begin=body.add_special_tokens)
         else:
-            tokens = await orders.tokens_of_chat(loaded, _scope(request), body.messages or [], None)
+            tokens = await orders.tokens_of_chat(loaded, clients.of(request), body.messages or [], None)
         return wire.Tokens(tokens=tokens, count=len(tokens), context_per_slot=loaded.info.context)
 
     return routes
@@ -114,6 +118,7 @@ def _completion(
     *,
     constraint: Constraint | None,
     scope: str,
+    client: str,
 ) -> list[Order]:
     room = orders.check_room(loaded, tokens, "prompt", spare=0 if body.max_tokens == 0 else 1)
     echo = None
@@ -127,6 +132,7 @@ def _completion(
         logprobs=body.logprobs,
         echo=echo,
         scope=scope,
+        client=client,
     )
     return orders.choices(order, body.n)
 
@@ -185,11 +191,6 @@ async def _stream(
     if wants_usage:
         yield [shape.usage(usage_of([endings[index] for index in range(len(wanted))], prompts=prompts))]
     yield [DONE]
-
-
-def _scope(request: Request) -> str:
-    """Whose the request is, where clients are to be fair to each other: the peer's address."""
-    return request.ip
 
 
 def _timeout(request: Request) -> float | None:

@@ -42,6 +42,20 @@ def test_a_long_prompt_is_read_beside_running_answers_and_stops_none_of_them():
     assert (scheduler.generating, scheduler.reading) == (3, 0)
 
 
+def test_answers_that_rest_stay_where_they_are_and_go_on_later():
+    scheduler = Scheduler(3)
+    for prompt in ([1], [2]):
+        scheduler.start(prompt)
+    run(scheduler)
+    scheduler.extend(0, 10)
+    scheduler.extend(1, 20)
+    scheduler.start([3])
+    step = scheduler.next(ROOM, ROOM, resting={0})
+    assert [(part.sequence, part.tokens) for part in step.parts] == [(1, [20]), (2, [3])]
+    scheduler.done(step)
+    assert [(part.sequence, part.tokens) for part in run(scheduler).parts] == [(0, [10])]
+
+
 def test_prompts_are_read_in_the_order_in_which_they_came():
     scheduler = Scheduler(3)
     for number in range(3):
@@ -123,6 +137,48 @@ def test_what_another_slot_holds_is_taken_over():
     assert step.copies == [Copy(0, 1, len(shared))]
     assert step.parts == [Part(0, [5], len(shared) + 1, "last"), Part(1, [2], len(shared), "last")]
     assert scheduler.reused(1) == len(shared)
+
+
+def test_what_one_scope_left_is_nothing_to_another():
+    prompt = list(range(LEAST_COPIED + 10))
+    scheduler = Scheduler(1)
+    scheduler.start(prompt, scope="a")
+    run(scheduler)
+    scheduler.finish(0)
+    assert scheduler.start(prompt, scope="b") == (0, 0)
+    assert run(scheduler).parts == [Part(0, prompt, 0, "last")]
+    assert scheduler.reused(0) == 0
+    scheduler.finish(0)
+    assert scheduler.start(prompt, scope="b") == (0, len(prompt) - 1)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_what_another_slot_holds_is_taken_over_within_a_scope_alone(ended: bool):
+    shared = list(range(LEAST_COPIED + 10))
+    scheduler = Scheduler(3)
+    scheduler.start([*shared, 1], scope="a")
+    if ended:
+        run(scheduler)
+        scheduler.finish(0)
+    assert scheduler.start([*shared, 2], scope="b")[1] == 0
+    assert Part(1, [*shared, 2], 0, "last") in run(scheduler).parts
+    scheduler.start([*shared, 3], scope="a")
+    assert [copy.source for copy in scheduler.next(ROOM, ROOM).copies] == ([] if ended else [0])
+
+
+def test_who_waits_for_one_that_is_then_given_to_another_scope_takes_nothing_over():
+    shared = list(range(100))
+    scheduler = Scheduler(2)
+    scheduler.start([*shared, 1], scope="a")
+    scheduler.start([*shared, 2], scope="a")
+    run(scheduler, prompts=50)
+    scheduler.finish(0)
+    scheduler.start([*shared, 3], scope="b")
+    scheduler.done(Step([], [Part(0, [*shared, 3], 0, "last")]))
+    step = run(scheduler)
+    assert step.copies == []
+    assert step.parts == [Part(1, [*shared, 2], 0, "last")]
+    assert scheduler.reused(1) == 0
 
 
 def test_a_short_common_beginning_is_not_worth_a_copy():
