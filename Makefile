@@ -109,7 +109,7 @@ define install
 	@PYTHONPATH=agent $(BIN)/python -m llama_orch.wheelhouse install $(1)
 endef
 
-ENGINE := $(wildcard agent/llama_orch/wheelhouse/cpp/*) agent/llama_orch/wheelhouse/engine.py \
+ENGINE := $(wildcard agent/llama_orch/wheelhouse/cpp/*) agent/llama_orch/wheelhouse/engine.py agent/llama_orch/wheelhouse/corrections.py \
   agent/llama_orch/wheelhouse/processors.py $(LOCKS)/build.txt $(LOCKS)/engine.txt
 
 $(VENV)/.runtime: $(VENV)/bin/python pyproject.toml $(LOCKS)/hive.txt $(LOCKS)/queen.txt $(ENGINE)

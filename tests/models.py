@@ -6,7 +6,7 @@ from pathlib import Path
 
 import gguf
 
-from llama_orch.demo_model import DemoSpec, write_demo_model, write_gguf
+from llama_orch.demo_model import DemoSpec, _add_metadata, _add_tensors, write_demo_model, write_gguf
 
 
 def slow_model(path: Path, *, blocks: int = 3, context_length: int = 8192) -> Path:
@@ -25,6 +25,45 @@ def slow_model(path: Path, *, blocks: int = 3, context_length: int = 8192) -> Pa
         feed_forward_type=gguf.GGMLQuantizationType.IQ2_XXS,
     )
     write_gguf(path, spec)
+    return path
+
+
+LONGEST_TOKEN = 64
+"""Letters `a` in the longest token of a `bpe_model`."""
+
+
+def bpe_model(path: Path, pre_tokenizer: str, *, context_length: int = 8192) -> Path:
+    """Write a model with a vocabulary of the BPE kind: each byte is a token, and so are 2, 4 … 64 letters `a`.
+
+    `pre_tokenizer` is one of llama.cpp's names (`llama-vocab.cpp`). Each token is followed by itself.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    # Bytes that print nothing are written as letters from 256 on (GPT-2's `bytes_to_unicode`).
+    others = [byte for byte in range(256) if byte not in printable]
+    texts = [*map(chr, printable), *(chr(256 + number) for number in range(len(others)))]
+    runs = ["a" * 2**power for power in range(1, LONGEST_TOKEN.bit_length())]
+    types = [gguf.TokenType.NORMAL] * (len(texts) + len(runs)) + [gguf.TokenType.CONTROL] * 2
+    texts += [*runs, "<s>", "</s>"]
+    spec = DemoSpec(name=f"llama-orch {pre_tokenizer} model", context_length=context_length)
+    width = -(-len(texts) // 32) * 32
+    writer = gguf.GGUFWriter(path, "llama")
+    _add_metadata(writer, spec, width)
+    writer.add_vocab_size(len(texts))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre_tokenizer)
+    writer.add_token_list(texts)
+    writer.add_token_types([int(kind) for kind in types])
+    writer.add_token_merges([f"{run[: len(run) // 2]} {run[: len(run) // 2]}" for run in runs])
+    writer.add_bos_token_id(len(texts) - 2)
+    writer.add_eos_token_id(len(texts) - 1)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template("{% for m in messages %}{{ m.content }} {% endfor %}")
+    _add_tensors(writer, spec, width, list(range(len(texts))))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
     return path
 
 

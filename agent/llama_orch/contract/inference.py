@@ -459,11 +459,13 @@ class ServedModelList(Response):
 class WorkerHealth(Response):
     """`GET /health` of a worker; `percentage` is the part of the model that is loaded, 0 to 100.
 
-    `tokens_per_second` is what all slots together generated over the last seconds. `confined`: it can reach no files
-    but those that it needs.
+    `tokens_per_second` is what all slots together generated over the last seconds. `overloaded` is a worker that lets
+    no request through at the moment, for this `reason`. `confined`: it can reach no files but
+    those that it needs.
     """
 
-    status: Literal["loading", "idle", "busy", "draining"]
+    status: Literal["loading", "idle", "busy", "overloaded", "draining"]
+    reason: str | None = None
     worker_id: str
     percentage: float
     slots: int

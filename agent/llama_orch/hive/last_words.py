@@ -14,7 +14,7 @@ MOST_CHARACTERS = 200
 _TAIL_BYTES = 64 * 1024
 _REASONS = (
     # `ggml_abort` of ggml.c, in which every GGML_ASSERT and GGML_ABORT ends: file, line, reason.
-    re.compile(r"(?:/.*/)?(?P<said>[\w.+-]+\.(?:c|cc|cpp|cu|cuh|h|hpp|m|mm):\d+: .+)"),
+    re.compile(r"(?:/.*/)?(?P<said>[\w.+-]+\.(?:c|cc|cpp|cu|cuh|h|hpp|m|mm):\d+: .+)", re.DOTALL),
     re.compile(r"(?P<said>terminate called .+)"),
     re.compile(r"(?P<said>Fatal Python error: .+)"),
     # The C library, of memory that was damaged.
@@ -22,7 +22,7 @@ _REASONS = (
     re.compile(r"(?P<said>\*\*\* .+ \*\*\*: terminated)"),
 )
 # ggml-cuda.cu logs what CUDA said, and then gives up with "CUDA error" and no more.
-_CUDA_GAVE_UP = re.compile(r"[\w.+-]+:\d+: CUDA error$")
+_CUDA_GAVE_UP = re.compile(r"(?<![\w.+-])[\w.+-]++:\d+: CUDA error$")
 _CUDA_SAID = re.compile(r"\b(?P<said>CUDA error: .+)")
 _PATH = re.compile(r"(?<![\w.])/\S*/")
 

@@ -174,8 +174,8 @@ class WorkerKeeper:
         self._answered_at = time.monotonic()
         self.slots_busy, self._percentage = health.slots_busy, health.percentage
         self.tokens_per_second, self.confined = health.tokens_per_second, health.confined
-        if health.status in {"idle", "busy"}:
-            self.state.serve(health.slots_busy)
+        if health.status in {"idle", "busy", "overloaded"}:
+            self.state.serve(max(health.slots_busy, health.status == "overloaded"))
             if self.record.ready_at is None:
                 self.record.ready_at = datetime.now(UTC)
                 self.record.ctx_per_slot = health.context_per_slot or self.record.ctx_per_slot

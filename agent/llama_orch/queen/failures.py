@@ -27,7 +27,7 @@ _LAST_SENTENCE = re.compile(r"(?<=[.;])\s+(?=[A-Z])")
 # (what the text holds, code, what happened, what to do), the first that fits counts.
 _KNOWN: tuple[tuple[str, str, str, str], ...] = (
     (
-        r"REMOTE HOST IDENTIFICATION HAS CHANGED|Host key verification failed|host key .* has changed",
+        r"REMOTE HOST IDENTIFICATION HAS CHANGED|Host key verification failed|host key .{0,200} has changed",
         "host_key_changed",
         "the host shows another ssh host key than the one that first contact recorded",
         "Find out why. If the host was installed anew, DELETE the node with ?force=true, which forgets the recorded "
@@ -58,7 +58,7 @@ _KNOWN: tuple[tuple[str, str, str, str], ...] = (
         "Give the login user sudo rights on the host, or register the node with another ssh_user. " + AGAIN,
     ),
     (
-        r"sudo: (command )?not found|No such file or directory.*'sudo'|sudo is not installed",
+        r"sudo: (command )?not found|No such file or directory.{0,200}'sudo'|sudo is not installed",
         "sudo_not_installed",
         "the host has no sudo and the login user is not root",
         "Install sudo on the host, or register the node with ssh_user root. " + AGAIN,
@@ -72,7 +72,7 @@ _KNOWN: tuple[tuple[str, str, str, str], ...] = (
     (
         r"Connection timed out|Operation timed out|No route to host|Connection refused|Network is unreachable"
         r"|Could not resolve hostname|Name or service not known|Temporary failure in name resolution"
-        r"|Connection closed by|Connection reset by|kex_exchange_identification|Connection to .* closed"
+        r"|Connection closed by|Connection reset by|kex_exchange_identification|Connection to .{0,200} closed"
         r"|banner exchange|timed out during banner|Broken pipe|port 65535",
         "unreachable_host",
         "the host cannot be reached by ssh",
@@ -91,7 +91,7 @@ _KNOWN: tuple[tuple[str, str, str, str], ...] = (
         "Put it there, or register it. " + AGAIN,
     ),
     (
-        r"could not be found|the playbook: .* does not appear to be a file",
+        r"could not be found|the playbook: .{0,1000} does not appear to be a file",
         "playbook_missing",
         "the project folder does not hold this playbook",
         "Check project_dir in the queen's settings.",

@@ -14,7 +14,7 @@ from llama_orch.wheelhouse.errors import WheelhouseError
 from llama_orch.wheelhouse.files import sha256
 from llama_orch.wheelhouse.pip import say
 
-_TAG = re.compile(r'platform tag[^"]*"(manylinux_\d+_\d+_x86_64)"')
+_TAG = re.compile(r'platform tag[^"]{0,80}"(manylinux_\d+_\d+_x86_64)"')
 
 
 def release(project: Path, cache: Path, dist: Path) -> Path:

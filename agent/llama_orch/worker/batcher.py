@@ -21,6 +21,7 @@ from .generation import (
     Sampler,
     WrongGrammar,
 )  # fmt: skip
+from .grammar_share import GrammarShare
 from .scheduler import Scheduler, Step
 from .text import TextAssembler
 
@@ -30,6 +31,9 @@ STEP_TOKENS = 512
 # How long those who generate may wait for others' prompts: more where more wait for their first token. And the least
 # that a step reads of them.
 PROMPT_SECONDS, MOST_PROMPT_SECONDS, LEAST_PROMPT = 0.2, 0.5, 32
+
+# Longer for one step, and no request gets through.
+STUCK_SECONDS = 60.0
 
 Item = Piece | Ending | ApiError
 
@@ -70,6 +74,17 @@ class Batcher:
         self.generated = 0
         # Prompt tokens for each second of a step, as measured.
         self._reading_speed = 0.0
+        self._step_began: float | None = None
+        self._share = GrammarShare()
+        # Runs that have a slot and wait until their client's grammars have rested.
+        self._held_back: list[Run] = []
+
+    @property
+    def stuck_seconds(self) -> float:
+        """How long the present step has taken; 0.0 while that is usual. From any thread."""
+        began = self._step_began
+        seconds = time.monotonic() - began if began is not None else 0.0
+        return seconds if seconds > STUCK_SECONDS else 0.0
 
     def submit(self, work: Run | Callable[[], None]) -> None:
         """Take in an order, or a function that is to run between two steps. From any thread."""
@@ -87,6 +102,8 @@ class Batcher:
             if self._closed:
                 return
             self._drop_unwanted()
+            self._begin_held_back()
+            self._step_began = time.monotonic()
             try:
                 self._step()
             except Exception:
@@ -94,6 +111,7 @@ class Batcher:
                 log.exception("a step failed")
                 for run in list(self._runs.values()):
                     self._fail(run, _broken())
+            self._step_began = None
             if self._items:
                 items, self._items = self._items, []
                 self._deliver(items)
@@ -102,20 +120,36 @@ class Batcher:
         while not self._closed:
             try:
                 # With nothing to do, wait for something.
-                work = self._inbox.get(block=not self._runs and not self._items)
+                work = self._inbox.get(block=not self._runs and not self._items and not self._held_back)
             except queue.Empty:
                 return
             if isinstance(work, Run):
-                try:
-                    self._begin(work)
-                except Exception:
-                    log.exception("an order could not be begun")
-                    if self._runs.get(work.sequence) is work:
-                        self._fail(work, _broken())
-                    else:
-                        self._items.append((work, _broken()))
+                self._held_back.append(work)
+                self._begin_held_back()
             elif work is not None:
                 work()
+
+    def _begin_held_back(self) -> None:
+        for run in list(self._held_back):
+            if self._rests(run):
+                continue
+            self._held_back.remove(run)
+            try:
+                self._begin(run)
+            except Exception:
+                log.exception("an order could not be begun")
+                if self._runs.get(run.sequence) is run:
+                    self._fail(run, _broken())
+                else:
+                    self._items.append((run, _broken()))
+
+    def _rests(self, run: Run) -> bool:
+        """Whether a run's grammar waits for others' answers: its client's grammars have had their share."""
+        client = run.order.client
+        if run.order.sampling.constraint is None or run.unwanted:
+            return False
+        beside = any(other.order.client != client for other in self._runs.values())
+        return beside and self._share.rests(client, time.monotonic())
 
     def _begin(self, run: Run) -> None:
         order = run.order
@@ -135,7 +169,11 @@ class Batcher:
             self._end(run, "stop")
 
     def _step(self) -> None:
-        step = self.scheduler.next(STEP_TOKENS, self._room_for_prompts())
+        resting = {run.sequence for run in self._runs.values() if self._rests(run)}
+        step = self.scheduler.next(STEP_TOKENS, self._room_for_prompts(), resting)
+        if resting and not step.parts and not step.copies:
+            # Nobody else has anything to do.
+            step = self.scheduler.next(STEP_TOKENS, self._room_for_prompts())
         for copy in step.copies:
             if not self._engine.copy(copy.source, copy.target, copy.count):
                 self.scheduler.forget(copy.target)
@@ -199,7 +237,11 @@ class Batcher:
         if run.tokens >= order.limit:
             self._end(run, "length")
             return
-        token = run.sampler.draw(row)
+        try:
+            token = run.sampler.draw(row)
+        finally:
+            if run.sampler.taken:
+                self._share.charge(order.client, run.sampler.taken, time.monotonic())
         if run.first_token_at is None:
             run.first_token_at = time.monotonic()
         if self._engine.is_end(token):

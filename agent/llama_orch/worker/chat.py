@@ -3,108 +3,24 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterable, Iterator
-from contextvars import ContextVar
+import re
 from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.runtime
-import jinja2.sandbox
-import jinja2.visitor
 
 from llama_orch.contract.errors import BadRequest
 from llama_orch.contract.inference import ChatMessage
 
-# What one rendering may take, and how long a text that it puts together may be.
-CPU_SECONDS = 5.0
-MAX_TEXT = 16 * 1024 * 1024
-_INTEGERS = 2**64
+from .template_sandbox import Sandbox, bounded
+
 _PROBE = "bc1f77a9"
-
-
-class _GenerationTag(jinja2.ext.Extension):
-    """Templates made for training mark the assistant's part with this tag; for us it means nothing."""
-
-    tags = {"generation"}  # noqa: RUF012  jinja2's own interface
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+_LONGEST_FORM = 256
+_WIDTH = re.compile(r"[0-9]{2}")
 
 
 class _Refused(Exception):
     """The template itself says that it cannot render these messages."""
-
-
-_deadline: ContextVar[float] = ContextVar("deadline")
-
-
-def _still_in_time() -> None:
-    if time.thread_time() > _deadline.get():
-        raise TimeoutError(f"it takes more than {CPU_SECONDS:g} seconds of computing")
-
-
-def _counted(items: Iterable[Any]) -> Iterator[Any]:
-    for item in items:
-        _still_in_time()
-        yield item
-
-
-def _joined(texts: list[Any]) -> Any:
-    if sum(len(text) for text in texts if isinstance(text, str)) > MAX_TEXT:
-        raise OverflowError("a text becomes too long")
-    return "".join(map(str, texts))
-
-
-class _LoopsCounted(jinja2.visitor.NodeTransformer):
-    """Puts our own functions where a template loops and where it joins texts."""
-
-    def visit_For(self, node: jinja2.nodes.For) -> jinja2.nodes.Node:  # noqa: N802  jinja2's own interface
-        self.generic_visit(node)
-        node.iter = jinja2.nodes.Filter(node.iter, "_counted", [], [], None, None, lineno=node.lineno)
-        return node
-
-    def visit_Concat(self, node: jinja2.nodes.Concat) -> jinja2.nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        texts = jinja2.nodes.List(node.nodes, lineno=node.lineno)
-        return jinja2.nodes.Filter(texts, "_joined", [], [], None, None, lineno=node.lineno)
-
-
-class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """jinja2's sandbox, which keeps a template from Python, and limits to the time and the memory that it takes."""
-
-    intercepted_binops = frozenset(("+", "*", "**"))
-
-    def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols])
-        self.filters |= {"tojson": _to_json, "_counted": _counted, "_joined": _joined}
-
-    def compiled(self, source: str) -> jinja2.Template:
-        """The template of `source`. Raises jinja2.TemplateError."""
-        return self.from_string(_LoopsCounted().visit(self.parse(source)))
-
-    def call(self, context: Any, obj: Any, /, *arguments: Any, **named: Any) -> Any:
-        """Call what a template calls: a macro may call itself without end, and a loop may be called as well."""
-        _still_in_time()
-        if isinstance(obj, jinja2.runtime.LoopContext):
-            arguments = (_counted(arguments[0]), *arguments[1:])
-        return super().call(context, obj, *arguments, **named)
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Compute what needs a limit, as a few characters may ask for a number that fills the memory."""
-        if operator == "**":
-            raise OverflowError("powers are not computed")
-        sizes = [len(one) if hasattr(one, "__len__") else one for one in (left, right)]
-        if all(isinstance(size, int) for size in sizes):
-            size = sizes[0] * sizes[1] if operator == "*" else sizes[0] + sizes[1]
-            if abs(size) > (_INTEGERS if isinstance(left, int) and isinstance(right, int) else MAX_TEXT):
-                raise OverflowError("a text or a number becomes too large")
-        return super().call_binop(context, operator, left, right)
 
 
 class ChatTemplate:
@@ -120,8 +36,8 @@ class ChatTemplate:
         self._missing = "the model's file has no chat template"
         if source is not None:
             try:
-                self._template = _Sandbox().compiled(source)
-            except (jinja2.TemplateError, RecursionError) as error:
+                self._template = Sandbox().compiled(source)
+            except (jinja2.TemplateError, RecursionError, OverflowError, TimeoutError) as error:
                 self._missing = f"the chat template in the model's file is wrong: {str(error)[:500]}"
         self._wants_parts = self._template is not None and self._loses_text(self._template)
 
@@ -151,15 +67,15 @@ class ChatTemplate:
     def _run(
         self, template: jinja2.Template, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
     ) -> str:
-        _deadline.set(time.thread_time() + CPU_SECONDS)
-        return template.render(
-            messages=messages,
-            add_generation_prompt=True,
-            tools=tools,
-            raise_exception=_refuse,
-            strftime_now=_now,
-            **self._texts,
-        )
+        with bounded():
+            return template.render(
+                messages=messages,
+                add_generation_prompt=True,
+                tools=tools,
+                raise_exception=_refuse,
+                strftime_now=_now,
+                **self._texts,
+            )
 
     def _loses_text(self, template: jinja2.Template) -> bool:
         """Whether the template prints a content only where it is a list of parts, as those that see pictures may."""
@@ -199,7 +115,7 @@ class _Arguments(dict[str, Any]):
     """The arguments of a call: an object for templates that write it as JSON, and JSON for those that print it."""
 
     def __str__(self) -> str:
-        return _to_json(self)
+        return json.dumps(self, ensure_ascii=False)
 
     def __add__(self, other: object) -> str:
         return str(self) + str(other)
@@ -221,8 +137,7 @@ def _refuse(reason: object) -> NoReturn:
 
 
 def _now(form: str) -> str:
+    # The C library takes widths: a few characters could ask for a text of any length.
+    if len(form) > _LONGEST_FORM or _WIDTH.search(form):
+        raise OverflowError("a date is formatted too wide")
     return datetime.now().astimezone().strftime(form)
-
-
-def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False, **options: Any) -> str:
-    return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii, **options)

@@ -8,7 +8,7 @@ from typing import Any
 from llama_orch.contract.errors import BadRequest
 from llama_orch.contract.inference import ChatRequest, CompletionRequest
 
-from . import gbnf, json_schema
+from . import budget, gbnf, json_schema
 from .generation import Constraint, WrongGrammar
 
 SchemaToGrammar = Callable[[dict[str, Any]], str]
@@ -21,9 +21,14 @@ def constraint_of(
     response_format = body.response_format
     if body.grammar is not None:
         try:
-            gbnf.check(body.grammar)
+            with budget.limited():
+                gbnf.check(body.grammar)
         except WrongGrammar as error:
             raise BadRequest(f"grammar: {error}", code="wrong_grammar") from None
+        except budget.Abandoned:
+            raise
+        except budget.BudgetSpent as error:
+            raise BadRequest(f"grammar: to check it {error}", code="wrong_grammar") from None
         return Constraint(body.grammar)
     if response_format is None or response_format.type == "text":
         return None
@@ -36,10 +41,15 @@ def constraint_of(
 def grammar_of(schema: dict[str, Any], field: str, schema_to_grammar: SchemaToGrammar = json_schema.grammar) -> str:
     """A checked grammar for the JSON that `schema` allows. Raises BadRequest, which names `field`."""
     try:
-        grammar = schema_to_grammar(schema)
-        gbnf.check(grammar)
+        with budget.limited():
+            grammar = schema_to_grammar(schema)
+            gbnf.check(grammar)
     except WrongGrammar as error:
         reason = str(error)
+    except budget.Abandoned:
+        raise
+    except budget.BudgetSpent as error:
+        reason = f"to make a grammar of it {error}"
     except RecursionError:
         reason = "it is nested too deep"
     # A schema is any JSON at all: what it breaks in a converter is the schema's fault.

@@ -14,7 +14,7 @@ from .service import Loaded, Service
 
 
 async def embed(
-    service: Service, loaded: Loaded, body: wire.EmbeddingRequest, timeout: float | None
+    service: Service, loaded: Loaded, body: wire.EmbeddingRequest, client: str, timeout: float | None
 ) -> tuple[list[list[float]], int]:
     """One vector of length 1 for each input, and the tokens read. Raises BadRequest, and ApiError on failure.
 
@@ -28,7 +28,7 @@ async def embed(
         )
     if body.dimensions is not None and body.dimensions > length:
         raise BadRequest(f"dimensions: {body.dimensions} is more than the {length} that the model gives")
-    inputs = [await orders.tokens_of(loaded, one, "input") for one in body.inputs]
+    inputs = await orders.tokens_of(loaded, client, body.inputs, "input")
     for tokens in inputs:
         orders.check_room(loaded, tokens, "input", spare=0)
     vectors: list[list[float]] = []

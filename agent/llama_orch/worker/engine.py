@@ -13,8 +13,8 @@ import numpy as np
 
 from llama_orch.contract.process import DEFAULT_CONTEXT, WorkerSpec
 
-from . import backends, model_file, warm_up
-from .binding import library, llama_cpp, send_log_to
+from . import backends, deep_stack, model_file, sampler, warm_up
+from .binding import GrammarSteps, library, llama_cpp, send_log_to
 from .generation import (
     CannotServe,
     Constraint,
@@ -26,7 +26,6 @@ from .generation import (
     WrongGrammar,
 )  # fmt: skip
 from .llama_log import LlamaLog, no_memory
-from .sampler import LlamaSampler
 from .scheduler import Part
 from .threadpool import keep_threads
 
@@ -62,6 +61,9 @@ class LlamaEngine:
         self._bytes: dict[int, int] | None = None
         self._window = 0
         self._embedding_length = 0
+        # None where the vocabulary is of a kind that cuts no text up beforehand.
+        self._pre_tokenizer: str | None = None
+        self.grammar_steps = GrammarSteps()
 
     def load(self, progress: Callable[[float], bool]) -> ModelInfo:
         """Load the model onto its device and warm it up; see `generation.Engine.load`."""
@@ -77,6 +79,8 @@ class LlamaEngine:
         self._ends = frozenset(
             token for token in range(self.vocabulary) if llama_cpp.llama_vocab_is_eog(self.vocab, token)
         )
+        if self._meta("tokenizer.ggml.model") == "gpt2":
+            self._pre_tokenizer = self._meta("tokenizer.ggml.pre")
         self._window = llama_cpp.llama_model_n_swa(self._model)
         trained = llama_cpp.llama_model_n_ctx_train(self._model)
         context = self._spec.ctx_per_slot or min(trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
@@ -104,23 +108,30 @@ class LlamaEngine:
 
     def tokenize(self, text: str, *, begin: bool = True, rendered: bool = False) -> list[int]:
         """Tokens of `text`; see `generation.Engine.tokenize`."""
-        raw = text.encode(errors="replace")
-        size = len(raw) + 8
-        while True:
-            tokens = (llama_cpp.llama_token * size)()
-            count = llama_cpp.llama_tokenize(
-                self.vocab, raw, len(raw), tokens, size, begin and not rendered, rendered or begin
-            )
-            if count >= 0:
-                break
-            size = -count
-        found = list(tokens[:count])
+
+        def tokens() -> list[int]:
+            return self._tokens(text.encode(errors="replace"), begin and not rendered, rendered or begin)
+
+        if self._pre_tokenizer is None:
+            found = tokens()
+        else:
+            deep_stack.check(text, self._pre_tokenizer)
+            found = deep_stack.with_room_for(len(text), tokens)
         # A template may or may not write the first token itself; twice would change the answer.
         if rendered and llama_cpp.llama_vocab_get_add_bos(self.vocab):
             first = llama_cpp.llama_vocab_bos(self.vocab)
             if first >= 0 and found[:1] != [first]:
                 found.insert(0, first)
         return found
+
+    def _tokens(self, raw: bytes, add_special: bool, parse_special: bool) -> list[int]:
+        size = len(raw) + 8
+        while True:
+            tokens = (llama_cpp.llama_token * size)()
+            count = llama_cpp.llama_tokenize(self.vocab, raw, len(raw), tokens, size, add_special, parse_special)
+            if count >= 0:
+                return list(tokens[:count])
+            size = -count
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """The bytes that a token stands for."""
@@ -228,15 +239,19 @@ class LlamaEngine:
 
     # --- drawing
 
-    def sampler(self, sampling: Sampling) -> LlamaSampler:
+    def sampler(self, sampling: Sampling) -> sampler.LlamaSampler:
         """What draws a request's tokens; see `generation.Engine.sampler`."""
-        return LlamaSampler(self, sampling)
+        return sampler.LlamaSampler(self, sampling)
 
     def grammar(self, text: str) -> Any:
         """A sampler of llama.cpp's for a GBNF grammar. Raises WrongGrammar."""
+        self.grammar_steps.allow(sampler.MOST_STEPS)
         made = llama_cpp.llama_sampler_init_grammar(self.vocab, text.encode(), b"root")
         if not made:
             raise WrongGrammar("llama.cpp cannot parse it, or a rule of it begins with itself")
+        if self.grammar_steps.spent():
+            llama_cpp.llama_sampler_free(made)
+            raise WrongGrammar(sampler.TOO_AMBIGUOUS)
         return made
 
     # --- loading

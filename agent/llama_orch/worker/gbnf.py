@@ -2,8 +2,8 @@
 
 llama.cpp parses and runs a grammar inside the worker's process, where some short texts end it: brackets nested ten
 thousand deep, a rule that comes back to itself behind an empty one, thirty rules that double their choices. It
-notices none of these beforehand, so every grammar is checked here first. What stays unchecked is a grammar whose
-readings multiply while text comes; no look at the grammar alone can tell.
+notices none of these beforehand, so every grammar is checked here first. No look at the grammar alone can tell whether
+its readings multiply while text comes: that is counted while it runs (`sampler.py`).
 Source: llama.cpp's `grammars/README.md`.
 """
 
@@ -15,25 +15,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 
+from . import budget
 from .generation import WrongGrammar
 
 MAX_NESTING = 64
-# What llama.cpp holds in memory: each repetition is written out. Half a million take about 50 MB.
-MAX_ELEMENTS = 500_000
+# What llama.cpp holds in memory for each answer: each repetition is written out. So many take some 15 MB.
+MAX_ELEMENTS = 250_000
 # Places in the grammar that one character may belong to; each of them judges every token of the vocabulary.
-MAX_CHOICES = 2000
+MAX_CHOICES = 1000
 # Above this llama.cpp takes a repetition's upper limit for none.
 MAX_REPETITIONS = 2000
 
+# Nothing in it may be read in two ways: what follows a name may be a long line of whatever a client likes.
 _TOKEN = re.compile(
-    r"""(?P<skip>(?:[ \t\r\n]|\#[^\r\n]*)+)
-    |(?P<define>[A-Za-z0-9-]+(?=(?:[ \t]|\#[^\r\n]*)*::=))|(?P<is>::=)
-    |(?P<rule>[A-Za-z0-9-]+)
-    |(?P<literal>"(?:\\.|[^"\\])*")|(?P<set>\[(?:\\.|[^\]\\])*\])|(?P<one>\.|!?<[^>]*>)
+    r"""(?P<skip>[ \t\r\n]+|\#[^\r\n]*)
+    |(?P<define>[A-Za-z0-9-]++(?=[ \t]*::=))|(?P<is>::=)
+    |(?P<rule>[A-Za-z0-9-]++)
+    |(?P<literal>"(?:\\.|[^"\\])*+")|(?P<set>\[(?:\\.|[^\]\\])*+\])|(?P<one>\.|!?<[^>]*+>)
     |(?P<repeat>[*+?]|\{[^}]{0,40}\})|(?P<open>\()|(?P<close>\))|(?P<or>\|)""",
     re.VERBOSE | re.DOTALL,
 )
-_BOUNDS = re.compile(r"\{\s*(\d+)\s*(?:(,)\s*(\d*)\s*)?\}")
+_BOUNDS = re.compile(r"\{\s*+([0-9]++)\s*+(?:(,)\s*+([0-9]*+)\s*+)?\}")
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
@@ -166,6 +168,7 @@ def _tokens(grammar: str, *, skipped: bool = False) -> Iterator[tuple[str, str]]
         if not found or found.lastgroup is None:
             raise WrongGrammar(f"nothing that a grammar may have begins with {grammar[place : place + 40]!r}")
         place = found.end()
+        budget.spend()
         if skipped or found.lastgroup != "skip":
             yield found.lastgroup, found[0]
 

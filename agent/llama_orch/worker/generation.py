@@ -31,6 +31,10 @@ class GenerationFailed(Exception):
     """llama.cpp refused to go on with this request; the next one may well succeed."""
 
 
+class TextRefused(Exception):
+    """The text cannot be made into tokens of this model at a price that one request may have; says why."""
+
+
 class WrongGrammar(Exception):
     """llama.cpp does not take the grammar, or cannot make one of the schema; says why where that is known."""
 
@@ -100,7 +104,7 @@ class Order:
     `logprobs` is how many likeliest tokens to tell beside each token, None for none. `echo` is the prompt's text where
     the answer is to begin with it; its probabilities are told as well then. `special` prints tokens that mark
     something, such as the begin of a tool's call. `scope` says whose it is: what a sequence holds of one is reused by
-    the same scope alone.
+    the same scope alone. `client` is its scope where what is fair between clients is decided, reused or not.
     """
 
     prompt: list[int]
@@ -111,6 +115,7 @@ class Order:
     echo: str | None = None
     special: bool = False
     scope: str = ""
+    client: str = ""
 
 
 @dataclass(frozen=True)
@@ -144,7 +149,7 @@ class Engine(Protocol):
     def tokenize(self, text: str, *, begin: bool = True, rendered: bool = False) -> list[int]:
         """Tokens of `text`, with the model's first token where `begin` says so.
 
-        `rendered` says that a chat template has written the special ones already.
+        `rendered` says that a chat template has written the special ones already. Raises TextRefused.
         """
         ...
 
@@ -189,7 +194,12 @@ class Engine(Protocol):
 
 
 class Sampler(Protocol):
-    """Draws one request's tokens, with randomness of its own. Belongs to the engine's thread."""
+    """Draws one request's tokens, with randomness of its own. Belongs to the engine's thread.
+
+    `taken` is the CPU time in seconds that a grammar took for the last token.
+    """
+
+    taken: float
 
     def draw(self, row: int) -> int:
         """The next token from a row of the last decode. Raises GenerationFailed where none fits the grammar."""

@@ -15,15 +15,18 @@ from __future__ import annotations
 import json
 import math
 from functools import reduce
+from itertools import takewhile
 from typing import Any
 from urllib.parse import unquote
 
-from . import gbnf, integers, pattern
+from . import budget, gbnf, integers, pattern
 from .generation import WrongGrammar
 
 MAX_SCHEMAS = 4000
 MAX_DEPTH = 64
 MAX_NAME = 256
+# What the rules together may hold: parts that are put together again and again grow without end.
+MAX_CHARACTERS = 2_000_000
 
 # White space is bounded: a small model may else go on with nothing but spaces until its limit.
 SPACE = r'" "? | "\n" [ \t]{0,20}'
@@ -67,8 +70,9 @@ _HELD = {"type", "enum", "const", "anyOf", "oneOf", "allOf"}.union(*_HINTS.value
 
 
 def grammar(schema: dict[str, Any]) -> str:
-    """A grammar for the JSON that `schema` allows. Raises WrongGrammar."""
-    return _Converter(schema).convert()
+    """A grammar for the JSON that `schema` allows. Raises WrongGrammar, budget.BudgetSpent."""
+    with budget.limited():
+        return _Converter(schema).convert()
 
 
 class _Converter:
@@ -80,13 +84,18 @@ class _Converter:
         self._names: dict[str, str] = {}
         self._references: dict[str, str] = {}
         self._seen = 0
+        self._characters = 0
 
     def convert(self) -> str:
         self._rules["root"] = self._visit(self._schema, 0)
         return "\n".join(f"{name} ::= {body}" for name, body in {**self._rules, **_COMMON}.items())
 
     def _define(self, body: str) -> str:
+        budget.spend(1 + len(body) // 16)
         if body not in self._names:
+            self._characters += len(body)
+            if self._characters > MAX_CHARACTERS:
+                raise WrongGrammar(f"its grammar becomes larger than {MAX_CHARACTERS} characters")
             self._names[body] = name = f"r{len(self._names)}"
             self._rules[name] = body
         return self._names[body]
@@ -99,6 +108,7 @@ class _Converter:
 
     def _visit(self, schema: Any, depth: int) -> str:
         """The name of the rule for `schema`."""
+        budget.spend()
         self._seen += 1
         if self._seen > MAX_SCHEMAS or depth > MAX_DEPTH:
             raise WrongGrammar(f"it is larger than {MAX_SCHEMAS} parts, or deeper than {MAX_DEPTH}")
@@ -120,7 +130,9 @@ class _Converter:
         if "const" in schema or "enum" in schema:
             values = [schema["const"]] if "const" in schema else _list_of(schema, "enum")
             allowed = [value for value in values if not kinds or any(_is_a(value, kind) for kind in kinds)]
-            return self._any_of([self._value(value) for value in allowed])
+            plain = [value for value in allowed if not isinstance(value, (dict, list))]
+            choices = [self._value(value) for value in allowed if isinstance(value, (dict, list))]
+            return self._any_of([*self._one_of({_json(value) for value in plain}), *choices])
         return self._any_of([self._of_kind(schema, kind, depth + 1) for kind in kinds]) if kinds else "value"
 
     def _of_kind(self, schema: dict[str, Any], kind: str, depth: int) -> str:
@@ -142,12 +154,28 @@ class _Converter:
 
     def _value(self, value: Any) -> str:
         """The one JSON value, however it is spaced."""
+        budget.spend()
         if isinstance(value, dict):
             pairs = [f'{_text(name)} ":" ws {self._value(one)}' for name, one in value.items()]
             return self._define(_between('"{"', pairs, '"}"'))
         if isinstance(value, list):
             return self._define(_between('"["', [self._value(one) for one in value], '"]"'))
         return self._define(_text(value))
+
+    def _one_of(self, texts: set[str]) -> list[str]:
+        """One of these texts, each letter looked at once: as so many choices they would all judge every token."""
+        budget.spend(1 + sum(map(len, texts)) // 16)
+        begins: dict[str, set[str]] = {}
+        for text in texts - {""}:
+            begins.setdefault(text[0], set()).add(text)
+        choices: list[str] = []
+        for char in sorted(begins):
+            common = _common(min(begins[char]), max(begins[char]))
+            rest = {text[len(common) :] for text in begins[char]}
+            behind = self._one_of(rest) if len(rest) > 1 else []
+            tail = f" ({' | '.join(behind)}){'?' if '' in rest else ''}" if behind else ""
+            choices.append(self._define(f"{gbnf.literal(common)}{tail}"))
+        return choices
 
     # --- references and combinations
 
@@ -165,6 +193,7 @@ class _Converter:
     def _target(self, reference: Any) -> Any:
         if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
             raise WrongGrammar(f"$ref {str(reference)[:80]!r}: only places within the schema itself, as #/$defs/name")
+        budget.spend(1 + len(reference) // 16)
         found: Any = self._schema
         for part in unquote(reference).split("/")[1:]:
             name = part.replace("~1", "/").replace("~0", "~")
@@ -178,6 +207,7 @@ class _Converter:
 
     def _merge(self, one: Any, other: Any) -> Any:
         """A schema for what both allow."""
+        budget.spend(1 + (len(one) if isinstance(one, dict) else 0) + (len(other) if isinstance(other, dict) else 0))
         if one is True or other is True:
             return other if one is True else one
         if not isinstance(one, dict) or not isinstance(other, dict):
@@ -205,9 +235,11 @@ class _Converter:
                 both = {name: self._merge(own.get(name, True), others.get(name, True)) for name in {**own, **others}}
             case "required" | "allOf":
                 both = [*_list_of(one, key), *_list_of(other, key)]
+                budget.spend(len(both))
             case "type":
                 both = [kind for kind in _kinds(one) if kind in _kinds(other)]
             case "enum":
+                budget.spend(len(_list_of(one, key)) * len(_list_of(other, key)))
                 both = [value for value in _list_of(one, key) if value in _list_of(other, key)]
             case "additionalProperties" | "items":
                 both = False if mine is False or theirs is False else self._merge(mine, theirs)
@@ -223,7 +255,7 @@ class _Converter:
 
     def _object(self, schema: dict[str, Any], depth: int) -> str:
         properties = _object_of(schema, "properties")
-        required = [name for name in _list_of(schema, "required") if isinstance(name, str)]
+        required = {name: True for name in _list_of(schema, "required") if isinstance(name, str)}
         others = schema.get("additionalProperties", not properties and "properties" not in schema)
         parts = {**properties, **{name: True for name in required if name not in properties}}
         pairs = [(name, f'{_text(name)} ":" ws {self._visit(part, depth)}') for name, part in parts.items()]
@@ -253,6 +285,7 @@ class _Converter:
 
     def _none_of(self, endings: set[str]) -> str:
         """Text that is none of `endings`, without what JSON writes with a backslash."""
+        budget.spend(1 + len(endings))
         begins: dict[str, set[str]] = {}
         for ending in endings - {""}:
             begins.setdefault(ending[0], set()).add(ending[1:])
@@ -328,7 +361,7 @@ def _kinds(schema: dict[str, Any]) -> list[str]:
     given = schema.get("type")
     if given is None:
         return [kind for kind, keys in _HINTS.items() if keys & schema.keys()]
-    return [str(kind) for kind in given] if isinstance(given, list) else [str(given)]
+    return list(dict.fromkeys(map(str, given))) if isinstance(given, list) else [str(given)]
 
 
 def _is_a(value: Any, kind: str) -> bool:
@@ -341,7 +374,17 @@ def _is_a(value: Any, kind: str) -> bool:
 
 def _text(value: Any) -> str:
     """A literal for `value` as JSON."""
-    return gbnf.literal(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    return gbnf.literal(_json(value))
+
+
+def _common(first: str, last: str) -> str:
+    """What both begin with; in their order all between them begin with it as well."""
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return "".join(char for char, _ in same)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def _between(begin: str, parts: list[str], end: str) -> str:

@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from llama_orch.contract import inference as wire
 from llama_orch.contract.errors import BadRequest
 
-from .generation import Constraint, Order, Sampling, WrongGrammar
+from . import budget
+from .constraint import constraint_of
+from .generation import Constraint, Order, Sampling, TextRefused, WrongGrammar
 from .service import Loaded
+from .tools import ToolPlan, plan_tools
 
 
-async def tokens_of(loaded: Loaded, prompt: str | list[int], field: str = "prompt") -> list[int]:
-    """The tokens of a text, or tokens that are given. Raises BadRequest where the model has no such token."""
-    if not isinstance(prompt, str):
-        return check_tokens(loaded, prompt, field)
+async def tokens_of(
+    loaded: Loaded, client: str, prompts: Sequence[str | list[int]], field: str = "prompt", *, begin: bool = True
+) -> list[list[int]]:
+    """The tokens of each text, or the tokens that are given.
+
+    Raises BadRequest where the model has no such token or cannot read a text, Busy.
+    """
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            check_tokens(loaded, prompt, field)
+
+    def work() -> list[list[int]]:
+        found: list[list[int]] = []
+        for prompt in prompts:
+            budget.look()
+            found.append(_tokenize(loaded, prompt, field, begin=begin) if isinstance(prompt, str) else prompt)
+        return found
+
     # A long text takes a while, and the loop has others to serve.
-    return await asyncio.to_thread(loaded.engine.tokenize, prompt)
+    return await loaded.texts.run(client, work)
+
+
+def _tokenize(loaded: Loaded, text: str, field: str, *, begin: bool = True, rendered: bool = False) -> list[int]:
+    try:
+        return loaded.engine.tokenize(text, begin=begin, rendered=rendered)
+    except TextRefused as error:
+        raise BadRequest(f"{field}: {error}", code="text_refused") from None
 
 
 def check_tokens(loaded: Loaded, tokens: list[int], field: str) -> list[int]:
@@ -54,12 +78,38 @@ def require_text_model(loaded: Loaded) -> None:
         )
 
 
-async def check_constraint(loaded: Loaded, constraint: Constraint | None, field: str) -> None:
-    """Raise BadRequest where llama.cpp does not take the grammar."""
+async def completion_constraint(loaded: Loaded, client: str, body: wire.CompletionRequest) -> Constraint | None:
+    """What holds a completion to a shape. Raises BadRequest where it asks for one that cannot be, Busy."""
+    if body.grammar is None and body.response_format is None:
+        return None
+
+    def work() -> Constraint | None:
+        found = constraint_of(body)
+        _check_constraint(loaded, found, "grammar" if body.grammar else "response_format")
+        return found
+
+    return await loaded.grammars.run(client, work)
+
+
+async def chat_plan(loaded: Loaded, client: str, body: wire.ChatRequest) -> tuple[ToolPlan, Constraint | None]:
+    """How a chat's tools are told and read, and what holds its answer to a shape. Raises BadRequest, Busy."""
+
+    def work() -> tuple[ToolPlan, Constraint | None]:
+        plan = plan_tools(loaded.template, body)
+        constraint = plan.constraint or constraint_of(body)
+        field = "tools" if plan.constraint else "grammar" if body.grammar else "response_format"
+        _check_constraint(loaded, constraint, field)
+        return plan, constraint
+
+    asks = body.tools or body.grammar is not None or body.response_format is not None
+    return await (loaded.grammars if asks else loaded.texts).run(client, work)
+
+
+def _check_constraint(loaded: Loaded, constraint: Constraint | None, field: str) -> None:
     if constraint is None:
         return
     try:
-        await asyncio.to_thread(loaded.engine.check, constraint)
+        loaded.engine.check(constraint)
     except WrongGrammar as error:
         raise BadRequest(f"{field}: {error}", code="wrong_grammar") from None
 
@@ -95,14 +145,14 @@ def choices(order: Order, count: int) -> list[Order]:
 
 
 async def tokens_of_chat(
-    loaded: Loaded, messages: list[wire.ChatMessage], tools: list[dict[str, Any]] | None
+    loaded: Loaded, client: str, messages: list[wire.ChatMessage], tools: list[dict[str, Any]] | None
 ) -> list[int]:
-    """The tokens of a conversation as the model's template writes it. Raises BadRequest."""
+    """The tokens of a conversation as the model's template writes it. Raises BadRequest, Busy."""
 
     def work() -> list[int]:
-        return loaded.engine.tokenize(loaded.template.render(messages, tools), rendered=True)
+        return _tokenize(loaded, loaded.template.render(messages, tools), "messages", rendered=True)
 
-    return await asyncio.to_thread(work)
+    return await loaded.texts.run(client, work)
 
 
 def text_of(loaded: Loaded, tokens: list[int]) -> str:

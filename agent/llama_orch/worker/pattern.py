@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from . import gbnf
+from . import budget, gbnf
 from .generation import WrongGrammar
 
 _LAST = 0x10FFFF
@@ -21,8 +21,9 @@ _SPACE: _Ranges = [(9, 13), (32, 32), (0xA0, 0xA0)]
 _CONTROLS = {"t": 9, "n": 10, "v": 11, "f": 12, "r": 13, "0": 0}
 # A JSON string has these only behind a backslash.
 _ESCAPED = {8: "b", 9: "t", 10: "n", 12: "f", 13: "r", 34: '"', 92: "\\"}
-_REPETITION = re.compile(r"\*|\+|\?|\{\d+(?:,\d*)?\}")
+_REPETITION = re.compile(r"\*|\+|\?|\{[0-9]{1,9}(?:,[0-9]{0,9})?\}")
 _CODE = re.compile(r"x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|u\{([0-9a-fA-F]{1,6})\}")
+_GROUP_NAME = re.compile(r"P?<[A-Za-z_][A-Za-z0-9_]{0,63}>")
 
 
 def rule(pattern: str, define: Callable[[str], str], anything: str) -> str:
@@ -77,6 +78,7 @@ class _Reader:
             if self._taken("$"):
                 ends = True
                 continue
+            budget.spend()
             part = self._part(depth)
             if repetition := _REPETITION.match(self._pattern, self._place):
                 self._place = repetition.end()
@@ -106,7 +108,7 @@ class _Reader:
 
     def _group(self, depth: int) -> str:
         if self._taken("?") and not self._taken(":"):
-            name = re.compile(r"P?<[A-Za-z_]\w*>").match(self._pattern, self._place)
+            name = _GROUP_NAME.match(self._pattern, self._place)
             if not name:
                 raise self._wrong("looking ahead or back is more than a grammar can do")
             self._place = name.end()
@@ -119,6 +121,7 @@ class _Reader:
         negative = self._taken("^")
         ranges: _Ranges = []
         while not self._taken("]"):
+            budget.spend()
             first = self._member()
             if self._pattern.startswith("-", self._place) and not self._pattern.startswith("-]", self._place):
                 self._place += 1

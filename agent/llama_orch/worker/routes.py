@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import struct
 from collections.abc import AsyncIterator
@@ -18,12 +17,10 @@ from llama_orch.web.app import Routes
 from llama_orch.web.events import EventStream
 
 from . import embeddings, orders
-from .constraint import constraint_of
 from .generation import Constraint, Ending, Order, Piece
 from .scope import Scopes
 from .service import Loaded, Service
 from .shapes import ChatShape, CompletionShape, usage_of
-from .tools import plan_tools
 
 DONE = "[DONE]"
 LONGEST_TIMEOUT_SECONDS = 86_400.0
@@ -33,6 +30,7 @@ def build(service: Service) -> Routes:
     """Every operation of a worker, bound to `service`."""
     routes = Routes(ops.WORKER)
     scopes = Scopes(service.spec.gateways, shared=service.spec.reuse_across_scopes)
+    clients = Scopes(service.spec.gateways)
 
     @routes.handle(ops.WORKER_HEALTH)
     async def health(_: Request) -> wire.WorkerHealth:
@@ -53,10 +51,14 @@ def build(service: Service) -> Routes:
     async def completions(request: Request, body: wire.CompletionRequest) -> BaseModel | EventStream:
         loaded = service.require_ready(body.model)
         orders.require_text_model(loaded)
-        scope = scopes.of(request)
-        constraint = await asyncio.to_thread(constraint_of, body)
-        await orders.check_constraint(loaded, constraint, "grammar" if body.grammar else "response_format")
-        wanted = [one for prompt in body.prompts for one in await _completion(loaded, body, prompt, constraint, scope)]
+        scope, client = scopes.of(request), clients.of(request)
+        constraint = await orders.completion_constraint(loaded, client, body)
+        prompts = await orders.tokens_of(loaded, client, body.prompts)
+        wanted = [
+            one
+            for prompt, tokens in zip(body.prompts, prompts, strict=True)
+            for one in _completion(loaded, body, prompt, tokens, constraint=constraint, scope=scope, client=client)
+        ]
         shape = CompletionShape(service.spec.model_name, loaded.engine)
         return await _answer(service, request, body, wanted, shape, prompts=len(body.prompts))
 
@@ -64,11 +66,9 @@ def build(service: Service) -> Routes:
     async def chat(request: Request, body: wire.ChatRequest) -> BaseModel | EventStream:
         loaded = service.require_ready(body.model)
         orders.require_text_model(loaded)
-        scope = scopes.of(request)
-        plan = await asyncio.to_thread(plan_tools, loaded.template, body)
-        constraint = plan.constraint or await asyncio.to_thread(constraint_of, body)
-        await orders.check_constraint(loaded, constraint, "tools" if plan.constraint else "response_format")
-        prompt = await orders.tokens_of_chat(loaded, plan.messages, plan.tools)
+        scope, client = scopes.of(request), clients.of(request)
+        plan, constraint = await orders.chat_plan(loaded, client, body)
+        prompt = await orders.tokens_of_chat(loaded, client, plan.messages, plan.tools)
         room = orders.check_room(loaded, prompt, "messages")
         order = Order(
             prompt=prompt,
@@ -78,6 +78,7 @@ def build(service: Service) -> Routes:
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             special=plan.render_special,
             scope=scope,
+            client=client,
         )
         readers = [plan.reader() for _ in range(body.n)]
         shape = ChatShape(service.spec.model_name, loaded.engine, readers)
@@ -86,7 +87,7 @@ def build(service: Service) -> Routes:
     @routes.handle(ops.EMBEDDINGS)
     async def embed(request: Request, body: wire.EmbeddingRequest) -> wire.EmbeddingList:
         loaded = service.require_ready(body.model)
-        vectors, tokens = await embeddings.embed(service, loaded, body, _timeout(request))
+        vectors, tokens = await embeddings.embed(service, loaded, body, clients.of(request), _timeout(request))
         return wire.EmbeddingList(
             model=service.spec.model_name,
             data=[
@@ -97,21 +98,28 @@ def build(service: Service) -> Routes:
         )
 
     @routes.handle(ops.TOKENIZE)
-    async def tokenize(_: Request, body: wire.TokenizeRequest) -> wire.Tokens:
+    async def tokenize(request: Request, body: wire.TokenizeRequest) -> wire.Tokens:
         loaded = service.require_ready(body.model)
         if body.prompt is not None:
-            tokens = await asyncio.to_thread(loaded.engine.tokenize, body.prompt, begin=body.add_special_tokens)
+            prompts = [body.prompt]
+            (tokens,) = await orders.tokens_of(loaded, clients.of(request), prompts, begin=body.add_special_tokens)
         else:
-            tokens = await orders.tokens_of_chat(loaded, body.messages or [], None)
+            tokens = await orders.tokens_of_chat(loaded, clients.of(request), body.messages or [], None)
         return wire.Tokens(tokens=tokens, count=len(tokens), context_per_slot=loaded.info.context)
 
     return routes
 
 
-async def _completion(
-    loaded: Loaded, body: wire.CompletionRequest, prompt: str | list[int], constraint: Constraint | None, scope: str
+def _completion(
+    loaded: Loaded,
+    body: wire.CompletionRequest,
+    prompt: str | list[int],
+    tokens: list[int],
+    *,
+    constraint: Constraint | None,
+    scope: str,
+    client: str,
 ) -> list[Order]:
-    tokens = await orders.tokens_of(loaded, prompt)
     room = orders.check_room(loaded, tokens, "prompt", spare=0 if body.max_tokens == 0 else 1)
     echo = None
     if body.echo:
@@ -124,6 +132,7 @@ async def _completion(
         logprobs=body.logprobs,
         echo=echo,
         scope=scope,
+        client=client,
     )
     return orders.choices(order, body.n)
 

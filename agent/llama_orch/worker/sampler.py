@@ -17,8 +17,12 @@ if TYPE_CHECKING:
 
 # As far back as penalties look.
 PENALIZED_TOKENS = 1024
-# CPU time that a grammar may take for one token: some take many times more for each that follows.
+# What a grammar may take for one token, in llama.cpp's own steps of some nanoseconds: to judge every token of the
+# vocabulary once takes some twenty for each. Above it, it takes many times more for each token that follows.
+STEPS_PER_TOKEN, MOST_STEPS = 256, 20_000_000
+# The same in CPU time, for a build that counts no steps: it is looked at when all is done.
 GRAMMAR_SECONDS = 0.5
+TOO_AMBIGUOUS = "the grammar is too ambiguous: it takes ever longer to tell what may follow"
 NOTHING_FITS = "no token of the model fits what the grammar allows next"
 
 
@@ -35,6 +39,8 @@ class LlamaSampler:
         self._grammar: Any = None
         self._waits_for: tuple[str, ...] = ()
         self._text = ""
+        self.taken = 0.0
+        self._steps = min(MOST_STEPS, STEPS_PER_TOKEN * engine.vocabulary)
         constraint = sampling.constraint
         if constraint is not None:
             self._grammar = engine.grammar(constraint.grammar)
@@ -48,21 +54,35 @@ class LlamaSampler:
 
     def draw(self, row: int) -> int:
         """The next token; see `generation.Sampler.draw`."""
+        self.taken = 0.0
         if self._grammar is None or self._waits_for:
             token = self._engine.sample(self._chain, row) if self._chain else int(self._engine.logits(row).argmax())
             if self._waits_for:
                 self.follow(self._engine.piece(token, special=True).decode(errors="replace"))
             return token
         began = time.thread_time()
-        token = self._choose(row, by_grammar=False)
-        if not self._fits(token):
-            token = self._choose(row, by_grammar=True)
+        self._engine.grammar_steps.allow(self._steps)
+        try:
+            token = self._choose(row, by_grammar=False)
+            if not self._fits(token):
+                token = self._choose(row, by_grammar=True)
+            self._accept(token)
+        finally:
+            self.taken = time.thread_time() - began
         if self._chain:
             llama_cpp.llama_sampler_accept(self._chain, token)
-        llama_cpp.llama_sampler_accept(self._grammar, token)
-        if time.thread_time() - began > GRAMMAR_SECONDS:
-            raise GenerationFailed("the grammar is too ambiguous: it takes ever longer to tell what may follow")
+        if self.taken > GRAMMAR_SECONDS:
+            raise GenerationFailed(TOO_AMBIGUOUS)
         return token
+
+    def _accept(self, token: int) -> None:
+        """Let the grammar go on behind a token that fits. Raises GenerationFailed."""
+        llama_cpp.llama_sampler_accept(self._grammar, token)
+        self._within_steps()
+
+    def _within_steps(self) -> None:
+        if self._engine.grammar_steps.spent():
+            raise GenerationFailed(TOO_AMBIGUOUS)
 
     def _choose(self, row: int, *, by_grammar: bool) -> int:
         size = self._engine.vocabulary
@@ -73,6 +93,7 @@ class LlamaSampler:
         array = llama_cpp.llama_token_data_array(data, size, -1, False)
         if by_grammar:
             llama_cpp.llama_sampler_apply(self._grammar, ctypes.byref(array))
+            self._within_steps()
             if not np.isfinite(view["logit"]).any():
                 raise GenerationFailed(NOTHING_FITS)
         if not self._chain:
@@ -87,6 +108,7 @@ class LlamaSampler:
         one = (llama_cpp.llama_token_data * 1)((token, 0.0, 0.0))
         array = llama_cpp.llama_token_data_array(one, 1, -1, False)
         llama_cpp.llama_sampler_apply(self._grammar, ctypes.byref(array))
+        self._within_steps()
         return one[0].logit != -np.inf
 
     @property
@@ -104,6 +126,7 @@ class LlamaSampler:
             return
         place, length = min(found)
         self._waits_for = ()
+        self._engine.grammar_steps.allow(self._steps)
         for byte in self._text[place + length :].encode():
             # Byte by byte: to tokenize a text that goes on would put a space in front of it in some vocabularies.
             follows = self._engine.byte_token(byte)
@@ -112,7 +135,7 @@ class LlamaSampler:
                 llama_cpp.llama_sampler_free(self._grammar)
                 self._grammar = None
                 return
-            llama_cpp.llama_sampler_accept(self._grammar, follows)
+            self._accept(follows)
 
     def free(self) -> None:
         """Give the memory back; see `generation.Sampler.free`."""

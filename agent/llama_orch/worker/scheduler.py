@@ -9,6 +9,7 @@ long prompt. Prompts have scopes: what is held of one is nothing to the others, 
 from __future__ import annotations
 
 import bisect
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 # A copy moves a whole slot's memory, so it must save more than a few tokens' work.
@@ -142,12 +143,17 @@ class Scheduler:
             if shared >= max(chosen.reused, chosen.shared if chosen.leader else 0) + LEAST_COPIED:
                 chosen.leader, chosen.leader_order, chosen.shared = other, other.order, shared
 
-    def next(self, room: int, room_for_prompts: int) -> Step:
-        """The next step: at most `room` tokens, and of prompts at most `room_for_prompts`."""
+    def next(self, room: int, room_for_prompts: int, resting: Collection[int] = ()) -> Step:
+        """The next step: at most `room` tokens, and of prompts at most `room_for_prompts`.
+
+        The answers of sequences that rest do not go on in it.
+        """
         copies: list[Copy] = []
         answers: list[Part] = []
         prompts: list[Part] = []
         for sequence in self._sequences:
+            if sequence.id in resting:
+                continue
             if sequence.wanted is not None and not sequence.reads and len(sequence.held) < len(sequence.wanted):
                 answers.append(Part(sequence.id, sequence.wanted[len(sequence.held) :], len(sequence.held), "last"))
         room = min(room - len(answers), room_for_prompts)

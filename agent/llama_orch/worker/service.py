@@ -21,6 +21,7 @@ from .chat import ChatTemplate
 from .generation import Ending, Engine, ModelInfo, Order
 from .metrics import Metrics
 from .slots import Slot, Slots
+from .work_pool import WorkPool
 
 log = logging.getLogger(__name__)
 
@@ -34,16 +35,23 @@ SPEED_SECONDS = 5.0
 # The engine's thread asks for the interpreter after each step; by default the other one may keep it for 5 ms.
 SWITCH_SECONDS = 0.0005
 
+# What reads texts leaves the interpreter for much of its time, what reads grammars never does.
+TEXT_THREADS, GRAMMAR_THREADS = 4, 2
+# CPU time for all texts of one request.
+TEXT_SECONDS = 30.0
+
 T = TypeVar("T")
 
 
 class Loaded:
-    """What there is once the model is loaded."""
+    """What there is once the model is loaded, and the threads that read requests: their texts, and their grammars."""
 
     def __init__(self, engine: Engine, info: ModelInfo, batcher: Batcher) -> None:
         self.engine = engine
         self.info = info
         self.batcher = batcher
+        self.texts = WorkPool("texts", TEXT_THREADS, cpu_seconds=TEXT_SECONDS)
+        self.grammars = WorkPool("grammars", GRAMMAR_THREADS)
         self.template = ChatTemplate(info.chat_template, bos_text=info.bos_text, eos_text=info.eos_text)
 
 
@@ -131,14 +139,18 @@ class Service:
 
     def health(self) -> WorkerHealth:
         """What the worker is doing."""
+        reason = self._why_nobody_is_served()
         if self._closing:
             status = "draining"
         elif self._loaded is None:
             status = "loading"
+        elif reason is not None:
+            status = "overloaded"
         else:
             status = "busy" if self.slots.busy else "idle"
         return WorkerHealth(
             status=status,
+            reason=reason,
             worker_id=self.spec.worker_id,
             percentage=100.0 if self._loaded else min(99.0, round(self._progress * 100, 1)),
             slots=self.spec.slots,
@@ -148,6 +160,16 @@ class Service:
             context_per_slot=self._loaded.info.context if self._loaded else None,
             confined=self._confined,
         )
+
+    def _why_nobody_is_served(self) -> str | None:
+        if self._loaded is None:
+            return None
+        if seconds := self._loaded.batcher.stuck_seconds:
+            return f"the engine has been at one step for {seconds:.0f} s"
+        for pool, what in ((self._loaded.texts, "texts"), (self._loaded.grammars, "grammars and schemas")):
+            if seconds := pool.stalled_seconds:
+                return f"requests wait to have their {what} read, and none was for {seconds:.0f} s"
+        return None
 
     def held_tokens(self) -> int:
         """Tokens that all slots hold together."""

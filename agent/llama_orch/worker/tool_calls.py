@@ -14,9 +14,9 @@ _LETTERS = string.ascii_letters + string.digits
 _PYTHON_TAG = "<|python_tag|>"
 # Longer, what stands before the arguments names no function.
 _MAX_HEAD = 256
-_OBJECT_HEAD = re.compile(r'\{\s*"name"\s*:\s*"([^"\\]+)"\s*,\s*"(?:arguments|parameters)"\s*:\s*\{')
+_OBJECT_HEAD = re.compile(r'\{\s*+"name"\s*+:\s*+"([^"\\]++)"\s*+,\s*+"(?:arguments|parameters)"\s*+:\s*+\{')
 # Some models write an id between the name and the arguments.
-_NAMED_HEAD = re.compile(r"\s*([\w-]+)\s*(?:\[CALL_ID\]\s*\w+\s*)?\[ARGS\]\s*")
+_NAMED_HEAD = re.compile(r"\s*+([\w-]++)\s*+(?:\[CALL_ID\]\s*+\w++\s*+)?\[ARGS\]\s*+")
 _CLOSERS = {"{": "}", "[": "]"}
 
 
@@ -153,7 +153,8 @@ class AnswerReader:
         """Look for the name where the arguments may just have begun."""
         call = self._call
         if self._form.layout == "named":
-            head = _NAMED_HEAD.fullmatch("".join(call.raw[call.skipped : -1]))
+            # Only where the first bracket opens: what stands before it is short then, and is looked at once.
+            head = _NAMED_HEAD.fullmatch("".join(call.raw[call.skipped : -1])) if call.depth == 1 else None
         else:
             head = _OBJECT_HEAD.fullmatch("".join(call.json)) if call.depth == 2 and not call.nested else None
             call.nested = call.nested or call.depth == 2
@@ -276,26 +277,26 @@ class _Output:
         self._deltas: list[Delta] = []
         self._index: int | None = None
         self._parts: list[str] = []
-        self._spaces = ""
+        self._spaces: list[str] = []
 
     def say(self, text: str) -> None:
         """Text; white space waits for what comes next."""
         for char in text:
             if char.isspace():
-                self._spaces += char
+                self._spaces.append(char)
             else:
                 self.has_text = True
-                self._put(None, self._spaces + char)
-                self._spaces = ""
+                self._put(None, *self._spaces, char)
+                self._spaces.clear()
 
     def say_spaces(self) -> None:
         """The white space at the end of an answer."""
-        self._put(None, self._spaces)
-        self._spaces = ""
+        self._put(None, *self._spaces)
+        self._spaces.clear()
 
     def call(self, index: int, name: str) -> None:
         """A call's beginning. White space before it belongs to nothing."""
-        self._spaces = ""
+        self._spaces.clear()
         self._flush()
         id_ = "call_" + "".join(secrets.choice(_LETTERS) for _ in range(24))
         self._deltas.append(Call(index, id=id_, name=name))
@@ -304,11 +305,11 @@ class _Output:
         """A part of a call's arguments."""
         self._put(index, arguments)
 
-    def _put(self, index: int | None, text: str) -> None:
+    def _put(self, index: int | None, *texts: str) -> None:
         if index != self._index:
             self._flush()
             self._index = index
-        self._parts.append(text)
+        self._parts += texts
 
     def _flush(self) -> None:
         text = "".join(self._parts)

@@ -10,7 +10,8 @@ from typing import Any
 from llama_orch.contract.inference import ChatMessage, Tool
 
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
-_NO_SYSTEM = re.compile(r"raise_exception\(\s*['\"][^'\"]*system[^'\"]*\bnot\b", re.IGNORECASE)
+_REASON = re.compile(r"raise_exception\(\s*+['\"]([^'\"]*+)")
+_NOT = re.compile(r"\bnot\b")
 _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 
 
@@ -60,7 +61,7 @@ def in_words(
     if not tools:
         return told
     explained = _explanation(tools, several=several, must=must)
-    if _NO_SYSTEM.search(template):
+    if _refuses_system(template):
         place = next((number for number, message in enumerate(told) if message.role == "user"), None)
     else:
         place = 0 if told[0].role in ("system", "developer") else None
@@ -68,6 +69,12 @@ def in_words(
         return [_message("system", explained), *told]
     joined = _message(told[place].role, f"{told[place].text}\n\n{explained}")
     return [*told[:place], joined, *told[place + 1 :]]
+
+
+def _refuses_system(template: str) -> bool:
+    """Whether a template says that it knows no system's messages."""
+    reasons = (found[1].lower().partition("system") for found in _REASON.finditer(template))
+    return any(word and _NOT.search(behind) for _, word, behind in reasons)
 
 
 def _explanation(tools: list[Tool], *, several: bool, must: bool) -> str:

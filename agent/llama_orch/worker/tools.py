@@ -31,7 +31,7 @@ MISTRAL_NAMED = CallFormat("named", openings=("[TOOL_CALLS]",))
 IN_WORDS = CallFormat(openings=('{"tool_call":', '{ "tool_call":', '{\n"tool_call":', '{\n  "tool_call":'), closing="}")
 
 # Other families put something else between the same tags.
-_HERMES_CALL = re.compile(r"""<tool_call>(?:\\n|[\s'"{}~+-])*\\?"(?:name|arguments)""")
+_HERMES_CALL = re.compile(r"""<tool_call>(?:\\n|[\s'{}~+-]|\\?"(?!name|arguments))*+\\?"(?:name|arguments)""")
 
 
 def format_of(template: str | None) -> CallFormat:

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import contextlib
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from llama_orch.contract.errors import BadRequest
 from llama_orch.contract.inference import ChatMessage
-from llama_orch.worker import chat
+from llama_orch.worker import template_sandbox
 from llama_orch.worker.chat import ChatTemplate
 
 HELLO = [ChatMessage(role="system", content="Be brief."), ChatMessage(role="user", content="Hello")]
@@ -148,6 +153,49 @@ def test_loops_and_joined_texts_work_as_ever():
     )
 
 
+GROWN = (
+    "{% set n = namespace(x='xxxxxxxxxxxxxxxx', l=[]) %}{% for a in range(17) %}{% set n.x = n.x + n.x %}{% endfor %}"
+)
+# Few characters that ask for very much, each in a way of its own.
+AMPLIFIERS = [
+    *(f"{{{{ messages[0].role.{call} }}}}" for call in (
+        "ljust(3000000000)", "rjust(3000000000)", "center(3000000000)", "zfill(3000000000)", "encode()",
+        "replace('', 'x' * 4000000)", "join(['x' * 4000000] * 99999)",
+        "translate({115: 'x' * 4000000})", "format_map({})" + ".ljust(9999999999)")),
+    "{{ ('\t' * 1000000).expandtabs(100000) }}",
+    "{{ ('a ' * 2000000).split() }}", "{{ ('a\n' * 2000000).splitlines() }}", "{{ 5 .to_bytes(9999999999, 'big') }}",
+    "{{ 'a' | center(3000000000) }}", "{{ messages[0].role | center(3000000000) }}",
+    "{{ '%3000000000d' % 1 }}", "{{ '%*d' % (3000000000, 1) }}", "{{ '%3000000000d' | format(1) }}",
+    "{{ '%(a)s' * 1000 % {'a': 'x' * 1000000} }}", "{{ '%s%s%s' % (('x' * 4000000,) * 3) }}",
+    "{{ '{:>3000000000}'.format(1) }}", "{{ '{:>{}}'.format(1, 3000000000) }}",
+    "{{ ('{0}' * 1000).format('x' * 1000000) }}", "{{ ('{a}' * 1000).format_map({'a': 'x' * 1000000}) }}",
+    "{{ 'x' | indent(3000000000, true) }}", "{{ ('\n' * 100000) | indent('x' * 100000, true, true) }}",
+    "{{ ('x' * 100000) | replace('x', 'y' * 100000) }}", "{{ ([0] * 100000) | join('x' * 100000) }}",
+    "{{ [1] | batch(3000000000, 'x') | list }}", "{{ [1] | slice(3000000000) | list }}",
+    "{{ [1] | tojson(indent=3000000000) }}", "{{ ([[[[0]]]] * 100000) | tojson(indent=99) }}",
+    "{{ [1, 2] | tojson(separators=('x' * 4000000, ':')) }}", "{{ [0] * 3000000000 }}",
+    "{{ (['x' * 4000000] * 100000) | tojson }}", "{{ ['x' * 4000000] * 100000 }}",
+    "{{ (['x' * 4000000] * 99) | string }}",
+    "{{ ('x' * 4000000) ~ ('x' * 4000000) }}", "{{ (['x' * 4000000] * 100000) ~ '' }}",
+    "{{ (['x' * 4000000] * 100000) | sort | length }}", "{{ ([['x']] * 9999) | sum(start=[]) | length }}",
+    "{{ (['x' * 4000000] * 100000) | join }}", "{{ ''.join(['x' * 4000000] * 100000) }}",
+    "{{ lipsum(n=100000000) }}", "{{ 1.5 | round(3000000000, 'ceil') }}", "{{ ('1' * 4000000) | int(base=2) * 2 }}",
+    "{{ ('x ' * 99999) | wordwrap(1, true, 'y' * 99999) }}", "{{ strftime_now('%3000000000d') }}",
+    "{{ strftime_now('%c' * 1000) }}", "{{ namespace(x=['x' * 4000000] * 100000) }}",
+    GROWN + "{% for a in range(99999) %}{{ n.x }}{% endfor %}",
+    GROWN + "{% macro m() %}{% for a in range(99999) %}{{ n.x }}{% endfor %}{% endmacro %}{{ m() | length }}",
+    GROWN + "{% set y %}{% for a in range(99999) %}{{ n.x }}{% endfor %}{% endset %}{{ y | length }}",
+    GROWN + "{% for a in range(9999) %}{% set n.l = n.l + [n.x[1:]] %}{% endfor %}",
+    GROWN + "{% for a in range(9999) %}{% set n.l = n.l + [n.x | upper] %}{% endfor %}",
+    GROWN + "{% for a in range(9999) %}{% set n.l = n.l + [n.x.lower()] %}{% endfor %}",
+    GROWN + "{% for a in range(9999) %}{% set n.l = n.l + [n.x + 'y'] %}{% endfor %}",
+    GROWN + "{% for a in range(9999) %}{% set n.l = n.l + [n.x | list] %}{% endfor %}",
+    "{% set n = namespace(x=[1]) %}{% for a in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x }}",
+    "{% set n = namespace(x=[1]) %}{% for a in range(60) %}{% set n.x = {'a': n.x, 'b': n.x} %}{% endfor %}"
+    "{{ n.x.items() }}",
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
@@ -172,6 +220,59 @@ def test_loops_and_joined_texts_work_as_ever():
     ],
 )
 def test_a_template_that_would_not_end_is_a_400(source: str, reason: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(chat, "CPU_SECONDS", 0.05)
+    monkeypatch.setattr(template_sandbox, "CPU_SECONDS", 0.05)
     with pytest.raises(BadRequest, match=reason):
         template(source).render(HELLO)
+
+
+@contextlib.contextmanager
+def memory_bounded(megabytes: int) -> Iterator[None]:
+    """A MemoryError where more is taken than there is in use now."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + megabytes * 2**20, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.parametrize("source", AMPLIFIERS)
+def test_a_few_characters_cannot_ask_for_much_memory(source: str, monkeypatch: pytest.MonkeyPatch):
+    # The time alone would stop some of them, and a little too late.
+    monkeypatch.setattr(template_sandbox, "CPU_SECONDS", 60.0)
+    with memory_bounded(512):
+        made = template(source)
+        with pytest.raises(
+            BadRequest,
+            match=r"too long|too wide|MiB of texts|too large|not for templates|namespace|"
+            r"lipsum|only numbers",
+        ):
+            made.render(HELLO)
+
+
+def test_what_grows_within_its_bounds_works_as_ever():
+    source = (
+        "{{ 'ab'.ljust(4) + 'ab'.center(4) ~ 'ab'.zfill(4) }}|{{ 'a\tb'.expandtabs(4) }}|{{ 'a-b'.replace('-', '+') }}|"
+        "{{ ' '.join(['a', 'b']) }}|{{ '%s=%03d' % ('a', 5) }}|{{ '{}:{:>3}'.format('a', 5) }}|{{ 7 % 4 }}|"
+        "{{ 'ab' | center(4) }}|{{ 'a\nb' | indent(2) }}|{{ [1, 2] | tojson(indent=2) }}|{{ [1, 2, 3] | sum }}|"
+        "{{ [3, 1] | sort }}|{{ [1, 1] | unique | list }}|{{ [1, 2, 3] | batch(2, 0) | list }}|{{ 'abc'[1:] }}|"
+        "{{ 'abc'[::-1] }}|{{ ['a', 'b'][-1:] }}|{{ 'a b'.split() }}|"
+        "{{ messages | map(attribute='role') | join(',') }}|"
+        "{{ {'b': 1, 'a': 2} | dictsort }}|{{ 2.567 | round(1) }}|{{ '7' | int + 1 }}|{{ '%s' | format('x') }}|"
+        "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}|"
+        "{{ nothing | join }}|{{ nothing | list }}"
+    )
+    assert template(source).render(HELLO) == (
+        "ab   ab 00ab|a   b|a+b|a b|a=005|a:  5|3| ab |a\n  b|[\n  1,\n  2\n]|6|[1, 3]|[1]|[[1, 2], [3, 0]]|bc|"
+        "cba|['b']|['a', 'b']|system,user|[('a', 2), ('b', 1)]|2.6|8|x|1||[]"
+    )
+
+
+def test_a_long_conversation_is_within_the_bounds():
+    messages = [ChatMessage(role="user", content=f"{number} " + "a" * 240) for number in range(4096)]
+    source = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}{{ (m.content + '!').split('!')[0][:2] }}"
+        "{% if loop.index0 == messages | length - 1 %}last{% endif %}{% endfor %}"
+    )
+    assert template(source).render(messages).endswith("last")

@@ -42,6 +42,20 @@ def test_a_long_prompt_is_read_beside_running_answers_and_stops_none_of_them():
     assert (scheduler.generating, scheduler.reading) == (3, 0)
 
 
+def test_answers_that_rest_stay_where_they_are_and_go_on_later():
+    scheduler = Scheduler(3)
+    for prompt in ([1], [2]):
+        scheduler.start(prompt)
+    run(scheduler)
+    scheduler.extend(0, 10)
+    scheduler.extend(1, 20)
+    scheduler.start([3])
+    step = scheduler.next(ROOM, ROOM, resting={0})
+    assert [(part.sequence, part.tokens) for part in step.parts] == [(1, [20]), (2, [3])]
+    scheduler.done(step)
+    assert [(part.sequence, part.tokens) for part in run(scheduler).parts] == [(0, [10])]
+
+
 def test_prompts_are_read_in_the_order_in_which_they_came():
     scheduler = Scheduler(3)
     for number in range(3):
