@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "agent" / "llama_orch"
 MAY_IMPORT = {
     "contract": {"contract"},
     "web": {"contract", "web"},
-    "queen": {"contract", "web", "queen"},
+    "queen": {"contract", "client", "web", "queen"},
     "hive": {"contract", "web", "hive"},
     "worker": {"contract", "web", "worker"},
     "client": {"contract", "client"},
