@@ -75,7 +75,7 @@ class ProvingConnector(aiohttp.TCPConnector):
         if not _holds(status, data, token, self._part, nonce):
             raise NotProven(
                 f"what answers at {_base(url)} (status {status}) does not prove that it knows this token, so nothing "
-                f"was sent to it: is there really a llama-orch {self._part} of the same version, and is the token its own?"
+                f"was sent to it: is a llama-orch {self._part} of the same version there, and is the token its own?"
             )
         if other_end is not None:
             self._proven.setdefault(other_end, set()).add(token)
