@@ -36,7 +36,8 @@ unit=${{!#}}; unit=${{unit##*/}}; running={state}/${{unit%.service}}
 echo "$*" >> {state}/asked
 case $1 in
   is-active) shift; for unit; do [ -e {state}/$unit ] && echo active || echo inactive; done ;;
-  show) [[ $* != *MainPID* ]] || {{ echo {pid}; exit; }}; echo LoadState=loaded; [ -e $running ] && echo ActiveState=active || echo ActiveState=inactive ;;
+  show) [[ $* != *MainPID* ]] || {{ echo {pid}; exit; }}
+    echo LoadState=loaded; [ -e $running ] && echo ActiveState=active || echo ActiveState=inactive ;;
   start) [ ! -e $running.broken ] || {{ echo it is broken >&2; exit 1; }}; touch $running ;;
   stop) rm -f $running ;;
 esac

@@ -28,11 +28,11 @@ from .jobs import Jobs
 from .metrics import QueenMetrics
 from .node_state import NodeStates
 from .nodes import Nodes
-from .preflight import SshSetup
 from .prober import Prober
 from .remedies import Remedies
 from .runs import Runs
 from .settings import QueenSettings
+from .ssh import SshSetup
 from .ssh_keys import KnownHosts
 from .store import Store
 
@@ -46,7 +46,9 @@ class Queen:
 
     def __init__(self, settings: QueenSettings, metrics: QueenMetrics) -> None:
         environment = child_environment()
-        ssh = SshSetup(settings.ssh_key, settings.known_hosts, settings.ssh_connect_timeout_s)
+        ssh = SshSetup(
+            settings.ssh_key, settings.known_hosts, settings.ssh_connect_timeout_s, settings.trust_first_host_key
+        )
         tokens = HiveTokens(settings.secrets)
         known_hosts = KnownHosts(settings.known_hosts)
         self._settings = settings
@@ -114,6 +116,7 @@ class Queen:
             store=self.store,
             jobs=self.jobs,
             known_hosts=known_hosts,
+            tokens=tokens,
             key_file=settings.ssh_key,
             login_user=settings.login_user,
             provision_on_change=settings.provision_on_inventory_change,

@@ -70,6 +70,10 @@ status:
   description: Status of the answer; 200 where the proof alone was asked for, -1 where there was no answer or no proof.
   returned: always
   type: int
+msg:
+  description: How it went, in a sentence.
+  returned: always
+  type: str
 json:
   description: The answer.
   returned: where it is JSON
@@ -234,7 +238,7 @@ def main():
             if given["unit"]:
                 service.held_by(given["unit"])
             if not given["path"]:
-                module.exit_json(changed=False, status=200, name=given["name"])
+                module.exit_json(changed=False, status=200, name=given["name"], msg="the proof holds")
             headers = {"Authorization": "Bearer " + given["token"]}
             body = None
             if given["body"] is not None:
@@ -249,11 +253,12 @@ def main():
         module.fail_json(msg="%s: %s. No token was sent." % (given["url"], error), status=-1)
     except (OSError, ValueError, http.client.HTTPException, subprocess.SubprocessError) as error:
         module.fail_json(msg="%s: %s" % (given["url"], str(error) or type(error).__name__), status=-1)
-    result = {"changed": False, "status": status, "name": given["name"]}
+    said = "%s%s answered status %d" % (given["url"], given["path"], status)
+    result = {"changed": False, "status": status, "name": given["name"], "msg": said}
     with contextlib.suppress(ValueError):
         result["json"] = json.loads(data.decode())
     if status not in given["status_code"]:
-        module.fail_json(msg="%s%s answered status %d" % (given["url"], given["path"], status), **result)
+        module.fail_json(**result)
     module.exit_json(**result)
 
 
