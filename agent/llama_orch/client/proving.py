@@ -6,6 +6,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import aiohttp
+from aiohttp.connector import Connection
 from pydantic import ValidationError
 from yarl import URL
 
@@ -14,13 +15,25 @@ from llama_orch.contract.proof import Proof, new_nonce
 
 PROOF_SECONDS = 10.0
 _MAX_ANSWER_BYTES = 16 * 1024
-# The one that was just proven may be gone, or another request's, when it is asked for.
-_ATTEMPTS = 16
 _SCHEME = "Bearer "
 
 
 class NotProven(aiohttp.ClientConnectionError):
     """What answers did not prove that it knows the token. The token was not sent to it; the message says why."""
+
+
+class _Lent(Connection):
+    """A connection for one question in between: who holds it keeps it."""
+
+    def release(self) -> None:
+        """The question is answered."""
+        self._protocol = None
+
+    def close(self) -> None:
+        """The question was given up: what comes of it must not be taken for another's answer."""
+        if self._protocol is not None:
+            self._protocol.close()
+        self._protocol = None
 
 
 class ProvingConnector(aiohttp.TCPConnector):
@@ -34,7 +47,7 @@ class ProvingConnector(aiohttp.TCPConnector):
         super().__init__(**options)
         self._part = part
         self._proven: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
-        self._asked: dict[str, object] = {}
+        self._lent: dict[str, _Lent] = {}
         self._session = aiohttp.ClientSession(
             connector=self,
             connector_owner=False,
@@ -44,41 +57,39 @@ class ProvingConnector(aiohttp.TCPConnector):
 
     async def connect(self, req: aiohttp.ClientRequest, traces: Any, timeout: aiohttp.ClientTimeout) -> Any:
         """As the pool's own; raises NotProven."""
+        lent = self._lent.pop(req.url.query.get("nonce", ""), None)
+        if lent is not None:
+            return lent
+        connection = await super().connect(req, traces, timeout)
         scheme, token = _split(req.headers.get("Authorization", ""))
-        for _ in range(_ATTEMPTS):
-            connection = await super().connect(req, traces, timeout)
-            other_end = connection.protocol
-            if scheme != _SCHEME:
-                nonce = req.url.query.get("nonce", "")
-                if nonce in self._asked:
-                    self._asked[nonce] = other_end
-                return connection
-            if token in self._proven.get(other_end, ()):
-                return connection
-            # Into the pool, from where the question takes it.
-            connection.release()
-            await self._prove(req.url, token)
-        raise NotProven(f"{_base(req.url)} closes each connection after one answer: what proved itself is gone by then")
+        other_end = connection.protocol
+        if scheme == _SCHEME and token not in self._proven.get(other_end, ()):
+            try:
+                await self._prove(connection, req.url, token)
+            except BaseException:
+                connection.close()
+                raise
+            self._proven.setdefault(other_end, set()).add(token)
+        return connection
 
-    async def _prove(self, url: URL, token: str) -> None:
+    async def _prove(self, connection: Any, url: URL, token: str) -> None:
         nonce = new_nonce()
-        self._asked[nonce] = None
+        self._lent[nonce] = _Lent(self, connection._key, connection.protocol, connection._loop)
         try:
             async with self._session.get(
                 url.with_path(PROOF.path).with_query(nonce=nonce), allow_redirects=False
             ) as answer:
                 status, length = answer.status, answer.content_length
                 data = await answer.read() if length is not None and length <= _MAX_ANSWER_BYTES else b""
-            other_end = self._asked[nonce]
         finally:
-            del self._asked[nonce]
+            self._lent.pop(nonce, None)
         if not _holds(status, data, token, self._part, nonce):
             raise NotProven(
                 f"what answers at {_base(url)} (status {status}) does not prove that it knows this token, so nothing "
                 f"was sent to it: is a llama-orch {self._part} of the same version there, and is the token its own?"
             )
-        if other_end is not None:
-            self._proven.setdefault(other_end, set()).add(token)
+        if connection.protocol.should_close or connection.closed:
+            raise NotProven(f"{_base(url)} closes each connection after one answer: what proved itself is gone by then")
 
     def close(self, *, abort_ssl: bool = False) -> Any:
         """Close every connection; to be awaited."""

@@ -91,6 +91,7 @@ class Queen:
                 "llama_orch_reports_dir": str(settings.reports),
             },
             verify_timeout_s=settings.verify_timeout_s,
+            change_own_machine=settings.change_own_machine,
             ran=metrics.ran,
         )
         database = settings.data / "dbos.sqlite"
@@ -120,6 +121,7 @@ class Queen:
             key_file=settings.ssh_key,
             login_user=settings.login_user,
             provision_on_change=settings.provision_on_inventory_change,
+            change_own_machine=settings.change_own_machine,
             changed=self._prober.wake,
         )
 

@@ -53,6 +53,11 @@ class Host:
     host_key: str = ""
 
     @property
+    def is_own_machine(self) -> bool:
+        """Whether what is done to it is done where the queen runs, as her user and with what he may do by sudo."""
+        return self.connection == "local"
+
+    @property
     def templated(self) -> bool:
         """Whether only Ansible can tell the address, because a variable is an expression."""
         return "{{" in self.ssh_host + self.ssh_user + self.hive_address + "".join(self.ssh_args)

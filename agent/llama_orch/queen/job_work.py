@@ -53,6 +53,7 @@ class JobWork:
         ssh: SshSetup,
         extra_vars: dict[str, str | int | bool],
         verify_timeout_s: float,
+        change_own_machine: bool,
         ran: Callable[[str, str], None],
     ) -> None:
         self._store = store
@@ -66,6 +67,7 @@ class JobWork:
         self._ssh = ssh
         self._extra_vars = extra_vars
         self._verify_timeout_s = verify_timeout_s
+        self._change_own_machine = change_own_machine
         self._ran = ran
         self._passwords: dict[str, str] = {}
         self._stories: dict[str, Story] = {}
@@ -118,6 +120,8 @@ class JobWork:
             return failures.classify("no hosts matched", host=job.wire.node_name)
         if host.name in self._inventory.groups:
             return failures.named_like_a_group(host.name)
+        if host.is_own_machine and not self._change_own_machine:
+            return failures.own_machine(host.name)
         self._story(job).phase(f"logging in as {host.ssh_user} at {host.ssh_host} port {host.ssh_port}")
         problem = await self._unless_interrupted(job, self._look(job, host))
         if problem is None and job.wire.kind == "provision":

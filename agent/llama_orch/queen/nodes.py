@@ -13,6 +13,7 @@ from llama_orch.contract.operations import PROVISION_NODE
 from llama_orch.contract.queen import Job, Node, NodeCreate, NodeList, NodeStatus, RemedyRequest
 from llama_orch.web import correlation
 
+from . import failures
 from .hive_tokens import HiveTokens
 from .inventory import Host, Inventory
 from .jobs import Jobs
@@ -42,6 +43,7 @@ class Nodes:
         key_file: Path,
         login_user: str,
         provision_on_change: bool,
+        change_own_machine: bool,
         changed: Callable[[], None],
     ) -> None:
         self._inventory = inventory
@@ -53,6 +55,7 @@ class Nodes:
         self._key_file = key_file
         self._login_user = login_user
         self._provision_on_change = provision_on_change
+        self._change_own_machine = change_own_machine
         self._changed = changed
         self._registering = asyncio.Lock()
 
@@ -99,7 +102,7 @@ class Nodes:
 
     async def provision(self, name: str, password: str | None, host_key: str | None = None) -> Job:
         """Provision a node again; answers the open job where there is one. Raises NotFound, Conflict, BadRequest."""
-        host = self._host(name)
+        host = self._host_to_change(name)
         if host_key is not None:
             await self._expect(host, _fingerprint(host_key))
         await self._audit("provision", name)
@@ -107,7 +110,7 @@ class Nodes:
 
     async def remedy(self, name: str, wanted: RemedyRequest) -> Job:
         """Begin to mend what is wrong with a node's GPUs. Raises NotFound, and Conflict while a job is open."""
-        self._host(name)
+        self._host_to_change(name)
         password = wanted.sudo_password.get_secret_value() if wanted.sudo_password else None
         try:
             job = await self._jobs.submit("remedy", name, password=password, cure=Cure(wanted.remedy, wanted.gpu))
@@ -154,7 +157,8 @@ class Nodes:
         for name in sorted(set(self._inventory.hosts) - before):
             host = self._inventory.hosts[name]
             fresh = self._states.get(name).status is NodeStatus.REGISTERED
-            if self._provision_on_change and host.source == "inventory" and fresh:
+            allowed = self._change_own_machine or not host.is_own_machine
+            if self._provision_on_change and host.source == "inventory" and fresh and allowed:
                 log.info("provisioning %s, which came into the inventory", name)
                 await self._begin_provisioning(name, None)
 
@@ -203,6 +207,13 @@ class Nodes:
         host = self._inventory.hosts.get(name)
         if host is None:
             raise NotFound(f"there is no node {name[:80]}; GET /api/v1/nodes lists them")
+        return host
+
+    def _host_to_change(self, name: str) -> Host:
+        host = self._host(name)
+        if host.is_own_machine and not self._change_own_machine:
+            problem = failures.own_machine(name)
+            raise Conflict(f"{problem.message}. {problem.what_to_do}", code=problem.code)
         return host
 
     def _node(self, host: Host) -> Node:

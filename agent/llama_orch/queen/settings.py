@@ -55,6 +55,10 @@ class QueenSettings(settings.Settings):
         default=False,
         description="whether a password may go to a host whose ssh host key is only known from first contact",
     )
+    change_own_machine: bool = Field(
+        default=False,
+        description="whether nodes with ansible_connection: local, the queen's own machine, are provisioned and mended",
+    )
     verify_timeout_s: float = Field(default=60, gt=0, le=600, description="seconds a new hive has for its first answer")
     run_timeout_s: float = Field(default=3600, gt=0, description="seconds one playbook may take")
 
