@@ -76,7 +76,8 @@ class TestPasswords:
     async def api(self, queen: QueenProcess, server: sshd.Sshd):
         queen.start()
         key = (queen.secrets / "ssh" / "id_ed25519.pub").read_text()
-        server.authorized.write_text(f'command="cat >> {server.folder}/taken; exit 91" {key}')
+        takes = f"timeout 1 cat >> {server.folder}/taken; echo 'sudo: a password is required' >&2; exit 91"
+        server.authorized.write_text(f'command="{takes}" {key}')
         async with queen.client() as api:
             yield api
 
