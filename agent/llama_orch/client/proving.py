@@ -23,7 +23,7 @@ class NotProven(aiohttp.ClientConnectionError):
 
 
 class _Lent(Connection):
-    """A connection for one question in between: who holds it keeps it."""
+    """A connection for one question in between, made as aiohttp makes its own; who holds it keeps it."""
 
     def release(self) -> None:
         """The question is answered."""
@@ -82,7 +82,8 @@ class ProvingConnector(aiohttp.TCPConnector):
                 status, length = answer.status, answer.content_length
                 data = await answer.read() if length is not None and length <= _MAX_ANSWER_BYTES else b""
         finally:
-            self._lent.pop(nonce, None)
+            if (not_taken := self._lent.pop(nonce, None)) is not None:
+                not_taken.release()
         if not _holds(status, data, token, self._part, nonce):
             raise NotProven(
                 f"what answers at {_base(url)} (status {status}) does not prove that it knows this token, so nothing "
