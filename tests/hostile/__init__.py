@@ -1,1 +1,1 @@
-"""Attacks on running services: what they cost before they were mended, and what they may cost now."""
+"""What a hostile reader proved against a live queen, hive and worker; each with bounds on time and memory."""

@@ -23,9 +23,14 @@ def main() -> None:
     try:
         api_token = find_token(settings.api_token_file, "api-token")
         inference_token = find_token(settings.inference_token_file, "inference-token")
+        fleet_token = find_token(settings.fleet_inference_token_file, "fleet-inference-token")
         hub_token = find_token(settings.hub_token_file, "hub-token")
     except auth.WrongTokenFile as error:
         stop(PROGRAM, str(error))
+    if inference_token is None:
+        inference_token = fleet_token
+    elif fleet_token is not None:
+        inference_token = auth.Token(inference_token.reveal(), also=fleet_token)
     if inference_token is None and not auth.is_loopback(settings.host):
         stop(PROGRAM, f"'host' is {settings.host} but there is no inference_token_file: workers would answer anybody")
     lock = _only_one(settings.state_dir)

@@ -10,10 +10,18 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from llama_orch.contract.common import Problem
-from llama_orch.contract.process import ENDED_FILE, FAILURE_FILE, SPEC_FILE, WorkerEnded, WorkerFailure, WorkerSpec
+from llama_orch.contract.process import (
+    ENDED_FILE,
+    FAILURE_FILE,
+    MOST_FAILURE_BYTES,
+    SPEC_FILE,
+    WorkerEnded,
+    WorkerFailure,
+    WorkerSpec,
+)
 
 from . import last_words, process
-from .atomic import read_json
+from .atomic import read_foreign_json, read_json
 
 KILL_TIMEOUT_S = 20.0
 BEFORE_READY = " while it loaded its model or tried it out, before it was ready"
@@ -91,7 +99,7 @@ def how_it_ended(folder: Path) -> WorkerEnded | None:
 def known_failure(folder: Path) -> WorkerFailure | None:
     """The reason that the worker itself gave."""
     try:
-        return WorkerFailure.model_validate(read_json(folder / FAILURE_FILE))
+        return WorkerFailure.model_validate(read_foreign_json(folder / FAILURE_FILE, MOST_FAILURE_BYTES))
     except ValidationError:
         return None
 

@@ -1,7 +1,7 @@
-"""The api-token of each hive, as the controller made it under `secrets/hives/NAME`.
+"""The tokens of each hive as the controller made them: `secrets/hives/NAME`, and for its workers `inference/NAME`.
 
-A token goes with its machine. Beside it `.NAME.host-key` says by which ssh host key the queen knew the machine that she
-gave it to.
+Tokens go with their machine. Beside the first `.NAME.host-key` says by which ssh host key the queen knew the machine
+that she gave them to.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ class HiveTokens:
 
     def __init__(self, secrets: Path) -> None:
         self._folder = secrets / "hives"
+        self._inference = secrets / "inference"
 
     def token(self, node_name: str) -> Token | None:
         """The token of a hive; None where none was made yet. Raises WrongTokenFile."""
@@ -25,9 +26,9 @@ class HiveTokens:
         return read_token(path) if path is not None and path.exists() else None
 
     def give_to(self, node_name: str, host_key: str) -> bool:
-        """Before a machine gets the hive's token: delete one that another machine got. Answers whether it did.
+        """Before a machine gets the hive's tokens: delete those that another machine got. Answers whether it did.
 
-        `host_key` is the fingerprint that the machine has shown. The next run makes a new token.
+        `host_key` is the fingerprint that the machine has shown. The next run makes new tokens.
         """
         path = self._path(node_name)
         if path is None:
@@ -38,7 +39,7 @@ class HiveTokens:
             given_to = note.read_text(encoding="ascii").strip()
         another = given_to is not None and given_to != host_key and path.exists()
         if another:
-            path.unlink()
+            self._delete(path)
         if given_to != host_key:
             note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(note, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -47,11 +48,15 @@ class HiveTokens:
         return another
 
     def forget(self, node_name: str) -> None:
-        """Delete the token of a hive that is gone, or that is not here yet."""
+        """Delete the tokens of a hive that is gone, or that is not here yet."""
         path = self._path(node_name)
         if path is not None:
-            path.unlink(missing_ok=True)
+            self._delete(path)
             self._note(path).unlink(missing_ok=True)
+
+    def _delete(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        (self._inference / path.name).unlink(missing_ok=True)
 
     @staticmethod
     def _note(path: Path) -> Path:

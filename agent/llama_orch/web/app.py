@@ -147,7 +147,8 @@ def _prover(part: str, name: str, token: Token | None) -> Handler:
             raise BadRequest("nonce: give one of 22 to 64 letters, digits, '-' and '_', chosen at random")
         if token is None:
             raise NotReady("this service has no token that it could prove to know; set its api_token_file")
-        return Proof(name=name, proof=proof_of(token.reveal(), part, name, given[0]))
+        proof, *also = (proof_of(secret, part, name, given[0]) for secret in token.reveal_all())
+        return Proof(name=name, proof=proof, also=also)
 
     return prove
 

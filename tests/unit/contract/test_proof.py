@@ -33,6 +33,13 @@ def test_a_proof_is_for_one_token_part_name_and_nonce(token: str, part: str, nam
     assert not other.holds(TOKEN, "hive", NONCE_SENT)
 
 
+def test_each_token_that_a_service_takes_is_proven():
+    proofs = [proof_of(token, "worker", "w1", NONCE_SENT) for token in ("a-hive-s-own-token", "the-token-of-the-fleet")]
+    proof = Proof(name="w1", proof=proofs[0], also=proofs[1:])
+    assert proof.holds("a-hive-s-own-token", "worker", NONCE_SENT)
+    assert proof.holds("the-token-of-the-fleet", "worker", NONCE_SENT) and not proof.holds(TOKEN, "worker", NONCE_SENT)
+
+
 @pytest.mark.parametrize("proof", ["", "ä" * 64, "0" * 64, TOKEN])
 def test_what_is_no_proof_does_not_hold(proof: str):
     assert not Proof(name="gpu-1", proof=proof).holds(TOKEN, "hive", NONCE_SENT)

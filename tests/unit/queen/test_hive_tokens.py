@@ -51,3 +51,14 @@ def test_a_name_leads_nowhere_else(tmp_path: Path, name: str):
     assert tokens.token(name) is None and not tokens.give_to(name, "SHA256:one")
     tokens.forget(name)
     assert (tmp_path / "api-token").exists()
+
+
+def test_a_hive_that_is_gone_leaves_no_token(tmp_path: Path):
+    for name in ("hives/n1", "inference/n1", "hives/n2", "inference/n2", "inference-token"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch(0o600)
+    tokens = HiveTokens(tmp_path)
+    for name in ("n1", "n1", "../inference-token", ".hidden"):
+        tokens.forget(name)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"hives/n2", "inference/n2", "inference-token"}

@@ -190,7 +190,19 @@ async def test_who_asks_without_a_token_gets_a_proof_and_no_token(http: aiohttp.
         assert answer.status == 200
         text = await answer.text()
     proof = Proof.model_validate_json(text)
-    assert proof.name == "queen" and proof.holds(TOKEN, "queen", nonce) and TOKEN not in text
+    assert proof.name == "queen" and proof.holds(TOKEN, "queen", nonce) and TOKEN not in text and not proof.also
+
+
+async def test_each_token_that_is_taken_is_proven():
+    token = Token(TOKEN, Token("one-that-is-taken-as-well"))
+    app = create_app("both", "worker", Routes((PROOF,)), token=token, registry=CollectorRegistry(), identity="w")
+    async with (
+        serving(app) as url,
+        aiohttp.ClientSession(url) as session,
+        session.get("/api/v1/proof", params={"nonce": "n" * 43}) as answer,
+    ):
+        proof = Proof.model_validate_json(await answer.text())
+    assert proof.holds(TOKEN, "worker", "n" * 43) and proof.holds("one-that-is-taken-as-well", "worker", "n" * 43)
 
 
 @pytest.mark.parametrize(
