@@ -1,4 +1,4 @@
-"""A hive as the queen sees one: three operations of the contract, with a token. The real one is another's test."""
+"""A hive as the queen sees one: four operations of the contract, with a token. The real one is another's test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llama_orch.web.auth import Token
 
 def fake_hive(hive_id: str, token: str, conditions: list[Condition] | None = None) -> Sanic:
     """An application that answers as the hive `hive_id`, with what is in `conditions` at each moment."""
-    routes = Routes((ops.HIVE_HEALTH, ops.HIVE_INFO, ops.DEVICES))
+    routes = Routes((ops.HIVE_HEALTH, ops.HIVE_INFO, ops.DEVICES, ops.PROOF))
 
     @routes.handle(ops.HIVE_HEALTH)
     async def health(_: Request) -> HiveHealth:
@@ -34,4 +34,6 @@ def fake_hive(hive_id: str, token: str, conditions: list[Condition] | None = Non
         nvml = GpuStatus(available=False, reason="none")
         return Devices(cpu=cpu, memory=memory, disk=memory, nvml=nvml, gpus=[], conditions=list(conditions or []))
 
-    return create_app(f"hive-{hive_id}", "hive", routes, token=Token(token), registry=CollectorRegistry())
+    return create_app(
+        f"hive-{hive_id}", "hive", routes, token=Token(token), registry=CollectorRegistry(), identity=hive_id
+    )

@@ -48,6 +48,8 @@ class QueenProcess:
             "probe_timeout_s": 2,
             "ssh_connect_timeout_s": 3,
             "verify_timeout_s": 10,
+            # Most tests do to this machine what a playbook of theirs says.
+            "change_own_machine": True,
         } | settings
         self.config = folder / "queen.toml"
         self.config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))

@@ -14,6 +14,7 @@ import pytest
 from llama_orch.contract.process import SPEC_FILE
 from llama_orch.demo_model import write_demo_model
 from llama_orch.hive import process, stop_workers
+from llama_orch.hive.shim import LAUNCH_FILE
 from llama_orch.web import landlock
 from llama_orch.web.auth import Token
 from tests.hives import ROOT
@@ -89,7 +90,8 @@ async def reached(folder: Path, monkeypatch: pytest.MonkeyPatch, *, confined: bo
             "abstract": abstract,
         }
         (evil / "llama_cpp" / "plan.json").write_text(json.dumps(plan))
-        shim = process.start(own, folder / "worker.log", Token("a-token-of-the-tests-here"))
+        (own / LAUNCH_FILE).write_text("this")
+        shim = process.start(own, "this", folder / "worker.log", Token("a-token-of-the-tests-here"))
         try:
             found = own / "tmp" / "found.json"
             until = time.monotonic() + SECONDS

@@ -218,6 +218,10 @@ async def test_sudo_is_asked_for_its_password(rest: Rest, api: Api) -> None:
     job = await api.ended(node["job_id"], PATIENCE_S)
     assert job["error"]["code"] == "sudo_password_missing" and "sudo_password" in job["error"]["what_to_do"]
     job = await provisioned(api, "odd", {"sudo_password": "not the password"})
+    assert job["error"]["code"] == "host_key_unconfirmed"
+    key = rest.hosts["odd"].run("ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub", check=True).stdout.split()[1]
+    assert key in job["error"]["message"]
+    job = await provisioned(api, "odd", {"sudo_password": "not the password", "host_key": key})
     assert job["error"]["code"] == "sudo_password_wrong"
     assert (await api.node("odd"))["status"] == "failed"
     guest = rest.body("odd") | {"node_name": "guest", "ssh_user": "guest", "sudo_password": "anything"}

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from llama_orch.contract.proof import proof_of
 from tests.playbook_run import Run
 from tests.ports import free_port
 
@@ -35,7 +36,8 @@ unit=${{!#}}; unit=${{unit##*/}}; running={state}/${{unit%.service}}
 echo "$*" >> {state}/asked
 case $1 in
   is-active) shift; for unit; do [ -e {state}/$unit ] && echo active || echo inactive; done ;;
-  show) echo LoadState=loaded; [ -e $running ] && echo ActiveState=active || echo ActiveState=inactive ;;
+  show) [[ $* != *MainPID* ]] || {{ echo {pid}; exit; }}
+    echo LoadState=loaded; [ -e $running ] && echo ActiveState=active || echo ActiveState=inactive ;;
   start) [ ! -e $running.broken ] || {{ echo it is broken >&2; exit 1; }}; touch $running ;;
   stop) rm -f $running ;;
 esac
@@ -57,7 +59,7 @@ class Machine:
         (folder / "bin").mkdir()
         self.state.mkdir()
         (folder / HIVE).touch()
-        self.program("systemctl", SYSTEMCTL.format(state=self.state))
+        self.program("systemctl", SYSTEMCTL.format(state=self.state, pid=os.getpid()))
         self.program("nvidia-smi", NVIDIA_SMI.format(state=self.state, after=after, devices=self.devices))
         for name in ("modinfo", "journalctl"):
             self.program(name, "#!/bin/sh\n")
@@ -66,25 +68,34 @@ class Machine:
         machine = self
 
         class Hive(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
             def do_GET(self) -> None:
+                path, _, nonce = self.path.partition("?nonce=")
                 if not (machine.state / "llama-orch-hive").exists():
                     self.send_error(503)
                     return
+                name = machine.folder.name
+                token = (machine.folder / "secrets" / "hives" / name).read_text().strip()
                 answers = {
+                    "/api/v1/proof": json.dumps({"name": name, "proof": proof_of(token, "hive", name, nonce)}),
                     "/api/v1/devices": machine.devices.read_text(),
-                    "/api/v1/hive": json.dumps({"hive_id": machine.folder.name}),
+                    "/api/v1/hive": json.dumps({"hive_id": name}),
                     "/api/v1/workers": json.dumps({"workers": []}),
                 }
-                self.send_response(200)
-                self.send_header("Content-Type", "application/json")
-                self.end_headers()
-                self.wfile.write(answers[self.path].encode())
+                self.answer(200, answers[path])
 
             def do_POST(self) -> None:
-                self.send_response(202)
+                self.rfile.read(int(self.headers["Content-Length"]))
+                self.answer(202, '{"id": "w-1", "status": "loading"}')
+
+            def answer(self, status: int, text: str) -> None:
+                body = text.encode()
+                self.send_response(status)
                 self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(b'{"id": "w-1", "status": "loading"}')
+                self.wfile.write(body)
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
@@ -140,7 +151,7 @@ def ansible(folder: Path, plays: Any, hosts: Mapping[str, Mapping[str, Any]], *w
         "_gpu_remedy_stopped_file": "{{ machine_folder }}/stopped",
         "gpu_remedy_services": ["nvidia-dcgm", "nvidia-persistenced"],
         "hive_port": "{{ machine_port }}",
-        "hive_secrets_dir": str(folder / "secrets"),
+        "hive_secrets_dir": "{{ machine_folder | default('" + str(folder) + "') }}/secrets",
         "hive_start_timeout_s": 3,
         "preflight_host": {"nvidia_gpus": "{{ machine_bus | default([]) }}"},
     }

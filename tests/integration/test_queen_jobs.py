@@ -103,7 +103,7 @@ async def test_a_host_that_somebody_else_made_a_hive_becomes_active(queen: Queen
         await api.until(lambda node: node["status"] == "active", "/api/v1/nodes/here")
         token.write_text("not-the-token-of-this-hive")
         node = await api.until(lambda node: node["status"] == "unreachable", "/api/v1/nodes/here")
-        assert node["last_error"]["code"] == "hive_refused_token"
+        assert node["last_error"]["code"] == "hive_not_proven"
         token.write_text(TOKEN)
         node = await api.until(lambda node: node["status"] == "active", "/api/v1/nodes/here")
         assert node["last_error"] is None

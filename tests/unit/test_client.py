@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from llama_orch.client import Hive, NoAnswer, Queen, Service, Worker
+from llama_orch.client import Hive, NoAnswer, NotTheService, Queen, Service, Worker
 from llama_orch.contract import errors, operations
 from llama_orch.contract.hive import DownloadRequest, SpawnRequest, WorkerStatus
 from llama_orch.contract.inference import (
@@ -121,10 +121,11 @@ async def test_an_error_keeps_its_kind_its_message_and_its_details(fleet: Fleet)
     assert busy.value.headers["Retry-After"] == "3"
 
 
-async def test_a_wrong_token_is_unauthorized(fleet: Fleet):
+async def test_another_service_s_token_is_not_sent(fleet: Fleet):
     async with Queen(fleet.urls["queen"], "another-token-of-enough-length") as queen:
-        with pytest.raises(errors.Unauthorized):
+        with pytest.raises(NotTheService, match="does not prove"):
             await queen.list_nodes()
+        assert (await queen.health()).status == "healthy"
 
 
 async def test_the_correlation_id_goes_along(fleet: Fleet):
@@ -174,7 +175,7 @@ async def test_an_error_event_is_raised():
     ("content", "kind", "message"),
     [
         (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 5\r\n\r\n<html", errors.UpstreamFailed, "502"),
-        (b'HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"x": 1}\n', errors.UpstreamFailed, "same version"),
+        (b'HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"x": 1}\n', NotTheService, "same version"),
         (b"HTTP/1.1 302 Found\r\nLocation: http://evil/\r\nContent-Length: 0\r\n\r\n", errors.UpstreamFailed, "302"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{", NoAnswer, "cut off"),
         (b"SSH-2.0-OpenSSH\r\n\r\n", NoAnswer, "no answer from"),

@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parents[2] / "agent" / "llama_orch"
 MAY_IMPORT = {
     "contract": {"contract"},
     "web": {"contract", "web"},
-    "queen": {"contract", "web", "queen"},
-    "hive": {"contract", "web", "hive"},
+    "queen": {"contract", "client", "web", "queen"},
+    "hive": {"contract", "client", "web", "hive"},
     "worker": {"contract", "web", "worker"},
     "client": {"contract", "client"},
     "cli": {"contract", "client", "cli", "demo_model", "packaged_model"},

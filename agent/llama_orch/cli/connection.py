@@ -21,8 +21,9 @@ from . import processes
 
 SYSTEM_SECRETS = Path("/etc/llama-orch/secrets")
 PROJECT_SECRETS = Path("/opt/llama-orch/project/secrets")
-DEFAULT_QUEEN = "http://localhost:8080"
-DEFAULT_HIVE = "http://localhost:8081"
+# Not localhost: that may be ::1, where any user can listen while the service has all of IPv4, and pass its proof on.
+DEFAULT_QUEEN = "http://127.0.0.1:8080"
+DEFAULT_HIVE = "http://127.0.0.1:8081"
 
 QueenOption = Annotated[
     str | None,

@@ -20,6 +20,10 @@ app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Hosts of the fleet: list, add, remove, provision, mend."
 )
 
+HostKeyOption = Annotated[
+    str | None,
+    typer.Option("--host-key", metavar="SHA256:…", help="Its ssh host key, as ssh-keygen -lf shows it there."),
+]
 SudoOption = Annotated[
     bool, typer.Option("--ask-sudo-password", help="Ask for the password of sudo (or read one line of stdin).")
 ]
@@ -82,6 +86,7 @@ def add(
     port: Annotated[int | None, typer.Option("--port", help="Its port for ssh (22).")] = None,
     user: Annotated[str | None, typer.Option("--user", help="The login user.")] = None,
     label: Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE")] = None,
+    host_key: HostKeyOption = None,
     ask_sudo_password: SudoOption = False,
     no_wait: NoWaitOption = False,
     queen: QueenOption = None,
@@ -97,6 +102,7 @@ def add(
         ssh_user=user,
         labels=dict(_label(text) for text in label) if label else None,
         sudo_password=_sudo_password() if ask_sudo_password else None,
+        host_key=host_key,
     )
 
     async def work() -> Node:
@@ -114,6 +120,7 @@ def add(
 def provision(
     name: NameArgument,
     *,
+    host_key: HostKeyOption = None,
     ask_sudo_password: SudoOption = False,
     no_wait: NoWaitOption = False,
     queen: QueenOption = None,
@@ -121,7 +128,8 @@ def provision(
     as_json: JsonOption = False,
 ) -> None:
     """Provision a node again: carry on after a failure, or apply what changed."""
-    body = request(ProvisionRequest, sudo_password=_sudo_password() if ask_sudo_password else None)
+    password = _sudo_password() if ask_sudo_password else None
+    body = request(ProvisionRequest, sudo_password=password, host_key=host_key)
 
     async def work() -> Node:
         async with Connection(queen, None, token_file).open_queen() as client:

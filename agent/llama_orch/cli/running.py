@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import typer
 from pydantic import BaseModel, ValidationError
 
-from llama_orch.client import NoAnswer
+from llama_orch.client import NoAnswer, NotTheService
 from llama_orch.contract.errors import ApiError, Busy, DoesNotFit, Unauthorized
 
 from .connection import Unusable
@@ -71,7 +71,7 @@ def tell(error: ApiError) -> None:
 
 
 def _advice(error: ApiError) -> str | None:
-    if isinstance(error, Unauthorized):
+    if isinstance(error, (Unauthorized, NotTheService)):
         return "The token is not the one of this service: each machine has its own api-token; see --token-file."
     if isinstance(error, NoAnswer):
         return (

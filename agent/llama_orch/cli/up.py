@@ -98,6 +98,10 @@ def _how_to_go_on(home: Home, worker_url: str) -> None:
     ):
         line(f"  {text}")
     line(f"The api-token is in {home.api_token_file}, the inference token in {home.inference_token_file}.")
+    line(
+        "This machine is the queen's node local. She installs nothing on it and never reboots it, whatever sudo allows,"
+    )
+    line("but where LLAMA_ORCH_QUEEN_CHANGE_OWN_MACHINE=true is set.")
     line("Ctrl-C stops everything.", style="bold")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .hive import Hive
 from .queen import Queen
-from .service import NoAnswer, Service, why_not_connected
+from .service import NoAnswer, NotTheService, Service, why_not_connected
 from .worker import Worker
 
-__all__ = ["Hive", "NoAnswer", "Queen", "Service", "Worker", "why_not_connected"]
+__all__ = ["Hive", "NoAnswer", "NotTheService", "Queen", "Service", "Worker", "why_not_connected"]

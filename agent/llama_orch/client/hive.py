@@ -14,6 +14,8 @@ from .service import STREAM_SILENCE_SECONDS, Service
 class Hive(Service):
     """The agent of one machine: models, workers, devices."""
 
+    part = "hive"
+
     async def health(self) -> HiveHealth:
         """Whether it is alive, with its worker counts; needs no token."""
         return await self._ask(ops.HIVE_HEALTH, HiveHealth)

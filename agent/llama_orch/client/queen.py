@@ -14,6 +14,8 @@ from .service import STREAM_SILENCE_SECONDS, Service
 class Queen(Service):
     """The control plane: nodes and jobs."""
 
+    part = "queen"
+
     async def health(self) -> QueenHealth:
         """Whether it is alive; needs no token."""
         return await self._ask(ops.QUEEN_HEALTH, QueenHealth)

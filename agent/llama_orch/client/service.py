@@ -20,6 +20,9 @@ from yarl import URL
 from llama_orch.contract import operations as ops
 from llama_orch.contract.errors import BY_STATUS, ApiError, ErrorResponse, UpstreamFailed
 from llama_orch.contract.operations import Operation
+from llama_orch.contract.proof import Proof
+
+from .proving import NotProven, ProvingConnector
 
 CONNECT_SECONDS = 10.0
 # Services send a comment every 15 s on a quiet stream, so this long a silence is a dead line.
@@ -36,12 +39,20 @@ class NoAnswer(ApiError):
     code: ClassVar[str] = "no_answer"
 
 
+class NotTheService(UpstreamFailed):
+    """What answers did not prove that it knows the token, which therefore was not sent."""
+
+    code: ClassVar[str] = "not_proven"
+
+
 class Service:
     """What the clients share: one connection pool, one token, one correlation id for all requests.
 
     `url` is the service's base, `timeout` in seconds is for a whole answer that is no stream. Use it as
-    `async with`.
+    `async with`. The token goes only to what has proven that it knows it, and only where an operation needs it.
     """
+
+    part: ClassVar[str]
 
     def __init__(
         self, url: str, token: str | None = None, *, timeout: float = 30.0, correlation_id: str | None = None
@@ -53,11 +64,11 @@ class Service:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        headers = {"X-Correlation-Id": self.correlation_id}
-        if self._token is not None:
-            headers["Authorization"] = f"Bearer {self._token}"
-        # A redirect would carry the token to whoever it names; our services never send one.
-        self._session = aiohttp.ClientSession(headers=headers, read_bufsize=_LINE_LIMIT)
+        self._session = aiohttp.ClientSession(
+            headers={"X-Correlation-Id": self.correlation_id},
+            read_bufsize=_LINE_LIMIT,
+            connector=ProvingConnector(self.part),
+        )
         return self
 
     async def __aexit__(
@@ -65,6 +76,10 @@ class Service:
     ) -> None:
         if self._session is not None:
             await self._session.close()
+
+    async def proof(self, nonce: str) -> Proof:
+        """What the service answers to this nonce; needs no token."""
+        return await self._ask(ops.PROOF, Proof, query={"nonce": nonce})
 
     async def metrics(self) -> str:
         """The service's metrics in Prometheus' text format."""
@@ -102,6 +117,8 @@ class Service:
                 data = await response.read()
                 self._check(response, data)
                 return data
+        except NotProven as error:
+            raise NotTheService(str(error)) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._no_answer(error, timeout or self.timeout) from error
 
@@ -119,6 +136,8 @@ class Service:
                     if kind == "error":
                         raise self._error_of(500, data.encode(), {})
                     yield data
+        except NotProven as error:
+            raise NotTheService(str(error)) from None
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise self._no_answer(error, silence) from error
 
@@ -132,13 +151,19 @@ class Service:
     ) -> Any:
         if self._session is None:
             raise RuntimeError("use the client as 'async with'")
+        headers: dict[str, str] = {}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        if self._token is not None and operation.auth:
+            headers["Authorization"] = f"Bearer {self._token}"
         path = operation.url(**{name: quote(value, safe="") for name, value in parameters.items()})
         return self._session.request(
             operation.method,
             URL(self.url + path, encoded=True).update_query(query or {}),
             data=None if body is None else _encode(body),
-            headers={"Content-Type": "application/json"} if body is not None else None,
+            headers=headers,
             timeout=limits,
+            # A redirect would carry the token to whoever it names; our services never send one.
             allow_redirects=False,
         )
 

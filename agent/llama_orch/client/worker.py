@@ -19,6 +19,8 @@ INFERENCE_SECONDS = 900.0
 class Worker(Service):
     """One model, answering. Its token is the fleet's inference token."""
 
+    part = "worker"
+
     async def health(self) -> inference.WorkerHealth:
         """Load progress and slots; needs no token."""
         return await self._ask(ops.WORKER_HEALTH, inference.WorkerHealth)

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from . import devices, hive, inference, queen
 from .common import HiveHealth, QueenHealth
+from .proof import Proof
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,15 @@ class Operation:
 
 METRICS = Operation("metrics", "GET", "/metrics", "Prometheus metrics", auth=False, text=True)
 OPENAPI = Operation("openapi", "GET", "/openapi.json", "This description")
+PROOF = Operation(
+    "proof",
+    "GET",
+    "/api/v1/proof",
+    "Proves that the service knows its token, before it is sent one",
+    Proof,
+    auth=False,
+    query={"nonce": "22 to 64 letters, digits, - and _ that were never used before"},
+)
 
 QUEEN_HEALTH = Operation("health", "GET", "/health", "Is the queen alive", QueenHealth, auth=False)
 LIST_NODES = Operation("list_nodes", "GET", "/api/v1/nodes", "All nodes", queen.NodeList)
@@ -97,6 +107,7 @@ QUEEN = (
     JOB_EVENTS,
     CANCEL_JOB,
     SSH_KEY,
+    PROOF,
     METRICS,
     OPENAPI,
 )
@@ -162,6 +173,7 @@ HIVE = (
     GET_WORKER,
     STOP_WORKER,
     DEVICES,
+    PROOF,
     METRICS,
     OPENAPI,
 )
@@ -203,5 +215,5 @@ TOKENIZE = Operation(
 )
 
 WORKER = (
-    WORKER_HEALTH, SERVED_MODELS, COMPLETIONS, CHAT_COMPLETIONS, EMBEDDINGS, TOKENIZE, METRICS, OPENAPI,
+    WORKER_HEALTH, SERVED_MODELS, COMPLETIONS, CHAT_COMPLETIONS, EMBEDDINGS, TOKENIZE, PROOF, METRICS, OPENAPI,
 )  # fmt: skip

@@ -30,6 +30,12 @@ GGUF_FILE = r"^[A-Za-z0-9_][A-Za-z0-9._+-]*(?:/[A-Za-z0-9_][A-Za-z0-9._+-]*)*\.g
 HF_REPO = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
 HF_REVISION = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
 
+# A host's ssh key: its fingerprint as `ssh-keygen -l` shows it, or a line of a file `ssh_host_*_key.pub`.
+HOST_KEY = (
+    r"^(?:SHA256:[A-Za-z0-9+/]{43}|(?:ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(?:256|384|521)) "
+    r"AAAA[A-Za-z0-9+/]{40,2000}={0,2}(?: [A-Za-z0-9@._-]{1,255})?)$"
+)
+
 NodeName = Annotated[str, StringConstraints(pattern=NODE_NAME, max_length=63)]
 SshHost = Annotated[str, StringConstraints(pattern=SSH_HOST, max_length=253)]
 SshUser = Annotated[str, StringConstraints(pattern=SSH_USER, max_length=32)]
@@ -37,6 +43,7 @@ LabelKey = Annotated[str, StringConstraints(pattern=LABEL_KEY, max_length=63)]
 LabelValue = Annotated[str, StringConstraints(pattern=LABEL_VALUE, max_length=63)]
 WholeGpuUuid = Annotated[str, StringConstraints(pattern=WHOLE_GPU_UUID, max_length=84)]
 GpuUuid = Annotated[str, StringConstraints(pattern=GPU_UUID, max_length=84)]
+HostKeyGiven = Annotated[str, StringConstraints(pattern=HOST_KEY, max_length=2400)]
 WorkerName = Annotated[str, StringConstraints(pattern=WORKER_NAME, max_length=63)]
 GgufFilename = Annotated[str, StringConstraints(pattern=GGUF_FILE, max_length=255)]
 

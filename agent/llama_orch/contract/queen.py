@@ -9,7 +9,7 @@ from pydantic import AfterValidator, AwareDatetime, Field, SecretStr, model_vali
 
 from .common import Problem, Request, Response, WorkerCounts
 from .devices import ConditionType, Devices, Remedy
-from .patterns import LabelKey, LabelValue, NodeName, SshHost, SshUser, WholeGpuUuid
+from .patterns import HostKeyGiven, LabelKey, LabelValue, NodeName, SshHost, SshUser, WholeGpuUuid
 
 # Names that Ansible gives a meaning of its own.
 _RESERVED = frozenset({"all", "ungrouped", "localhost", "hives", "queen", "implicit-localhost"})
@@ -63,7 +63,8 @@ Outcome = Literal["started", "ok", "changed", "skipped", "failed", "unreachable"
 class NodeCreate(Request):
     """`POST /api/v1/nodes`. Without `ssh_user` it is the queen's `default_ssh_user`.
 
-    The sudo password stays in the queen's memory, for this job alone.
+    The sudo password stays in the queen's memory, for this job alone. `host_key` is the ssh host key that the host has
+    to show; without it no password is sent to a host that nobody has confirmed.
     """
 
     node_name: FreeNodeName
@@ -72,12 +73,14 @@ class NodeCreate(Request):
     ssh_user: SshUser | None = None
     labels: dict[LabelKey, LabelValue] = Field(default_factory=dict, max_length=64)
     sudo_password: SudoPassword | None = None
+    host_key: HostKeyGiven | None = None
 
 
 class ProvisionRequest(Request):
-    """`POST …/provision`: the body may be empty."""
+    """`POST …/provision`: the body may be empty. `host_key` is kept with the node, as when it was registered."""
 
     sudo_password: SudoPassword | None = None
+    host_key: HostKeyGiven | None = None
 
 
 class RemedyRequest(Request):

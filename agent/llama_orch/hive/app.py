@@ -23,7 +23,15 @@ def build(settings: HiveSettings, *, api_token: Token, inference_token: Token, h
     async def refresh(app: Sanic) -> None:
         await app.ctx.agent.refresh_metrics()
 
-    app = create_app("llama-orch-hive", "hive", routes, token=api_token, registry=registry, refresh_metrics=refresh)
+    app = create_app(
+        "llama-orch-hive",
+        "hive",
+        routes,
+        token=api_token,
+        registry=registry,
+        refresh_metrics=refresh,
+        identity=settings.hive_id,
+    )
     app.ctx.agent = agent
 
     @app.before_server_start

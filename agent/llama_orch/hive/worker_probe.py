@@ -35,13 +35,15 @@ class Probe:
         # A third of what an agent's start would cost, and before its first worker it asks nobody.
         import aiohttp  # noqa: PLC0415
 
+        from llama_orch.client.bounded import read_whole  # noqa: PLC0415
+
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 timeout=aiohttp.ClientTimeout(total=TIMEOUT_S), connector=aiohttp.TCPConnector(limit=0)
             )
         try:
             async with self._session.get(f"http://{self._local}:{port}{WORKER_HEALTH.path}") as answer:
-                health = WorkerHealth.model_validate_json(await answer.content.read(64 * 1024))
+                health = WorkerHealth.model_validate_json(await read_whole(answer, 64 * 1024))
         except (aiohttp.ClientError, TimeoutError, OSError, ValidationError):
             return None
         return health if health.worker_id == worker_id else None

@@ -29,11 +29,11 @@ from .jobs import Jobs
 from .metrics import QueenMetrics
 from .node_state import NodeStates
 from .nodes import Nodes
-from .preflight import SshSetup
 from .prober import Prober
 from .remedies import Remedies
 from .runs import Runs
 from .settings import QueenSettings
+from .ssh import SshSetup
 from .ssh_keys import KnownHosts
 from .store import Store
 
@@ -47,7 +47,9 @@ class Queen:
 
     def __init__(self, settings: QueenSettings, metrics: QueenMetrics) -> None:
         environment = child_environment()
-        ssh = SshSetup(settings.ssh_key, settings.known_hosts, settings.ssh_connect_timeout_s)
+        ssh = SshSetup(
+            settings.ssh_key, settings.known_hosts, settings.ssh_connect_timeout_s, settings.trust_first_host_key
+        )
         tokens = HiveTokens(settings.secrets)
         known_hosts = KnownHosts(settings.known_hosts)
         self._settings = settings
@@ -92,6 +94,7 @@ class Queen:
                 "llama_orch_reports_dir": str(settings.reports),
             },
             verify_timeout_s=settings.verify_timeout_s,
+            change_own_machine=settings.change_own_machine,
             ran=metrics.ran,
         )
         database = settings.data / "dbos.sqlite"
@@ -117,9 +120,11 @@ class Queen:
             store=self.store,
             jobs=self.jobs,
             known_hosts=known_hosts,
+            tokens=tokens,
             key_file=settings.ssh_key,
             login_user=settings.login_user,
             provision_on_change=settings.provision_on_inventory_change,
+            change_own_machine=settings.change_own_machine,
             changed=self._prober.wake,
             problems=self.problems,
         )

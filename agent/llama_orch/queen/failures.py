@@ -148,6 +148,18 @@ def may_be_stopped(problem: Problem, node_name: str, why: Problem | None = None)
     return problem.model_copy(update={"message": message, "what_to_do": advice})
 
 
+def own_machine(name: str) -> Problem:
+    """A node that is the queen's own machine, where the site has not allowed to change that."""
+    return Problem(
+        code="own_machine_not_allowed",
+        message=f"node {name} is the machine that the queen runs on (ansible_connection: local): it would be changed, "
+        "or rebooted, with all that the queen's user may do by sudo",
+        what_to_do="Set change_own_machine to true in the queen's settings (LLAMA_ORCH_QUEEN_CHANGE_OWN_MACHINE=true "
+        "make up) where that is meant. " + AGAIN,
+        host=name,
+    )
+
+
 def named_like_a_group(name: str) -> Problem:
     """A host whose name is a group's: a run limited to it would reach every host of the group."""
     return Problem(

@@ -1,4 +1,4 @@
-"""Asks one hive who it is and how it does: authenticated, within a time-out, in the contract's types."""
+"""Asks one hive who it is and how it does: each side proves itself, within a time-out, in the contract's types."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TypeVar
 import aiohttp
 from pydantic import BaseModel, ValidationError
 
+from llama_orch.client.bounded import read_whole
+from llama_orch.client.proving import NotProven, ProvingConnector
 from llama_orch.contract.common import HiveHealth, Problem
 from llama_orch.contract.devices import Devices
 from llama_orch.contract.hive import HiveInfo
@@ -39,7 +41,7 @@ class HiveClient:
         self._tokens = tokens
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=timeout_s),
-            connector=aiohttp.TCPConnector(limit=64, keepalive_timeout=30),
+            connector=ProvingConnector("hive", limit=64, keepalive_timeout=30),
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
         )
@@ -72,20 +74,20 @@ class HiveClient:
         headers = {} if token is None else {"Authorization": f"Bearer {token.reveal()}"}
         try:
             async with self._session.get(url + path, headers=headers, allow_redirects=False) as answer:
-                body = await answer.content.read(1024 * 1024)
+                body = await read_whole(answer, 1024 * 1024)
                 status = answer.status
+        except NotProven:
+            raise HiveSilent(
+                "hive_not_proven",
+                f"what answers at {url} does not prove that it knows this hive's token, so nothing was sent to it",
+                "Provision the node again: that gives the hive its token. If it stays, look at what listens there.",
+            ) from None
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
             raise HiveSilent(
                 "hive_unreachable",
                 f"no hive answers at {url} ({type(error).__name__})",
                 "Look at the service llama-orch-hive on the host, and at firewalls in between.",
             ) from None
-        if status == 401:
-            raise HiveSilent(
-                "hive_refused_token",
-                f"the hive at {url} does not take the queen's token for it",
-                "Provision the node again: that gives the hive its token.",
-            )
         if status != 200:
             raise HiveSilent("hive_unhealthy", f"{url}{path} answered {status}", "Read the hive's log on the host.")
         try:

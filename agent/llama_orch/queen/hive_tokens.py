@@ -1,7 +1,13 @@
-"""The tokens of each hive as the controller made them: `secrets/hives/NAME`, and for its workers `inference/NAME`."""
+"""The tokens of each hive as the controller made them: `secrets/hives/NAME`, and for its workers `inference/NAME`.
+
+Tokens go with their machine. Beside the first `.NAME.host-key` says by which ssh host key the queen knew the machine
+that she gave them to.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 
 from llama_orch.web.auth import Token, read_token
@@ -19,12 +25,42 @@ class HiveTokens:
         path = self._path(node_name)
         return read_token(path) if path is not None and path.exists() else None
 
+    def give_to(self, node_name: str, host_key: str) -> bool:
+        """Before a machine gets the hive's tokens: delete those that another machine got. Answers whether it did.
+
+        `host_key` is the fingerprint that the machine has shown. The next run makes new tokens.
+        """
+        path = self._path(node_name)
+        if path is None:
+            return False
+        note = self._note(path)
+        given_to = None
+        with contextlib.suppress(FileNotFoundError, UnicodeDecodeError):
+            given_to = note.read_text(encoding="ascii").strip()
+        another = given_to is not None and given_to != host_key and path.exists()
+        if another:
+            self._delete(path)
+        if given_to != host_key:
+            note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(note, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                file.write(host_key + "\n")
+        return another
+
     def forget(self, node_name: str) -> None:
-        """Delete the tokens of a hive that is gone."""
+        """Delete the tokens of a hive that is gone, or that is not here yet."""
         path = self._path(node_name)
         if path is not None:
-            path.unlink(missing_ok=True)
-            (self._inference / node_name).unlink(missing_ok=True)
+            self._delete(path)
+            self._note(path).unlink(missing_ok=True)
+
+    def _delete(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        (self._inference / path.name).unlink(missing_ok=True)
+
+    @staticmethod
+    def _note(path: Path) -> Path:
+        return path.with_name(f".{path.name}.host-key")
 
     def _path(self, node_name: str) -> Path | None:
         # A person's inventory may name a host as they like; another secret must not be sent to it as its token.

@@ -20,13 +20,15 @@ from typing import Any, Literal
 from llama_orch.contract.common import Problem
 
 from .inventory_shape import BrokenInventory, check_shape
-from .registered_file import NAME, BrokenFile, RegisteredFile, RegisteredHost
+from .registered_file import HOST_KEY_VARIABLE, NAME, BrokenFile, RegisteredFile, RegisteredHost
 
 log = logging.getLogger(__name__)
 
 QUESTION_TIMEOUT_S = 60.0
 GROUP = "hives"
 _VARIABLE_FOLDERS = frozenset({"group_vars", "host_vars"})
+_BECOME_PASSWORDS = ("ansible_become_password", "ansible_become_pass", "ansible_sudo_pass")
+_SSH_PASSWORDS = ("ansible_password", "ansible_ssh_pass", "ansible_ssh_password")
 # What Ansible itself passes over in an inventory folder (INVENTORY_IGNORE_EXTS).
 _IGNORED = (".pyc", ".pyo", ".swp", ".bak", "~", ".rpm", ".md", ".txt", ".rst", ".orig", ".cfg", ".retry")
 
@@ -47,6 +49,13 @@ class Host:
     key_file: str | None = None
     ssh_args: tuple[str, ...] = ()
     has_become_password: bool = False
+    has_ssh_password: bool = False
+    host_key: str = ""
+
+    @property
+    def is_own_machine(self) -> bool:
+        """Whether what is done to it is done where the queen runs, as her user and with what he may do by sudo."""
+        return self.connection == "local"
 
     @property
     def templated(self) -> bool:
@@ -110,6 +119,12 @@ class Inventory:
         self._merged.pop(host.name, None)
         self._combine()
 
+    async def expect_host_key(self, name: str, host_key: str) -> None:
+        """Note in the queen's file which ssh host key a node has to show. Raises BrokenFile, OSError."""
+        async with self._reading_own:
+            await asyncio.to_thread(self._registered_file.expect_host_key, name, host_key)
+        await self.refresh()
+
     async def unregister(self, name: str) -> None:
         """Take a node out of the queen's file. Raises BrokenFile, OSError."""
         async with self._reading_own:
@@ -148,6 +163,7 @@ class Inventory:
             hive_address=entry.ssh_host,
             hive_port=self._hive_port,
             key_file=entry.key_file,
+            host_key=entry.host_key,
         )
 
     def _report(self, reason: str) -> None:
@@ -228,7 +244,9 @@ class Inventory:
             connection=str(variables.get("ansible_connection", "ssh")),
             key_file=None if key_file is None else str(key_file),
             ssh_args=_ssh_args(name, variables),
-            has_become_password=any(key in variables for key in ("ansible_become_password", "ansible_become_pass")),
+            has_become_password=any(key in variables for key in _BECOME_PASSWORDS),
+            has_ssh_password=any(key in variables for key in _SSH_PASSWORDS),
+            host_key=str(variables.get(HOST_KEY_VARIABLE) or ""),
         )
 
     def _read_cache(self) -> None:
@@ -257,7 +275,7 @@ def _members(answer: dict[str, Any], group: str) -> set[str]:
 
 
 def _digest(files: Iterable[Path]) -> str:
-    digest = hashlib.sha256(b"2")
+    digest = hashlib.sha256(b"3")
     for path in files:
         digest.update(str(path).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()

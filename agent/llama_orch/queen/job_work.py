@@ -20,9 +20,9 @@ from .hive_tokens import HiveTokens
 from .inventory import Host, Inventory
 from .job_events import JobEvents, Story
 from .node_state import NodeEvent, NodeStates
-from .preflight import SshSetup
 from .progress import FALLBACK_TASKS, GUESSED_TASKS
 from .runs import RunResult, Runs, RunSpec
+from .ssh import Ssh, SshSetup
 from .ssh_keys import KnownHosts
 from .store import Store, StoredJob
 
@@ -53,6 +53,7 @@ class JobWork:
         ssh: SshSetup,
         extra_vars: dict[str, str | int | bool],
         verify_timeout_s: float,
+        change_own_machine: bool,
         ran: Callable[[str, str], None],
     ) -> None:
         self._store = store
@@ -66,6 +67,7 @@ class JobWork:
         self._ssh = ssh
         self._extra_vars = extra_vars
         self._verify_timeout_s = verify_timeout_s
+        self._change_own_machine = change_own_machine
         self._ran = ran
         self._passwords: dict[str, str] = {}
         self._stories: dict[str, Story] = {}
@@ -124,8 +126,19 @@ class JobWork:
             return failures.classify("no hosts matched", host=job.wire.node_name)
         if host.name in self._inventory.groups:
             return failures.named_like_a_group(host.name)
+        if host.is_own_machine and not self._change_own_machine:
+            return failures.own_machine(host.name)
         self._story(job).phase(f"logging in as {host.ssh_user} at {host.ssh_host} port {host.ssh_port}")
-        return await self._unless_interrupted(job, self._look(job, host))
+        problem = await self._unless_interrupted(job, self._look(job, host))
+        if problem is None and job.wire.kind == "provision":
+            self._give_token(job, host)
+        return problem
+
+    def _give_token(self, job: StoredJob, host: Host) -> None:
+        """Let the playbook make a new token where the machine is another than the one that has the token."""
+        key = self._known_hosts.key_of(host.ssh_host, host.ssh_port)
+        if key is not None and self._tokens.give_to(host.name, key.fingerprint):
+            self._story(job).phase("another machine had this node's token: a new one is made")
 
     async def play(self, job: StoredJob) -> Problem | None:
         """The playbook of this kind of job, on this one host."""
@@ -238,17 +251,18 @@ class JobWork:
 
     async def _forget(self, name: str) -> None:
         host = self._inventory.hosts.get(name)
+        self._tokens.forget(name)
         await self._inventory.unregister(name)
         others = [other for other in self._inventory.hosts.values() if other.name != name]
         if host is not None and all((o.ssh_host, o.ssh_port) != (host.ssh_host, host.ssh_port) for o in others):
             self._known_hosts.forget(host.ssh_host, host.ssh_port)
-        self._tokens.forget(name)
         await self._states.forget(name)
 
     async def _look(self, job: StoredJob, host: Host) -> Problem | None:
         job_id = job.wire.job_id
         environment = self._runs.prepare(self._runs.next_run_id(job_id))
-        return await preflight.check(host, self._ssh, environment, self._passwords.get(job_id))
+        ssh = Ssh(host, self._ssh, environment)
+        return await preflight.check(ssh, self._passwords.get(job_id), self._known_hosts)
 
     async def _wait_for_hive(self, host: Host) -> Problem | None:
         deadline = time.monotonic() + self._verify_timeout_s

@@ -10,7 +10,7 @@ from llama_orch.contract.common import Problem
 from llama_orch.contract.devices import ConditionType, Remedy
 from llama_orch.contract.queen import JobStatus, Node, NodeStatus
 
-PROBE_FAILURES = ("hive_unreachable", "hive_refused_token", "hive_unhealthy", "wrong_hive", "hive_token_unusable")
+PROBE_FAILURES = ("hive_unreachable", "hive_not_proven", "hive_unhealthy", "wrong_hive", "hive_token_unusable")
 RUN_RESULTS = ("succeeded", "failed", "interrupted")
 PLAYBOOKS = ("hive", "remove", "resume", *(remedy.value for remedy in Remedy))
 

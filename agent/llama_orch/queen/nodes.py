@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from llama_orch.contract.common import Problem
-from llama_orch.contract.errors import ApiError, Conflict, NotFound, NotReady
+from llama_orch.contract.errors import ApiError, BadRequest, Conflict, NotFound, NotReady
 from llama_orch.contract.operations import PROVISION_NODE
 from llama_orch.contract.queen import Job, Node, NodeCreate, NodeList, NodeStatus, RemedyRequest
 from llama_orch.web import correlation
 
+from . import failures
+from .hive_tokens import HiveTokens
 from .inventory import Host, Inventory
 from .jobs import Jobs
 from .node_state import NodeStates
 from .preflight import port_answers
 from .registered_file import AlreadyRegistered, BrokenFile, RegisteredHost
-from .ssh_keys import KnownHosts
+from .ssh_keys import KnownHosts, NoHostKey, host_key_fingerprint
 from .store import Cure, OpenJobExists, Store
 
 log = logging.getLogger(__name__)
@@ -37,9 +40,11 @@ class Nodes:
         store: Store,
         jobs: Jobs,
         known_hosts: KnownHosts,
+        tokens: HiveTokens,
         key_file: Path,
         login_user: str,
         provision_on_change: bool,
+        change_own_machine: bool,
         changed: Callable[[], None],
         problems: Sequence[Problem] = (),
     ) -> None:
@@ -48,9 +53,11 @@ class Nodes:
         self._store = store
         self._jobs = jobs
         self._known_hosts = known_hosts
+        self._tokens = tokens
         self._key_file = key_file
         self._login_user = login_user
         self._provision_on_change = provision_on_change
+        self._change_own_machine = change_own_machine
         self._changed = changed
         self._problems = problems
         self._registering = asyncio.Lock()
@@ -88,7 +95,10 @@ class Nodes:
                 ssh_user=wanted.ssh_user or self._login_user,
                 key_file=str(self._key_file),
                 labels=dict(wanted.labels),
+                host_key=_fingerprint(wanted.host_key) if wanted.host_key else "",
             )
+            # What lies there of an earlier node of this name is another machine's.
+            self._tokens.forget(wanted.node_name)
             await self._write(host)
         password = wanted.sudo_password.get_secret_value() if wanted.sudo_password else None
         await self._begin_provisioning(wanted.node_name, password)
@@ -96,15 +106,17 @@ class Nodes:
         self._changed()
         return self.get(wanted.node_name)
 
-    async def provision(self, name: str, password: str | None) -> Job:
-        """Provision a node again; answers the open job where there is one. Raises NotFound, Conflict."""
-        self._host(name)
+    async def provision(self, name: str, password: str | None, host_key: str | None = None) -> Job:
+        """Provision a node again; answers the open job where there is one. Raises NotFound, Conflict, BadRequest."""
+        host = self._host_to_change(name)
+        if host_key is not None:
+            await self._expect(host, _fingerprint(host_key))
         await self._audit("provision", name)
         return await self._begin_provisioning(name, password)
 
     async def remedy(self, name: str, wanted: RemedyRequest) -> Job:
         """Begin to mend what is wrong with a node's GPUs. Raises NotFound, and Conflict while a job is open."""
-        self._host(name)
+        self._host_to_change(name)
         password = wanted.sudo_password.get_secret_value() if wanted.sudo_password else None
         try:
             job = await self._jobs.submit("remedy", name, password=password, cure=Cure(wanted.remedy, wanted.gpu))
@@ -151,7 +163,8 @@ class Nodes:
         for name in sorted(set(self._inventory.hosts) - before):
             host = self._inventory.hosts[name]
             fresh = self._states.get(name).status is NodeStatus.REGISTERED
-            if self._provision_on_change and host.source == "inventory" and fresh:
+            allowed = self._change_own_machine or not host.is_own_machine
+            if self._provision_on_change and host.source == "inventory" and fresh and allowed:
                 log.info("provisioning %s, which came into the inventory", name)
                 await self._begin_provisioning(name, None)
 
@@ -163,18 +176,23 @@ class Nodes:
                 return exists.job.wire
             raise _busy(name, exists.job.wire) from None
 
+    async def _expect(self, host: Host, host_key: str) -> None:
+        if host.source == "inventory":
+            file = await asyncio.to_thread(self._inventory.file_of, host.name)
+            raise Conflict(
+                f"node {host.name} stands in {file}, which is yours: set llama_orch_host_key: {host_key} for it there",
+                code="node_in_inventory_file",
+                file=file,
+            )
+        with _written():
+            await self._inventory.expect_host_key(host.name, host_key)
+
     async def _write(self, host: RegisteredHost) -> None:
         try:
-            await self._inventory.register(host)
+            with _written():
+                await self._inventory.register(host)
         except AlreadyRegistered:
             raise await self._taken(host.name) from None
-        except BrokenFile as error:
-            raise NotReady(str(error), code="inventory_broken") from None
-        except OSError as error:
-            log.error("the inventory cannot be written: %s", error)  # noqa: TRY400  the reason is all there is
-            raise ApiError(
-                f"the inventory cannot be written on the queen's machine: {error.strerror}", code="inventory_unwritable"
-            ) from None
 
     async def _taken(self, name: str) -> Conflict:
         record = self._states.get(name)
@@ -197,6 +215,13 @@ class Nodes:
             raise NotFound(f"there is no node {name[:80]}; GET /api/v1/nodes lists them")
         return host
 
+    def _host_to_change(self, name: str) -> Host:
+        host = self._host(name)
+        if host.is_own_machine and not self._change_own_machine:
+            problem = failures.own_machine(name)
+            raise Conflict(f"{problem.message}. {problem.what_to_do}", code=problem.code)
+        return host
+
     def _node(self, host: Host) -> Node:
         record = self._states.get(host.name)
         return Node(
@@ -213,6 +238,27 @@ class Nodes:
             hive=record.hive,
             source=host.source,
         )
+
+
+def _fingerprint(given: str) -> str:
+    try:
+        return host_key_fingerprint(given)
+    except NoHostKey as error:
+        raise BadRequest(f"host_key: {error}") from None
+
+
+@contextlib.contextmanager
+def _written() -> Iterator[None]:
+    """What may go wrong where the queen's inventory file is written, as the contract's errors."""
+    try:
+        yield
+    except BrokenFile as error:
+        raise NotReady(str(error), code="inventory_broken") from None
+    except OSError as error:
+        log.error("the inventory cannot be written: %s", error)  # noqa: TRY400  the reason is all there is
+        raise ApiError(
+            f"the inventory cannot be written on the queen's machine: {error.strerror}", code="inventory_unwritable"
+        ) from None
 
 
 def _busy(name: str, job: Job) -> Conflict:

@@ -11,7 +11,7 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
-from llama_orch.contract.patterns import LabelKey, LabelValue, NodeName, SshHost, SshUser
+from llama_orch.contract.patterns import HostKeyGiven, LabelKey, LabelValue, NodeName, SshHost, SshUser
 
 NAME = "00-registered.yml"
+# A host's ssh key as somebody confirmed it; people write it into their own files too.
+HOST_KEY_VARIABLE = "llama_orch_host_key"
 _HEADER = """\
 # Written by the queen, whole, at every change: do not edit.
 # Nodes come here by POST /api/v1/nodes and leave by DELETE /api/v1/nodes/NAME.
@@ -48,6 +50,7 @@ class RegisteredHost:
     ssh_user: str
     key_file: str
     labels: dict[str, str] = field(default_factory=dict)
+    host_key: str = ""
 
 
 class RegisteredFile:
@@ -75,6 +78,15 @@ class RegisteredFile:
             if host.name in hosts:
                 raise AlreadyRegistered(host.name)
             hosts[host.name] = host
+
+        self._rewrite(change)
+
+    def expect_host_key(self, name: str, host_key: str) -> None:
+        """Note which ssh host key a node has to show. Raises BrokenFile, OSError."""
+
+        def change(hosts: dict[str, RegisteredHost]) -> None:
+            if name in hosts:
+                hosts[name] = replace(hosts[name], host_key=host_key)
 
         self._rewrite(change)
 
@@ -129,6 +141,7 @@ def render(hosts: dict[str, RegisteredHost]) -> str:
             "ansible_ssh_private_key_file": host.key_file,
             "llama_orch_labels": dict(sorted(host.labels.items())),
         }
+        | ({HOST_KEY_VARIABLE: host.host_key} if host.host_key else {})
         for name, host in sorted(hosts.items())
     }
     yaml = YAML()
@@ -157,6 +170,7 @@ _NAME = TypeAdapter(NodeName)
 _HOST = TypeAdapter(SshHost)
 _USER = TypeAdapter(SshUser)
 _LABELS = TypeAdapter(dict[LabelKey, LabelValue])
+_KEY = TypeAdapter(HostKeyGiven)
 
 
 def _host(name: object, entry: dict[str, Any]) -> RegisteredHost:
@@ -167,6 +181,7 @@ def _host(name: object, entry: dict[str, Any]) -> RegisteredHost:
         ssh_user=_USER.validate_python(entry["ansible_user"], strict=True),
         key_file=str(entry["ansible_ssh_private_key_file"]),
         labels=_LABELS.validate_python(entry.get("llama_orch_labels") or {}, strict=True),
+        host_key=_KEY.validate_python(entry[HOST_KEY_VARIABLE], strict=True) if HOST_KEY_VARIABLE in entry else "",
     )
 
 
@@ -176,4 +191,9 @@ def _quoted(value: object) -> object:
     return DoubleQuotedScalarString(value) if isinstance(value, str) else value
 
 
-_OURS = frozenset({"ansible_host", "ansible_port", "ansible_user", "ansible_ssh_private_key_file", "llama_orch_labels"})
+_OURS = frozenset(
+    {
+        *("ansible_host", "ansible_port", "ansible_user", "ansible_ssh_private_key_file"),
+        *("llama_orch_labels", HOST_KEY_VARIABLE),
+    }
+)

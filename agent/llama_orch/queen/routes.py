@@ -60,7 +60,7 @@ def _nodes(routes: Routes, queen_of: Callable[[Request], Queen]) -> None:
     async def provision_node(request: Request, body: ProvisionRequest, node_name: str) -> Job:
         queen = queen_of(request)
         password = body.sudo_password.get_secret_value() if body.sudo_password else None
-        return await queen.tasks.finish(queen.nodes.provision(node_name, password), "provision a node")
+        return await queen.tasks.finish(queen.nodes.provision(node_name, password, body.host_key), "provision a node")
 
     @routes.handle(ops.REMEDY_NODE)
     async def remedy_node(request: Request, body: RemedyRequest, node_name: str) -> Job:

@@ -19,7 +19,7 @@ from typing import Any
 
 from . import fence
 from .failures import TaskFailure
-from .preflight import SshSetup
+from .ssh import SshSetup
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +197,7 @@ class Runs:
 
     def _ansible(self, folder: Path, control: Path) -> dict[str, str]:
         ssh_args = ["-o", "ControlMaster=auto", "-o", "ControlPersist=30m"]
-        ssh_args += [_quoted(argument) for argument in self._ssh.options(accept_new=False)]
+        ssh_args += [_quoted(argument) for argument in self._ssh.options()]
         return {
             "ANSIBLE_CONFIG": str(self._project / "ansible.cfg"),
             "ANSIBLE_HOST_KEY_CHECKING": "True",

@@ -51,6 +51,14 @@ class QueenSettings(settings.Settings):
         default=60, ge=0, description="seconds a failed node stays failed although its hive answers"
     )
     ssh_connect_timeout_s: int = Field(default=10, ge=1, le=120, description="seconds a host has to accept ssh")
+    trust_first_host_key: bool = Field(
+        default=False,
+        description="whether a password may go to a host whose ssh host key is only known from first contact",
+    )
+    change_own_machine: bool = Field(
+        default=False,
+        description="whether nodes with ansible_connection: local, the queen's own machine, are provisioned and mended",
+    )
     verify_timeout_s: float = Field(default=60, gt=0, le=600, description="seconds a new hive has for its first answer")
     run_timeout_s: float = Field(default=3600, gt=0, description="seconds one playbook may take")
 

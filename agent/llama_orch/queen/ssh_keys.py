@@ -6,12 +6,18 @@ import base64
 import binascii
 import hashlib
 import os
+import re
 import socket
 import subprocess
 import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
+from llama_orch.contract.patterns import HOST_KEY
 from llama_orch.contract.queen import HostKey, SshKey
+
+FIRST_CONTACT = "first-contact"
 
 _PREFERRED = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa")
 
@@ -44,55 +50,130 @@ def public_key(private: Path) -> SshKey:
         raise NoSshKey(f"the queen's public ssh key cannot be read: {error}") from None
 
 
+class NoHostKey(Exception):
+    """What was given as a host key is none; the message says what was expected."""
+
+
+def host_key_fingerprint(given: str) -> str:
+    """The fingerprint of a host key that was given as fingerprint or as public key line. Raises NoHostKey."""
+    expected = "expected SHA256:… as ssh-keygen -lf shows it, or the line of a file ssh_host_ed25519_key.pub"
+    if not re.fullmatch(HOST_KEY, given):
+        raise NoHostKey(expected)
+    if given.startswith("SHA256:"):
+        return given
+    try:
+        return _fingerprint(given.split()[1])
+    except binascii.Error:
+        raise NoHostKey(expected) from None
+
+
+@dataclass(frozen=True)
+class RecordedKey:
+    """One key of a host, and the line of known_hosts that it stands in."""
+
+    names: str
+    type: str
+    blob: str
+    comment: str
+
+    @property
+    def fingerprint(self) -> str:
+        """As `ssh-keygen -l` shows it."""
+        return _fingerprint(self.blob)
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether it is more than what the host showed at first contact."""
+        return self.comment != FIRST_CONTACT
+
+
 class KnownHosts:
-    """The project's known_hosts file: ssh appends to it, the queen reads it and takes hosts out."""
+    """The project's known_hosts file: people may write into it, the queen adds hosts and takes them out.
+
+    What a host showed at first contact, and nobody confirmed, has `FIRST_CONTACT` as comment, which ssh passes over.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._stamp: tuple[int, int] | None = None
-        self._keys: dict[str, HostKey] = {}
+        self._keys: dict[str, list[RecordedKey]] = {}
 
     def key_of(self, ssh_host: str, ssh_port: int) -> HostKey | None:
         """The recorded key of a host, or None before first contact."""
+        found = self.keys_of(entry_of(ssh_host, ssh_port))
+        best = min(found, key=lambda key: _PREFERRED.index(key.type), default=None)
+        return best and HostKey(type=best.type, fingerprint=best.fingerprint)
+
+    def keys_of(self, entry: str) -> list[RecordedKey]:
+        """All keys that are recorded under a name of known_hosts."""
         try:
             status = self.path.stat()
         except OSError:
-            return None
+            return []
         if self._stamp != (status.st_mtime_ns, status.st_size):
             self._keys = _parse(self.path.read_text(encoding="utf-8", errors="replace"))
             self._stamp = (status.st_mtime_ns, status.st_size)
-        return self._keys.get(_entry(ssh_host, ssh_port))
+        return self._keys.get(entry, [])
+
+    def add(self, keys: Iterable[RecordedKey], *, confirmed: bool) -> None:
+        """Record keys that a host shows. One that has keys already gets no others: it may be changing them."""
+        mark = "" if confirmed else f" {FIRST_CONTACT}"
+        new = [key for key in keys if not any(self.keys_of(name) for name in key.names.lower().split(","))]
+        text = "".join(f"{key.names} {key.type} {key.blob}{mark}\n" for key in new)
+        before = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+        self._replace(before + ("\n" if before and not before.endswith("\n") else "") + text)
+
+    def confirm(self, entry: str, fingerprint: str) -> None:
+        """Take the mark of first contact from a host's key."""
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        for at, text in enumerate(lines):
+            if any(key.fingerprint == fingerprint for key in _parse(text).get(entry, [])):
+                lines[at] = text.rstrip().removesuffix(" " + FIRST_CONTACT) + "\n"
+        self._replace("".join(lines))
 
     def forget(self, ssh_host: str, ssh_port: int) -> None:
         """Take a host's keys out, so that the next contact is the first."""
         if self.key_of(ssh_host, ssh_port) is None:
             return
-        entry = _entry(ssh_host, ssh_port)
+        entry = entry_of(ssh_host, ssh_port)
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        self._replace("".join(ln for ln in lines if ln.split(" ", 1)[0].lower() != entry))
+
+    def _replace(self, text: str) -> None:
         temporary = self.path.with_name(f".{self.path.name}.tmp")
-        temporary.write_text("".join(ln for ln in lines if ln.split(" ", 1)[0].lower() != entry), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
         os.chmod(temporary, 0o600)  # noqa: PTH101  the same mode whatever the umask was
         temporary.replace(self.path)
 
 
-def _entry(ssh_host: str, ssh_port: int) -> str:
+def read_keys(path: Path) -> list[RecordedKey]:
+    """All keys in a known_hosts file; none where there is no file."""
+    try:
+        found = _parse(path.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return []
+    return list(dict.fromkeys(key for keys in found.values() for key in keys))
+
+
+def entry_of(ssh_host: str, ssh_port: int) -> str:
+    """The name under which ssh records a host."""
     host = ssh_host.lower()
     return host if ssh_port == 22 else f"[{host}]:{ssh_port}"
 
 
-def _parse(text: str) -> dict[str, HostKey]:
-    found: dict[str, HostKey] = {}
+def _parse(text: str) -> dict[str, list[RecordedKey]]:
+    found: dict[str, list[RecordedKey]] = {}
     for line in text.splitlines():
-        parts = line.split()
+        parts = line.split(maxsplit=3)
         if len(parts) < 3 or parts[0].startswith(("#", "@")) or parts[1] not in _PREFERRED:
             continue
-        for name in parts[0].lower().split(","):
-            known = found.get(name)
-            if known is None or _PREFERRED.index(parts[1]) < _PREFERRED.index(known.type):
-                try:
-                    found[name] = HostKey(type=parts[1], fingerprint=_fingerprint(parts[2]))
-                except binascii.Error:
-                    continue
+        key = RecordedKey(parts[0], parts[1], parts[2], parts[3].strip() if len(parts) > 3 else "")
+        try:
+            _fingerprint(key.blob)
+        except binascii.Error:
+            continue
+        for name in key.names.lower().split(","):
+            found.setdefault(name, []).append(key)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import time
 from collections.abc import Awaitable, Callable
 
@@ -12,7 +13,8 @@ from sanic import HTTPResponse, Request, Sanic
 from sanic.response import json as json_response
 
 from llama_orch.contract.errors import BadRequest
-from llama_orch.contract.operations import METRICS, OPENAPI, Operation
+from llama_orch.contract.operations import METRICS, OPENAPI, PROOF, Operation
+from llama_orch.contract.proof import NONCE, Proof, proof_of
 
 from . import connections, correlation, errors, gate, openapi
 from .auth import Token
@@ -54,10 +56,12 @@ def create_app(
     token: Token,
     registry: CollectorRegistry,
     refresh_metrics: Callable[[Sanic], Awaitable[None]] | None = None,
+    identity: str | None = None,
 ) -> Sanic:
     """A Sanic application that serves every operation of `routes` and nothing else.
 
     `part` is queen, hive or worker: the prefix of its metrics. `refresh_metrics` rebuilds gauges at a scrape.
+    `identity` is the name that it proves itself by, where there is more than one of its part.
     Raises ValueError where an operation has no handler.
     """
     app = Sanic(name, configure_logging=False)
@@ -81,6 +85,8 @@ def create_app(
             _serve_metrics(app, registry, refresh_metrics)
         elif operation == OPENAPI:
             _serve_description(app, f"llama-orch {part}", routes.operations)
+        elif operation == PROOF:
+            _serve(app, PROOF, _prover(part, identity or part, token))
         elif operation in routes.handlers:
             _serve(app, operation, routes.handlers[operation])
         else:
@@ -135,6 +141,17 @@ def _serve_metrics(app: Sanic, registry: CollectorRegistry, refresh: Callable[[S
         return HTTPResponse(await scrape.text(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
     app.add_route(endpoint, METRICS.path, methods=["GET"], name=METRICS.name)
+
+
+def _prover(part: str, name: str, token: Token) -> Handler:
+    async def prove(request: Request) -> Proof:
+        given = request.args.getlist("nonce") or []
+        if len(given) != 1 or not re.fullmatch(NONCE, given[0]):
+            raise BadRequest("nonce: give one of 22 to 64 letters, digits, '-' and '_', chosen at random")
+        proof, *also = (proof_of(secret, part, name, given[0]) for secret in token.reveal_all())
+        return Proof(name=name, proof=proof, also=also)
+
+    return prove
 
 
 def _observe(app: Sanic, part: str, registry: CollectorRegistry) -> None:

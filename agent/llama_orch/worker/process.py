@@ -115,7 +115,13 @@ class _Process:
             metrics.refresh(self._service.health(), self._service.held_tokens())
 
         self._app = create_app(
-            "worker", "worker", routes.build(self._service), token=token, registry=registry, refresh_metrics=refresh
+            "worker",
+            "worker",
+            routes.build(self._service),
+            token=token,
+            registry=registry,
+            refresh_metrics=refresh,
+            identity=spec.worker_id,
         )
         self._app.after_server_start(self._begin)
         self._server = serve.Server(

@@ -1,7 +1,8 @@
 """End workers whose agent is stopped: `end_workers.py STATE_DIR gpu|all DRAIN_S TERM_S`. Their next agent starts them.
 
 They are looked for among the host's processes: an agent that is stopped, or too busy to answer, cannot be asked. Each
-is asked to drain, then to end, then it is killed. Prints the numbers of those that were ended.
+is asked to drain, then to end, then it is killed. Prints the numbers of those that were ended. Only processes of root
+and of the user whose the folder is count: any other's may have such arguments, and would be waited for.
 """
 
 import contextlib
@@ -27,14 +28,26 @@ def is_worker(pid, state_dir, which):
                 return False
         with open(f"/proc/{pid}/cmdline", "rb") as command:
             arguments = command.read().decode(errors="replace").split("\0")
+        owner = user_of(pid)
         # A hive in a container has the same paths, and its processes show here too.
         ours = os.readlink(f"/proc/{pid}/ns/pid") == os.readlink("/proc/self/ns/pid")
     except OSError:
         return False
     specs = [argument for argument in arguments if argument.startswith(f"{state_dir}/workers/")]
+    if owner not in (0, os.stat(state_dir).st_uid):
+        return False
     if not ours or "llama_orch.worker" not in arguments or "llama_orch.hive.shim" in arguments or not specs:
         return False
     return which == "all" or backend(specs[0]) != "cpu"
+
+
+def user_of(pid):
+    """The user whose a process really is; its files in /proc may be root's whoever started it."""
+    with open(f"/proc/{pid}/status", "rb") as status:
+        for line in status:
+            if line.startswith(b"Uid:"):
+                return int(line.split()[1])
+    return -1
 
 
 def backend(spec):

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from llama_orch.contract.hive import DownloadRequest, SpawnRequest
-from llama_orch.contract.queen import NodeCreate, RemedyRequest
+from llama_orch.contract.queen import NodeCreate, ProvisionRequest, RemedyRequest
 from llama_orch.web.errors import from_validation
 
 GOOD_NODE = {"node_name": "hive1", "ssh_host": "hive1.example.com", "ssh_port": 22, "ssh_user": "llama-orch"}
@@ -152,3 +152,34 @@ def test_a_remedy_is_one_of_the_list_and_one_gpu_is_for_one_of_them():
     for body in ({"remedy": "site"}, {"remedy": "../reboot"}, {}, {"remedy": "reboot", "gpu": uuid}):
         with pytest.raises(ValidationError):
             RemedyRequest.model_validate_json(json.dumps(body))
+
+
+KEY_LINE = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43
+
+
+@pytest.mark.parametrize("value", ["SHA256:" + "A" * 43, KEY_LINE, KEY_LINE + " root@hive-1.example"])
+def test_a_host_key_is_a_fingerprint_or_a_public_key(value: str):
+    assert NodeCreate.model_validate_json(json.dumps(GOOD_NODE | {"host_key": value})).host_key == value
+    assert ProvisionRequest.model_validate_json(json.dumps({"host_key": value})).host_key == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *HOSTILE,
+        *(
+            "SHA256:" + "A" * 42,
+            "SHA256:" + "A" * 44,
+            "MD5:aa:bb",
+            "SHA256:" + "A" * 43 + "\n",
+            f"{KEY_LINE}\n{KEY_LINE}",
+        ),
+        *(f'command="id" {KEY_LINE}', f"10.0.0.1 {KEY_LINE}", KEY_LINE + " {{ 1 }}"),
+    ],
+    ids=repr,
+)
+def test_hostile_host_keys_are_refused(value: str):
+    for kind, good in ((NodeCreate, GOOD_NODE), (ProvisionRequest, {})):
+        with pytest.raises(ValidationError) as error:
+            kind.model_validate_json(json.dumps(good | {"host_key": value}))
+        assert {item["loc"][0] for item in error.value.errors()} == {"host_key"}

@@ -37,6 +37,6 @@ def test_an_sqlite_that_is_too_old_is_said_in_one_line(
 ):
     monkeypatch.setattr(damage, "LEAST_SQLITE", (99, 1))
     with pytest.raises(SystemExit):
-        main.prepare(QueenSettings(project_dir=str(tmp_path)))
+        main.prepare(QueenSettings(project_dir=tmp_path))
     (line,) = capsys.readouterr().err.splitlines()
     assert f"SQLite is {sqlite3.sqlite_version} and needs to be 99.1: run the queen by Python 3.11" in line

@@ -100,3 +100,16 @@ def test_a_half_written_temporary_file_harms_nothing(tmp_path: Path):
     (tmp_path / f".{NAME}.tmp").write_text("all: [")
     file.add(a_host("two"))
     assert sorted(file.read()) == ["one", "two"]
+
+
+def test_a_host_key_is_kept_with_the_node(tmp_path: Path):
+    file = RegisteredFile(tmp_path)
+    file.add(a_host("one"))
+    file.add(a_host("two", host_key="SHA256:" + "A" * 43))
+    file.expect_host_key("one", "SHA256:" + "B" * 43)
+    file.expect_host_key("none", "SHA256:" + "C" * 43)
+    assert {name: host.host_key[7] for name, host in file.read().items()} == {"one": "B", "two": "A"}
+    assert "llama_orch_host_key" not in render({"three": a_host("three")})
+    file.path.write_text(file.path.read_text().replace("SHA256:" + "B" * 43, "{{ 1 }}"))
+    with pytest.raises(BrokenFile):
+        file.read()

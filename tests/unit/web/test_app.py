@@ -11,7 +11,8 @@ from sanic import Request
 from llama_orch.contract import operations as ops
 from llama_orch.contract.common import QueenHealth
 from llama_orch.contract.errors import NotFound
-from llama_orch.contract.operations import METRICS, OPENAPI
+from llama_orch.contract.operations import METRICS, OPENAPI, PROOF
+from llama_orch.contract.proof import Proof
 from llama_orch.contract.queen import JobEvent, Node, NodeCreate
 from llama_orch.web.app import Routes, create_app
 from llama_orch.web.auth import Token
@@ -22,7 +23,7 @@ TOKEN = "a-token-of-enough-length"
 
 
 def an_app(*, events: AsyncIterator[JobEvent | str] | None = None):
-    served = (ops.QUEEN_HEALTH, ops.CREATE_NODE, ops.GET_NODE, ops.JOB_EVENTS, METRICS, OPENAPI)
+    served = (ops.QUEEN_HEALTH, ops.CREATE_NODE, ops.GET_NODE, ops.JOB_EVENTS, METRICS, OPENAPI, PROOF)
     routes = Routes(served)
 
     @routes.handle(ops.QUEEN_HEALTH)
@@ -181,3 +182,33 @@ async def test_a_client_that_leaves_ends_the_event_source():
 def test_an_operation_without_a_handler_stops_the_start():
     with pytest.raises(ValueError, match="GET /health"):
         create_app("bare", "queen", Routes((ops.QUEEN_HEALTH,)), token=Token(TOKEN), registry=CollectorRegistry())
+
+
+async def test_who_asks_without_a_token_gets_a_proof_and_no_token(http: aiohttp.ClientSession):
+    nonce = "n" * 43
+    async with http.get("/api/v1/proof", params={"nonce": nonce}, headers={"Authorization": ""}) as answer:
+        assert answer.status == 200
+        text = await answer.text()
+    proof = Proof.model_validate_json(text)
+    assert proof.name == "queen" and proof.holds(TOKEN, "queen", nonce) and TOKEN not in text and not proof.also
+
+
+async def test_each_token_that_is_taken_is_proven():
+    token = Token(TOKEN, Token("one-that-is-taken-as-well"))
+    app = create_app("both", "worker", Routes((PROOF,)), token=token, registry=CollectorRegistry(), identity="w")
+    async with (
+        serving(app) as url,
+        aiohttp.ClientSession(url) as session,
+        session.get("/api/v1/proof", params={"nonce": "n" * 43}) as answer,
+    ):
+        proof = Proof.model_validate_json(await answer.text())
+    assert proof.holds(TOKEN, "worker", "n" * 43) and proof.holds("one-that-is-taken-as-well", "worker", "n" * 43)
+
+
+@pytest.mark.parametrize(
+    "query", ["", "nonce=", "nonce=short", f"nonce={'n' * 65}", f"nonce={'n' * 42}%0A", f"nonce={'n' * 43}&nonce=x"]
+)
+async def test_a_nonce_is_strict(http: aiohttp.ClientSession, query: str):
+    async with http.get(f"/api/v1/proof?{query}", headers={"Authorization": ""}) as answer:
+        assert answer.status == 400
+        assert (await answer.json())["error"]["param"] == "nonce"
