@@ -28,15 +28,19 @@ def is_worker(pid, state_dir, which):
                 return False
         with open(f"/proc/{pid}/cmdline", "rb") as command:
             arguments = command.read().decode(errors="replace").split("\0")
-        owner = user_of(pid)
+        trusted = user_of(pid) in (0, os.stat(state_dir).st_uid)
         # A hive in a container has the same paths, and its processes show here too.
-        ours = os.readlink(f"/proc/{pid}/ns/pid") == os.readlink("/proc/self/ns/pid")
+        ours = trusted and os.readlink(f"/proc/{pid}/ns/pid") == os.readlink("/proc/self/ns/pid")
     except OSError:
         return False
     specs = [argument for argument in arguments if argument.startswith(f"{state_dir}/workers/")]
-    if owner not in (0, os.stat(state_dir).st_uid):
-        return False
-    if not ours or "llama_orch.worker" not in arguments or "llama_orch.hive.shim" in arguments or not specs:
+    if (
+        not trusted
+        or not ours
+        or "llama_orch.worker" not in arguments
+        or "llama_orch.hive.shim" in arguments
+        or not specs
+    ):
         return False
     return which == "all" or backend(specs[0]) != "cpu"
 
