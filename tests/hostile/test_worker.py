@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -161,22 +160,6 @@ async def test_an_ambiguous_grammar_ends_and_nobody_waits_for_it(
     for status, answer in await soon(asyncio.gather(*attack)):
         assert status == 500 and "too ambiguous" in answer["error"]["message"], answer
     assert peak_megabytes(bpe) - before < 200
-
-
-async def test_one_scopes_grammars_leave_others_most_of_the_time(bpe_clients: tuple[Client, Client]):
-    """Grammars within their bounds, in as many answers as there are slots for, slow nobody else down."""
-    attacker, other = bpe_clients
-    numbers = " | ".join(f'"a" r{number} "x{number}"' for number in range(300))
-    rules = "\n".join(f"r{number} ::= [a-z]*" for number in range(300))
-    body = {"prompt": "z", "max_tokens": 400, "temperature": 0, "grammar": f"root ::= {numbers}\n{rules}"}
-    attack = [asyncio.create_task(attacker.ask("completions", **body)) for _ in range(3)]
-    await asyncio.sleep(0.2)
-    began = time.monotonic()
-    status, _ = await soon(other.ask("completions", prompt="z", max_tokens=200, temperature=0))
-    assert status == 200 and time.monotonic() - began < SOON / 2
-    for one in attack:
-        one.cancel()
-    await asyncio.gather(*attack, return_exceptions=True)
 
 
 # --- texts
