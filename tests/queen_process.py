@@ -107,6 +107,12 @@ class QueenProcess:
         return (self.data / "known_hosts").read_text()
 
     @property
+    def pid(self) -> int:
+        """Of the process that runs."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def token(self) -> str:
         """Its api-token."""
         return (self.secrets / "api-token").read_text().strip()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import time
@@ -14,26 +13,12 @@ from typing import Any
 
 import yaml
 
+from tests.playbook_run import Run
+
 from .fixtures import KeyPair
 from .machines import Host
 
 ROOT = Path(__file__).resolve().parents[2]
-RECAP = re.compile(r"^(?P<host>\S+) +: (?P<counts>ok=.*)$", re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a playbook did: its counts for each host (ok, changed, unreachable, failed, …) and all it said."""
-
-    status: int
-    counts: Mapping[str, Mapping[str, int]]
-    output: str
-    seconds: float
-
-    @property
-    def changed(self) -> dict[str, int]:
-        """How many tasks changed something, for each host."""
-        return {host: counts["changed"] for host, counts in self.counts.items()}
 
 
 @dataclass
@@ -89,11 +74,7 @@ class Site:
             command, cwd=ROOT, env=self.environment(), stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, check=False,
         )  # fmt: skip
-        counts = {
-            found["host"]: {name: int(n) for name, n in re.findall(r"(\w+)=(\d+)", found["counts"])}
-            for found in RECAP.finditer(done.stdout)
-        }
-        return Run(done.returncode, counts, done.stdout, time.monotonic() - began)
+        return Run.of_process(done, time.monotonic() - began)
 
     def secrets(self) -> dict[str, str]:
         """Every token of the site by its path below the folder of secrets."""

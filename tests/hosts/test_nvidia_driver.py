@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.playbook_run import Run
+
 from . import gpu
 from .fixtures import KeyPair
 from .machines import Fleet, Host
 from .nvidia_repository import NvidiaRepository
-from .site import Run, Site
+from .site import Site
 
 pytestmark = pytest.mark.hosts
 # What playbooks/hive.yml does before it makes a hive, and no hive: its roles are what takes long.
@@ -56,24 +58,32 @@ def repository(fleet: Fleet) -> Iterator[NvidiaRepository]:
     made.close()
 
 
-@pytest.fixture(params=["bookworm", "trixie"])
-def host(request: pytest.FixtureRequest, fleet: Fleet, login_key: KeyPair) -> Iterator[Host]:
-    name = f"gpu-{request.param}"
-    yield fleet.boot(name, suite=request.param, authorized_keys=[login_key.public])
-    fleet.remove(name)
+@pytest.fixture
+def hosts(fleet: Fleet, login_key: KeyPair) -> Iterator[list[Host]]:
+    """One of each release; a run plays on both."""
+    names = {f"gpu-{suite}": suite for suite in RELEASES}
+    yield [fleet.boot(name, suite=suite, authorized_keys=[login_key.public]) for name, suite in names.items()]
+    for name in names:
+        fleet.remove(name)
 
 
 @pytest.fixture
-def site(tmp_path: Path, login_key: KeyPair, host: Host, fleet: Fleet) -> Iterator[Site]:
+def site(tmp_path: Path, login_key: KeyPair, hosts: list[Host], fleet: Fleet) -> Iterator[Site]:
     (tmp_path / "driver.yml").write_text(PLAYBOOK)
     variables = {"nvidia_driver_cuda": CUDA, "nvidia_driver_repository_url": f"{fleet.packages_url}/nvidia"}
-    made = Site(tmp_path, login_key, {host.name: host}, variables=variables)
+    made = Site(tmp_path, login_key, {host.name: host for host in hosts}, variables=variables)
     yield made
     made.hang_up()
 
 
 def play(site: Site, *words: str) -> Run:
     return site.play(site.folder / "driver.yml", *words)
+
+
+def said(run: Run, host: Host, words: str) -> bool:
+    """Whether the run failed on that host with these words; tells the end of the output where not."""
+    assert run.failed[host.name] and words in run.of(host.name), run.output[-3600:]
+    return True
 
 
 def packages_of(host: Host) -> dict[str, str]:
@@ -87,108 +97,123 @@ def candidate(host: Host, package: str) -> str:
 
 
 def test_the_driver_comes_from_nvidias_repository_by_its_branch_and_key(
-    site: Site, host: Host, repository: NvidiaRepository
+    site: Site, hosts: list[Host], repository: NvidiaRepository
 ) -> None:
-    version = {"bookworm": VERSIONS[0], "trixie": VERSIONS[2]}[host.suite]
-    gpu.give(host, [BLACKWELL])
+    version = {"bookworm": VERSIONS[0], "trixie": VERSIONS[2]}
+    for host in hosts:
+        gpu.give(host, [BLACKWELL])
 
     # Signed by another key than NVIDIA's: nothing of it is installed.
     site.variables["nvidia_driver_repository_fingerprint"] = "0" * 40
     refused = play(site)
-    assert (refused.status, packages_of(host)) == (2, {}), refused.output
-    assert "[repository_not_trusted]" in refused.output, refused.output[-1800:]
+    for host in hosts:
+        assert said(refused, host, "[repository_not_trusted]")
+        assert packages_of(host) == {}
 
     site.variables["nvidia_driver_repository_fingerprint"] = repository.fingerprint
     installed = play(site)
-    assert "[reboot_needed]" in installed.output, installed.output[-1800:]
-    assert installed.counts[host.name]["failed"] == 1
-    assert packages_of(host) == dict.fromkeys([*ASKED, "libnvidia-ml1"], version)
-    assert host.run(["apt-mark", "showhold"], check=True).stdout.split() == ASKED
-    # As unattended-upgrades sees it: what else the repository has is no candidate.
-    assert candidate(host, "nvidia-driver-cuda") == version
+    for host in hosts:
+        assert said(installed, host, "[reboot_needed]")
+        assert installed.counts[host.name]["failed"] == 1
+        assert packages_of(host) == dict.fromkeys([*ASKED, "libnvidia-ml1"], version[host.suite])
+        assert host.run(["apt-mark", "showhold"], check=True).stdout.split() == ASKED
+        # As unattended-upgrades sees it: what else the repository has is no candidate.
+        assert candidate(host, "nvidia-driver-cuda") == version[host.suite]
 
     again = play(site)
-    assert "[reboot_needed]" in again.output
-    assert again.changed == {host.name: 0}, again.output[again.output.find("changed: [") - 200 :][:900]
+    assert all(said(again, host, "[reboot_needed]") for host in hosts)
+    assert again.changed == {host.name: 0 for host in hosts}, again.output
 
     # To another branch and back: up and down on the one release, down and up on the other.
-    for branch, other in ((595, VERSIONS[1]), (0, version)):
+    for branch, other in ((595, dict.fromkeys(version, VERSIONS[1])), (0, version)):
         site.variables["nvidia_driver_branch"] = branch
         moved = play(site)
-        assert "[reboot_needed]" in moved.output, moved.output[-1800:]
-        assert packages_of(host) == dict.fromkeys([*ASKED, "libnvidia-ml1"], other)
-        assert host.run(["apt-mark", "showhold"], check=True).stdout.split() == ASKED
-        assert candidate(host, "libnvidia-ml1") == other
+        for host in hosts:
+            assert said(moved, host, "[reboot_needed]")
+            assert packages_of(host) == dict.fromkeys([*ASKED, "libnvidia-ml1"], other[host.suite])
+            assert host.run(["apt-mark", "showhold"], check=True).stdout.split() == ASKED
+            assert candidate(host, "libnvidia-ml1") == other[host.suite]
 
 
 def test_a_driver_of_others_is_left_unless_the_site_has_it_replaced(
-    site: Site, host: Host, fleet: Fleet, repository: NvidiaRepository
+    site: Site, hosts: list[Host], fleet: Fleet, repository: NvidiaRepository
 ) -> None:
-    url = f"{fleet.packages_url}/nvidia/{RELEASES[host.suite]}/x86_64"
-    host.run(
-        f"echo 'deb [trusted=yes] {url} /' > /etc/apt/sources.list.d/own.list && "
-        f"apt-get update -q && apt-get install -q -y nvidia-kernel-dkms={VERSIONS[1]}",
-        check=True,
-    )
-    theirs = packages_of(host)
-    gpu.give(host, [AMPERE])
+    theirs = {}
+    for host in hosts:
+        url = f"{fleet.packages_url}/nvidia/{RELEASES[host.suite]}/x86_64"
+        host.run(
+            f"echo 'deb [trusted=yes] {url} /' > /etc/apt/sources.list.d/own.list && "
+            f"apt-get update -q && apt-get install -q -y nvidia-kernel-dkms={VERSIONS[1]}",
+            check=True,
+        )
+        theirs[host.name] = packages_of(host)
+        gpu.give(host, [AMPERE])
     site.variables["nvidia_driver_repository_fingerprint"] = repository.fingerprint
 
     refused = play(site)
-    assert "[driver_of_others]" in refused.output, refused.output[-1800:]
-    assert (refused.changed, packages_of(host)) == ({host.name: 0}, theirs)
+    assert all(said(refused, host, "[driver_of_others]") for host in hosts)
+    assert refused.changed == {host.name: 0 for host in hosts}
+    assert {host.name: packages_of(host) for host in hosts} == theirs
 
     site.variables["nvidia_driver_replace"] = True
     replaced = play(site)
-    assert "[reboot_needed]" in replaced.output, replaced.output[-1800:]
-    assert set(packages_of(host)) == {*ASKED, "libnvidia-ml1"}
-
-    removed = play(site, "--extra-vars", '{"remove_driver": true}')
-    assert removed.status == 0, removed.output[-1800:]
-    assert packages_of(host) == {}
-    assert host.run("ls /var/lib/llama-orch* /etc/apt/*/llama-orch*").stdout == ""
-
-    # Not a driver, and in its way.
-    host.run("apt-get install -q -y nvidia-fabricmanager", check=True)
-    site.variables["nvidia_driver_replace"] = False
-    refused = play(site)
-    assert "apt would remove nvidia-fabricmanager" in " ".join(refused.output.split()), refused.output[-1800:]
-    assert set(packages_of(host)) == {"nvidia-fabricmanager"}
-    assert host.run("ls /var/lib/llama-orch*").stdout == ""
-
-
-def test_an_index_that_is_older_than_the_archive_is_read_anew(site: Site, host: Host, fleet: Fleet) -> None:
-    release = RELEASES[host.suite]
-    newer = {"debian12": "580.130.01-1", "debian13": "620.20.01-1"}[release]
-    own = NvidiaRepository(fleet.state_dir / "packages" / f"nvidia-{host.suite}")
-    try:
-        own.add(release, KEYS[release], VERSIONS)
-        gpu.give(host, [BLACKWELL])
-        site.variables["nvidia_driver_repository_url"] = f"{fleet.packages_url}/nvidia-{host.suite}"
-        site.variables["nvidia_driver_repository_fingerprint"] = own.fingerprint
-        play(site)
+    for host in hosts:
+        assert said(replaced, host, "[reboot_needed]")
         assert set(packages_of(host)) == {*ASKED, "libnvidia-ml1"}
 
-        # As an image of some months ago: the index knows the branch by packages that the archive has no more.
-        host.run(
-            f"apt-get purge -q -y --allow-change-held-packages {' '.join(ASKED)} libnvidia-ml1 && apt-get clean && "
-            "touch -d '2 days ago' /var/lib/apt/lists && rm -f /var/lib/apt/periodic/update-success-stamp",
-            check=True,
-        )
-        own.add(release, KEYS[release], [newer])
+    removed = play(site, "--extra-vars", '{"remove_driver": true}')
+    assert removed.status == 0, removed.output[-3600:]
+    for host in hosts:
+        assert packages_of(host) == {}
+        assert host.run("ls /var/lib/llama-orch* /etc/apt/*/llama-orch*").stdout == ""
+        # Not a driver, and in its way.
+        host.run("apt-get install -q -y nvidia-fabricmanager", check=True)
+    site.variables["nvidia_driver_replace"] = False
+    refused = play(site)
+    for host in hosts:
+        assert said(refused, host, "apt would remove nvidia-fabricmanager")
+        assert set(packages_of(host)) == {"nvidia-fabricmanager"}
+        assert host.run("ls /var/lib/llama-orch*").stdout == ""
+
+
+def test_an_index_that_is_older_than_the_archive_is_read_anew(site: Site, hosts: list[Host], fleet: Fleet) -> None:
+    newer = {"bookworm": "580.130.01-1", "trixie": "620.20.01-1"}
+    own = NvidiaRepository(fleet.state_dir / "packages" / "nvidia-own")
+    try:
+        for release, key in KEYS.items():
+            own.add(release, key, VERSIONS)
+        for host in hosts:
+            gpu.give(host, [BLACKWELL])
+        site.variables["nvidia_driver_repository_url"] = f"{fleet.packages_url}/nvidia-own"
+        site.variables["nvidia_driver_repository_fingerprint"] = own.fingerprint
         play(site)
-        assert packages_of(host) == dict.fromkeys([*ASKED, "libnvidia-ml1"], newer)
+        for host in hosts:
+            assert set(packages_of(host)) == {*ASKED, "libnvidia-ml1"}
+
+            # As an image of some months ago: the index knows the branch by packages that the archive has no more.
+            host.run(
+                f"apt-get purge -q -y --allow-change-held-packages {' '.join(ASKED)} libnvidia-ml1 && apt-get clean && "
+                "touch -d '2 days ago' /var/lib/apt/lists && rm -f /var/lib/apt/periodic/update-success-stamp",
+                check=True,
+            )
+        for suite, release in RELEASES.items():
+            own.add(release, KEYS[release], [newer[suite]])
+        play(site)
+        for host in hosts:
+            assert packages_of(host) == dict.fromkeys([*ASKED, "libnvidia-ml1"], newer[host.suite])
     finally:
         own.close()
 
 
-def test_a_gpu_that_no_driver_drives_is_refused_before_anything_changes(site: Site, host: Host) -> None:
-    gpu.give(host, [KEPLER])
+def test_a_gpu_that_no_driver_drives_is_refused_before_anything_changes(site: Site, hosts: list[Host]) -> None:
+    for host in hosts:
+        gpu.give(host, [KEPLER])
     site.variables["nvidia_driver_cuda"] = {}
 
     run = play(site)
 
     assert run.status == 2
-    assert "[no_driver_for_gpu]" in run.output
-    assert run.changed == {host.name: 0}
-    assert packages_of(host) == {}
+    assert run.changed == {host.name: 0 for host in hosts}
+    for host in hosts:
+        assert said(run, host, "[no_driver_for_gpu]")
+        assert packages_of(host) == {}

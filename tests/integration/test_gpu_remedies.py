@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.playbook_run import Run
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -127,25 +127,6 @@ class Machine:
         }
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a playbook did: its status, whether it failed on each host, and all it said."""
-
-    status: int
-    failed: Mapping[str, bool]
-    stdout: str
-
-    @property
-    def words(self) -> str:
-        """All it said, its lines joined again that Ansible broke."""
-        return " ".join(self.stdout.split())
-
-    def of(self, host: str) -> str:
-        """The words about one host."""
-        about = re.findall(rf"^\w+: \[{host}\](?s:.*?)(?=^\w+: \[|^\[|^(?:TASK|PLAY) |\Z)", self.stdout, re.MULTILINE)
-        return " ".join(" ".join(about).split())
-
-
 def ansible(folder: Path, plays: Any, hosts: Mapping[str, Mapping[str, Any]], *words: str, **variables: Any) -> Run:
     """Run plays on hosts that are this machine where they do not say otherwise."""
     for play in plays:
@@ -163,6 +144,7 @@ def ansible(folder: Path, plays: Any, hosts: Mapping[str, Mapping[str, Any]], *w
         "hive_start_timeout_s": 3,
         "preflight_host": {"nvidia_gpus": "{{ machine_bus | default([]) }}"},
     }
+    began = time.monotonic()
     done = subprocess.run(
         [
             Path(sys.executable).with_name("ansible-playbook"), "-i", folder / "hosts.yml",
@@ -173,8 +155,7 @@ def ansible(folder: Path, plays: Any, hosts: Mapping[str, Mapping[str, Any]], *w
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         timeout=180, check=False,
     )  # fmt: skip
-    counts = re.findall(r"^(\S+) +: ok=.* unreachable=(\d+) +failed=(\d+)", done.stdout, re.MULTILINE)
-    return Run(done.returncode, {host: gone + failed != "00" for host, gone, failed in counts}, done.stdout)
+    return Run.of_process(done, time.monotonic() - began)
 
 
 def included(role: str, *entries: str, **variables: Any) -> list[dict[str, Any]]:
@@ -221,7 +202,7 @@ def test_a_remedy_that_was_cut_short_is_carried_on(machine: Machine) -> None:
 
     run = play(machine, "reset_gpu")
 
-    assert run.status == 0, run.stdout
+    assert run.status == 0, run.output
     assert (machine.state / "asked.while").read_text() == "", "nothing ran while the GPU was reset"
     assert machine.running == {"llama-orch-hive", "nvidia-dcgm", "nvidia-persistenced"}
     assert not machine.stopped.exists()
@@ -233,7 +214,7 @@ def test_what_is_stopped_is_written_down_first(machine: Machine) -> None:
 
     run = play(machine, "reset_gpu", gpu_remedy_gpu=UUID)
 
-    assert run.status == 0, run.stdout
+    assert run.status == 0, run.output
     assert (machine.folder / "seen").read_text() == "nvidia-persistenced\n"
 
 
@@ -242,8 +223,8 @@ def test_a_look_without_changes_stops_nothing(machine: Machine) -> None:
 
     run = play(machine, "reset_gpu", "--check", gpu_remedy_gpu=UUID)
 
-    assert run.status == 0, run.stdout
-    assert f"would reset {UUID}" in run.stdout
+    assert run.status == 0, run.output
+    assert f"would reset {UUID}" in run.output
     asked = {line.split()[0] for line in (machine.state / "asked").read_text().splitlines()}
     assert asked <= {"is-active", "show", "is-enabled"}
     assert not machine.stopped.exists()
@@ -262,7 +243,7 @@ def test_a_service_that_cannot_be_started_keeps_no_hive_down(machine: Machine) -
 
     (machine.state / "nvidia-persistenced.broken").unlink()
     run = play(machine, "resume")
-    assert run.status == 0, run.stdout
+    assert run.status == 0, run.output
     assert machine.running == {"llama-orch-hive", "nvidia-persistenced"}
 
 
@@ -292,7 +273,7 @@ def test_only_a_hive_that_says_so_was_helped(make: Made, tmp_path: Path) -> None
 
     run = ansible(tmp_path, [reset], hosts, gpu_remedy_gpu=UUID, hive_gpus_wait_s=2)
 
-    assert run.failed == {name: bool(said) for name, (*_, said) in cases.items()}, run.stdout
+    assert run.failed == {name: bool(said) for name, (*_, said) in cases.items()}, run.output
     for name, (*_, said) in cases.items():
         assert ("[remedy_without_effect]" in run.of(name)) == bool(said)
         assert said in run.of(name)
@@ -308,7 +289,7 @@ def test_what_the_kernel_holds_stops_no_reboot(make: Made, tmp_path: Path) -> No
 
     run = ansible(tmp_path, included("hive", "suspend"), hosts)
 
-    assert run.failed == {"to-reboot": False, "to-reset": True}, run.stdout
+    assert run.failed == {"to-reboot": False, "to-reset": True}, run.output
     for name, failed in run.failed.items():
         assert ("workers survive SIGKILL: 4711. The reboot ends it." in run.of(name)) != failed
 
@@ -332,7 +313,7 @@ def test_one_broken_gpu_of_several_takes_no_hive_down(make: Made, tmp_path: Path
     run = ansible(tmp_path, included("hive", "gpus"), hosts, hive_gpus_wait_s=2)
 
     for name, (gpus, said) in cases.items():
-        assert said in run.of(name), run.stdout
+        assert said in run.of(name), run.output
         assert run.failed[name] == (not gpus)
 
 
@@ -359,7 +340,7 @@ def test_a_host_that_is_not_there_ends_no_other_hosts_run(machine: Machine) -> N
         nvidia_driver_state={"reboot": "nouveau holds the GPU"},
     )  # fmt: skip
 
-    assert "other is made a hive" in run.words, run.stdout
+    assert "other is made a hive" in run.words, run.output
     assert "[unreachable_host] away needs a reboot for its driver and cannot be reached" in run.words
     assert "would reboot the control node" in run.words
     assert "[reboot_held_back]" not in run.words, "no host was rebooted"
@@ -374,5 +355,5 @@ def test_a_declared_worker_of_which_the_hive_says_nothing_is_not_ready(machine: 
 
     run = play(machine, "workers", role="hive", hive_workers=[declared], hive_apply_timeout_s=2)
 
-    assert run.status == 2, run.stdout
+    assert run.status == 2, run.output
     assert "[worker_failed] hive_workers of here: chat is not among what the hive tells of" in run.words

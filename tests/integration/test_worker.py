@@ -654,6 +654,7 @@ async def test_a_context_that_does_not_fit_is_said(start: Start):
 
 async def test_a_reason_left_by_an_earlier_run_is_removed(start: Start, tmp_path: Path):
     (tmp_path / "worker-0").mkdir()
+    (tmp_path / "worker-0" / FAILURE_FILE).parent.mkdir()
     (tmp_path / "worker-0" / FAILURE_FILE).write_text("{}")
     worker = start("demo")
     await worker.until("idle")

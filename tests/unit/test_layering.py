@@ -25,7 +25,7 @@ MAY_IMPORT = {
 
 OWNER = {
     "ansible_runner": {"queen/run_child.py"},
-    "dbos": {"queen/jobs.py"},
+    "dbos": {"queen/jobs.py", "queen/job_records.py"},  # the workflow, and what the engine may read
     "sqlalchemy": {"queen/store.py", "queen/tables.py"},  # the queries, and the schema
     "watchfiles": {"queen/inventory_watch.py"},
     "pynvml": {"hive/nvml_child.py"},

@@ -39,7 +39,7 @@ InferenceTokenOption = Annotated[
         "--inference-token-file",
         metavar="FILE",
         envvar="LLAMA_ORCH_INFERENCE_TOKEN_FILE",
-        help="File with the fleet's inference token.",
+        help="File with the hive's inference token, or the fleet's.",
     ),
 ]
 
@@ -101,7 +101,7 @@ def chat(
 
     async def find() -> _Partner:
         url, found = await _find(connection, worker)
-        return _Partner(url, inference_token(inference_token_file), found, connection)
+        return _Partner(url, inference_token(inference_token_file, hive), found, connection)
 
     if asked is None:
         _converse(find, messages, options)

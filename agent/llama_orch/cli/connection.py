@@ -139,12 +139,14 @@ class Connection:
         raise Unusable(f"no token for {url}: give --token-file FILE or set LLAMA_ORCH_TOKEN_FILE")
 
 
-def inference_token(given: Path | None) -> str:
-    """The fleet's inference token: given, of the running `up`, of the project, of this machine."""
+def inference_token(given: Path | None, hive: str | None = None) -> str:
+    """The token for a worker: given, of the running `up`, of its hive where that is a node's name, of the fleet."""
     if given:
         return read_token(given)
     up = find_local_up()
     files = [up.inference_token_file] if up else []
+    if hive and re.fullmatch(patterns.NODE_NAME, hive):
+        files = [folder / "inference" / hive for folder in _secrets_folders(up)] + files
     files += [folder / "inference-token" for folder in (*_secrets_folders(up), SYSTEM_SECRETS)]
     for file in dict.fromkeys(files):
         if _readable(file):

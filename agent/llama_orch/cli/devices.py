@@ -36,6 +36,8 @@ def devices(
     for condition in found.conditions:
         remedy = f" [remedy: {condition.remedy}]" if condition.remedy else ""
         line(f"{condition.type}: {condition.message}; {condition.what_to_do}{remedy}", style="red")
+    for one in found.host_conditions:
+        line(f"{one.type}: {one.message}; {one.what_to_do}", style="yellow")
     if not found.nvml.available:
         line(f"GPUs    none: {found.nvml.reason or 'NVML does not answer'}")
         return

@@ -80,6 +80,10 @@ def start(
     ctx: Annotated[int | None, typer.Option("--ctx", help="Tokens of context for each slot.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads on the CPU.")] = None,
     gpu_layers: Annotated[int | None, typer.Option(help="Layers on the GPU; -1 is all.")] = None,
+    reuse_across_scopes: Annotated[
+        bool,
+        typer.Option("--reuse-across-scopes", help="Clients reuse each other's prompts, and can tell what they were."),
+    ] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for it to load.")] = 300.0,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return while it loads.")] = False,
     hive: HiveOption = None,
@@ -99,6 +103,7 @@ def start(
         ctx_per_slot=ctx,
         threads=threads,
         gpu_layers=gpu_layers,
+        reuse_across_scopes=reuse_across_scopes,
     )
 
     async def work() -> Worker:

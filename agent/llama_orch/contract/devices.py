@@ -163,6 +163,20 @@ class Condition(Response):
     remedy: Remedy | None = None
 
 
+class HostConditionType(StrEnum):
+    """What can be wrong with a hive as a whole."""
+
+    WORKERS_UNCONFINED = "workers_unconfined"
+
+
+class HostCondition(Response):
+    """Something of the whole machine that is not as it should be now; workers are started all the same."""
+
+    type: HostConditionType
+    message: str
+    what_to_do: str
+
+
 class LibraryResult(StrEnum):
     """What the self-test found of one of the engine's libraries. Only `passed` is used.
 
@@ -201,7 +215,10 @@ class EngineStatus(Response):
 
 
 class Devices(Response):
-    """`GET /api/v1/devices`. `backends` are those that a worker can be started with."""
+    """`GET /api/v1/devices`. `conditions` are of GPUs, `host_conditions` of the whole machine.
+
+    `backends` are those that a worker can be started with.
+    """
 
     cpu: CpuInfo
     memory: MemoryInfo
@@ -210,5 +227,6 @@ class Devices(Response):
     gpus: list[Gpu]
     xids: list[Xid] = Field(default_factory=list)
     conditions: list[Condition] = Field(default_factory=list)
+    host_conditions: list[HostCondition] = Field(default_factory=list)
     backends: list[Backend] = Field(default_factory=lambda: ["cpu"])
     engine: EngineStatus | None = None

@@ -73,7 +73,8 @@ class SpawnRequest(_NamesModel):
     """`POST /api/v1/workers`. A model that is not there is downloaded first.
 
     `device` is 0 where neither it nor `devices` is given. `tensor_split` says how much of the model each of several
-    `devices` gets, in proportion to each other; by default as much as they have free memory.
+    `devices` gets, in proportion to each other; by default as much as they have free memory. With
+    `reuse_across_scopes` each client reuses what any other's prompts left in a slot, and can tell by it what they were.
     """
 
     backend: Backend
@@ -86,6 +87,7 @@ class SpawnRequest(_NamesModel):
     ctx_per_slot: int | None = Field(default=None, ge=64, le=1_048_576)
     threads: int | None = Field(default=None, ge=1, le=512)
     gpu_layers: int | None = Field(default=None, ge=-1, le=10_000)
+    reuse_across_scopes: bool = False
     origin: Origin = "rest"
 
     @model_validator(mode="after")
@@ -195,6 +197,7 @@ class Worker(Response):
     download_id: str | None = None
     threads: int | None = None
     gpu_layers: int | None = None
+    reuse_across_scopes: bool = False
     origin: Origin = "rest"
 
 

@@ -23,6 +23,8 @@ MAX_INPUTS = 2048
 MAX_GRAMMAR = 65_536
 # In seconds, from the request's arrival; what is not finished by then is given up and its slot is free.
 DEADLINE_HEADER = "X-Request-Timeout"
+# Names, from a gateway, whose request it is: what a slot holds is reused within a scope.
+SCOPE_HEADER = "X-Llama-Orch-Scope"
 
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Token = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -457,7 +459,8 @@ class ServedModelList(Response):
 class WorkerHealth(Response):
     """`GET /health` of a worker; `percentage` is the part of the model that is loaded, 0 to 100.
 
-    `tokens_per_second` is what all slots together generated over the last seconds.
+    `tokens_per_second` is what all slots together generated over the last seconds. `confined`: it can reach no files
+    but those that it needs.
     """
 
     status: Literal["loading", "idle", "busy", "draining"]
@@ -468,3 +471,4 @@ class WorkerHealth(Response):
     queued: int = 0
     tokens_per_second: float = 0.0
     context_per_slot: int | None = None
+    confined: bool = False

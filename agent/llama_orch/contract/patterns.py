@@ -9,9 +9,10 @@ last newline: use `re.fullmatch` there.
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Annotated
 
-from pydantic import StringConstraints
+from pydantic import AfterValidator, StringConstraints
 
 NODE_NAME = r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$"
 SSH_HOST = r"^(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7})$"
@@ -38,3 +39,14 @@ WholeGpuUuid = Annotated[str, StringConstraints(pattern=WHOLE_GPU_UUID, max_leng
 GpuUuid = Annotated[str, StringConstraints(pattern=GPU_UUID, max_length=84)]
 WorkerName = Annotated[str, StringConstraints(pattern=WORKER_NAME, max_length=63)]
 GgufFilename = Annotated[str, StringConstraints(pattern=GGUF_FILE, max_length=255)]
+
+
+def _network(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError as error:
+        raise ValueError(f"expected an address or a network such as 10.0.0.7 or 10.0.0.0/24: {error}") from None
+
+
+# An address or a network, as the standard library writes it.
+Network = Annotated[str, AfterValidator(_network)]

@@ -1,21 +1,23 @@
 """What a hive and its workers tell each other through files: the worker's order, and how it ended.
 
-All three lie in the worker's own folder, `<state_dir>/workers/<worker_id>/`. Hive and worker speak no other
+All of them lie in the worker's own folder, `<state_dir>/workers/<worker_id>/`. Hive and worker speak no other
 language than these files, signals and the worker's HTTP.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, Field, StringConstraints
 
 from .common import Request, Response
 from .devices import MOST_DEVICES, Backend, DeviceIndex, SplitMode
-from .patterns import IDENTIFIER, GpuUuid
+from .patterns import IDENTIFIER, GpuUuid, Network
 
 SPEC_FILE = "spec.json"
-FAILURE_FILE = "failure.json"
+# In the one folder that a confined worker may write to; what is there is a worker's claim, and read as such.
+FAILURE_FILE = "tmp/failure.json"
+MOST_FAILURE_BYTES = 64 * 1024
 ENDED_FILE = "ended.json"
 
 EXIT_STOPPED = 0
@@ -37,7 +39,10 @@ class WorkerSpec(Request):
     the model may be asked for. `device_uuids` says which GPUs `devices` meant: numbers shift when a GPU is gone.
     `tensor_split` is the part of the model that each of several devices gets.
     `ctx_per_slot` is in tokens; null leaves the choice to the worker. `cpu_library` is the engine's library that the
-    machine's self-test chose; null takes the one that rates itself best.
+    machine's self-test chose; null takes the one that rates itself best. From `gateways` a request may name its scope;
+    `reuse_across_scopes` lets each reuse what any left in a slot. A worker that is `confined` can reach no more files
+    than it needs, as far as the kernel can do that. `record` is nothing for the worker: the hive knows it again by that
+    where its own record is damaged.
     """
 
     worker_id: Annotated[str, StringConstraints(pattern=IDENTIFIER, max_length=64)]
@@ -56,10 +61,14 @@ class WorkerSpec(Request):
     threads: int | None = Field(default=None, ge=1, le=512)
     gpu_layers: int | None = Field(default=None, ge=-1, le=10_000)
     cpu_library: Annotated[str, StringConstraints(pattern=r"^libggml-cpu-[A-Za-z0-9_]{1,32}\.so$")] | None = None
+    gateways: list[Network] = Field(default=[], max_length=256)
+    reuse_across_scopes: bool = False
+    confined: bool = True
+    record: dict[str, Any] | None = None
 
 
 class WorkerFailure(Response):
-    """`failure.json`, written by a worker before it exits with EXIT_KNOWN_FAILURE."""
+    """`tmp/failure.json`, written by a worker before it exits with EXIT_KNOWN_FAILURE."""
 
     code: FailureCode
     message: str

@@ -132,9 +132,10 @@ class Node(Response):
 
 
 class NodeList(Response):
-    """`GET /api/v1/nodes`."""
+    """`GET /api/v1/nodes`; `problems` are those of the inventory's files and of the queen's own."""
 
     nodes: list[Node]
+    problems: list[Problem] = Field(default=[])
 
 
 class Job(Response):

@@ -12,10 +12,11 @@ from llama_orch import __version__
 from llama_orch.contract.common import WorkerCounts
 from llama_orch.contract.devices import Devices
 from llama_orch.contract.hive import HiveInfo, WorkerStatus
+from llama_orch.web import landlock
 from llama_orch.web.auth import Token
 from llama_orch.web.tasks import OwnedTasks
 
-from . import devices, engine_build, process
+from . import devices, engine_build, host_conditions, process
 from .downloads import Downloads
 from .engine_test import EngineTest
 from .gpus import Gpus
@@ -51,6 +52,7 @@ class Agent:
             count_restart=self.metrics.worker_restarts.inc,
         )
         self.models = Models(settings.models_dir, self.downloads, self.workers.using)
+        self._landlock = landlock.abi()
         self._started_at = datetime.now(UTC)
 
     def _worker_of(self, pid: int) -> str | None:
@@ -89,6 +91,11 @@ class Agent:
             gpus=found.gpus,
             xids=found.xids,
             conditions=found.conditions,
+            host_conditions=host_conditions.find(
+                landlock=self._landlock,
+                confine_workers=self.settings.confine_workers,
+                unconfined=self.workers.unconfined(),
+            ),
             backends=["cpu", "cuda"] if found.gpus and self._has_cuda() else ["cpu"],
             engine=self.engine.status(),
         )

@@ -22,10 +22,14 @@ def main() -> None:
     settings = _prepare_folders(settings)
     try:
         api_token = _needed("api_token_file", find_token(settings.api_token_file, "api-token"))
-        inference_token = _needed("inference_token_file", find_token(settings.inference_token_file, "inference-token"))
+        inference_token = find_token(settings.inference_token_file, "inference-token")
+        fleet_token = find_token(settings.fleet_inference_token_file, "fleet-inference-token")
         hub_token = find_token(settings.hub_token_file, "hub-token")
     except auth.WrongTokenFile as error:
         stop(PROGRAM, str(error))
+    inference_token = _needed("inference_token_file", inference_token or fleet_token)
+    if fleet_token is not None and inference_token is not fleet_token:
+        inference_token = auth.Token(inference_token.reveal(), also=fleet_token)
     lock = _only_one(settings.state_dir)
     listener = serve.listen(PROGRAM, settings.host, settings.port)
     built = app.build(settings, api_token=api_token, inference_token=inference_token, hub_token=hub_token)

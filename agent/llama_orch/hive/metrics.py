@@ -6,14 +6,22 @@ from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from llama_orch.contract.devices import ConditionType, Devices, Gpu, GpuEcc, LibraryResult, MemoryInfo
+from llama_orch.contract.devices import (
+    ConditionType,
+    Devices,
+    Gpu,
+    GpuEcc,
+    HostConditionType,
+    LibraryResult,
+    MemoryInfo,
+)
 from llama_orch.contract.hive import DownloadStatus, Model, ModelStatus, WorkerStatus
 
 from .download_job import Job
 from .worker_keeper import WorkerKeeper
 
 _GPU_LABELS = ["gpu"]
-_Counted = WorkerStatus | ModelStatus | DownloadStatus | ConditionType
+_Counted = WorkerStatus | ModelStatus | DownloadStatus | ConditionType | HostConditionType
 
 
 class Metrics:
@@ -65,6 +73,7 @@ class Metrics:
         self._gpu_info = gauge("gpu_info", "1 for each GPU", [*_GPU_LABELS, "uuid", "name", "pci_address"])
         self._gpu_slowdown = gauge("gpu_slowdown", "1 where a GPU's clocks are held down", [*_GPU_LABELS, "reason"])
         self._gpu_last_xid = gauge("gpu_last_xid", "Last error that the driver reported of a GPU", _GPU_LABELS)
+        self._host_conditions = gauge("host_conditions", "What is wrong with the machine as a whole", ["type"])
         self._gpu_conditions = gauge("gpu_conditions", "What is wrong with GPUs", ["type"])
 
     def refresh(self, keepers: list[WorkerKeeper], models: list[Model], downloads: list[Job], devices: Devices) -> None:
@@ -85,6 +94,7 @@ class Metrics:
         self._gpus.set(len(devices.gpus))
         self._nvml_up.set(int(devices.nvml.available))
         self._refresh_gpus(devices)
+        _count(self._host_conditions, HostConditionType, (condition.type for condition in devices.host_conditions))
         self._engine.clear()
         for library in devices.engine.libraries if devices.engine else ():
             for result in LibraryResult:

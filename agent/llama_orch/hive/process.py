@@ -68,7 +68,10 @@ def start_time(pid: int) -> int | None:
 
 
 def recorded(folder: Path) -> Process | None:
-    """The worker that the shim of this folder wrote down, whether it lives or not; None after a reboot."""
+    """The worker that the shim of this folder wrote down, whether it lives or not.
+
+    None after a reboot, and where the file is damaged.
+    """
     found = read_json(folder / PROCESS_FILE)
     if not isinstance(found, dict) or found.get("boot_id") != boot_id():
         return None
@@ -124,15 +127,18 @@ def workers_dir(state_dir: Path) -> Path:
     return state_dir / "workers"
 
 
-def start(folder: Path, log_file: Path, token: Token) -> subprocess.Popen[bytes]:
+def start(folder: Path, launch: str, log_file: Path, token: Token) -> subprocess.Popen[bytes]:
     """Start a worker under its shim and return the shim. Raises OSError where that cannot be.
 
-    The token goes through a pipe that the worker reads to its end: no argument, variable or file shows it.
+    `launch` is what the folder's file of that name holds.
+
+    The token goes through a pipe that the worker reads to its end, and those that are taken as well in lines behind it:
+    no argument, variable or file shows them.
     """
     (folder / "tmp").mkdir(mode=0o700, exist_ok=True)
     read_end, write_end = os.pipe()
     try:
-        os.write(write_end, token.reveal().encode())
+        os.write(write_end, "\n".join(token.reveal_all()).encode())
     finally:
         os.close(write_end)
     python = interpreter()
@@ -140,7 +146,7 @@ def start(folder: Path, log_file: Path, token: Token) -> subprocess.Popen[bytes]
     try:
         with log_file.open("ab") as output:
             return subprocess.Popen(
-                [python, "-P", "-m", SHIM, str(folder), "--", *worker],
+                [python, "-P", "-m", SHIM, str(folder), launch, "--", *worker],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -8,8 +8,9 @@ import socket
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from llama_orch.contract.patterns import Network
 from llama_orch.web import auth
 from llama_orch.web.settings import Settings
 
@@ -36,9 +37,16 @@ class HiveSettings(Settings):
     models_dir: Path = Field(default=Path("/var/lib/llama-orch/models"), description="the hub's cache")
     log_dir: Path = Field(default=Path("/var/log/llama-orch"), description="what workers print")
     api_token_file: str = Field(default="", description="file with the token of this API")
-    inference_token_file: str = Field(default="", description="file with the token of the workers' /v1 API")
+    inference_token_file: str = Field(default="", description="file with this hive's token of the workers' /v1 API")
+    fleet_inference_token_file: str = Field(default="", description="file with one that workers of all hives take too")
     worker_port_min: int = Field(default=8100, ge=1, le=65535, description="first port for workers")
     worker_port_max: int = Field(default=8199, ge=1, le=65535, description="last port for workers")
+    gateways: list[Network] = Field(
+        default_factory=list[Network],
+        max_length=256,
+        description="addresses or networks of gateways, which may name the scope of a request",
+    )
+    confine_workers: bool = Field(default=True, description="whether workers can reach no files but those they need")
     hub_endpoint: str = Field(default="", pattern=r"^(https?://.+)?$", description="another hub's URL")
     hub_token_file: str = Field(default="", description="file with a token of the hub, for gated models")
     reserve_ram_bytes: int = Field(default=2 * GIB, ge=0, description="memory that workers leave free")
@@ -50,6 +58,12 @@ class HiveSettings(Settings):
     max_concurrent_downloads: int = Field(default=2, ge=1, le=16, description="downloads at the same time")
     download_attempts: int = Field(default=10, ge=1, description="tries without progress until a download fails")
     download_stall_s: float = Field(default=60, gt=0, description="seconds without a byte until a try is given up")
+
+    @field_validator("gateways", mode="before")
+    @classmethod
+    def _named_in_a_row(cls, value: object) -> object:
+        # As flags and environment variables say it.
+        return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

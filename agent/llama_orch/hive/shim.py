@@ -1,7 +1,8 @@
 """The small parent of a worker: starts it, waits for its end, writes down how it ended, and outlives the agent.
 
-`python -m llama_orch.hive.shim FOLDER -- COMMAND…`. It forwards nothing and imports next to nothing, since one
-runs beside each worker.
+`python -m llama_orch.hive.shim FOLDER LAUNCH -- COMMAND…`. It forwards nothing and imports next to nothing, since one
+runs beside each worker. LAUNCH is what the file of that name in the folder held when the shim was started: one that
+comes so late that the worker was launched again meanwhile starts nothing.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ import time
 
 PROCESS_FILE = "process.json"
 ENDED_FILE = "ended.json"
+LAUNCH_FILE = "launch"
 TOKEN_FLAG = "--token-fd"  # noqa: S105  a flag's name
 
 
 def main(arguments: list[str]) -> int:
     """Run the command to its end; returns 0 once `ended.json` is written."""
-    folder, command = arguments[0], arguments[arguments.index("--") + 1 :]
+    folder, launch, command = arguments[0], arguments[1], arguments[arguments.index("--") + 1 :]
+    if not _is_current(folder, launch):
+        sys.stderr.write(f"launch {launch} is not the worker's present one: nothing is started\n")
+        return 1
     # Handlers, not SIG_IGN, which the worker would inherit. Whoever stops a service or a terminal signals the whole
     # group or cgroup: the worker decides for itself, and this process must still be there to see how it ends.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
@@ -45,6 +50,13 @@ def main(arguments: list[str]) -> int:
     ended = {"exit_code": None, "signal": -status} if status < 0 else {"exit_code": status, "signal": None}
     _write(folder, ENDED_FILE, {**ended, "at": _now()})
     return 0
+
+
+def _is_current(folder: str, launch: str) -> bool:
+    try:
+        return _read(f"{folder}/{LAUNCH_FILE}") == launch
+    except OSError:
+        return False
 
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"

@@ -11,7 +11,15 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from llama_orch.contract.common import Problem
-from llama_orch.contract.process import ENDED_FILE, FAILURE_FILE, SPEC_FILE, WorkerEnded, WorkerFailure, WorkerSpec
+from llama_orch.contract.process import (
+    ENDED_FILE,
+    FAILURE_FILE,
+    MOST_FAILURE_BYTES,
+    SPEC_FILE,
+    WorkerEnded,
+    WorkerFailure,
+    WorkerSpec,
+)
 
 from . import atomic, last_words, process
 
@@ -93,7 +101,7 @@ def how_it_ended(folder: Path) -> WorkerEnded | None:
 def known_failure(folder: Path) -> WorkerFailure | None:
     """The reason that the worker itself gave, in a length that the API shows."""
     try:
-        found = WorkerFailure.model_validate(atomic.read_json(folder / FAILURE_FILE))
+        found = WorkerFailure.model_validate(atomic.read_foreign_json(folder / FAILURE_FILE, MOST_FAILURE_BYTES))
     except ValidationError:
         return None
     if not _CODE.fullmatch(found.code):

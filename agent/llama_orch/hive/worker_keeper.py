@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import subprocess
 import time
@@ -65,11 +66,14 @@ class WorkerKeeper:
         self.process: process.Process | None = None
         self.slots_busy = 0
         self.tokens_per_second = 0.0
+        # None until it has said so.
+        self.confined: bool | None = None
         self._percentage: float | None = None
         self._around = around
         self._folder = around.records.folder(record.id)
         self._task: asyncio.Task[None] | None = None
         self._shim: subprocess.Popen[bytes] | None = None
+        self._port_races = 0
         self._asked_at = 0.0
         self._answered_at = 0.0
 
@@ -87,15 +91,18 @@ class WorkerKeeper:
             await asyncio.wait({self._task}, timeout=5)
 
     async def stop(self) -> None:
-        """Drain, end and forget the worker. Raises worker_ending.WillNotEnd."""
+        """Drain and end the worker. Raises worker_ending.WillNotEnd."""
         drain_s = self._around.settings.drain_timeout_s if self.state.serving else 0
         self.record.stopping = True
         self._save()
         await self.leave()
         self.state.drain()
         await self._end_processes(drain_s, self._around.settings.term_timeout_s)
+
+    def forget(self) -> None:
+        """Take its record away, once it has ended. Raises OSError where the disk does not let it."""
+        self._around.records.remove(self.record.id)
         self.state.stop()
-        await asyncio.to_thread(self._around.records.remove, self.record.id)
 
     def try_again(self) -> None:
         """Start a failed worker once more, as a user asked."""
@@ -108,6 +115,7 @@ class WorkerKeeper:
         """It cannot run; the record says so, and the next start of the agent leaves it at that."""
         log.warning("worker %s failed: %s", self.record.id, problem.message)
         self.record.failed, self.record.admitted, self.record.last_error = True, False, problem
+        self.record.port = None
         self._save()
         self.state.fail()
 
@@ -142,6 +150,7 @@ class WorkerKeeper:
             download_id=record.download_id,
             threads=record.threads or request.threads,
             gpu_layers=request.gpu_layers,
+            reuse_across_scopes=request.reuse_across_scopes,
             origin=request.origin,
         )
 
@@ -164,7 +173,7 @@ class WorkerKeeper:
             return
         self._answered_at = time.monotonic()
         self.slots_busy, self._percentage = health.slots_busy, health.percentage
-        self.tokens_per_second = health.tokens_per_second
+        self.tokens_per_second, self.confined = health.tokens_per_second, health.confined
         if health.status in {"idle", "busy"}:
             self.state.serve(health.slots_busy)
             if self.record.ready_at is None:
@@ -179,20 +188,28 @@ class WorkerKeeper:
                 if ended is not None:
                     await self._after_end(ended)
                 if self.process is None:
-                    await self._launch(await self._prepare())
+                    await self._launch_once_it_can(await self._prepare())
                 ended = await self._watch()
         except Failed as failed:
             self.fail(failed.problem)
         except ApiError as error:
             self.fail(as_failed(error).problem)
+        except worker_ending.WillNotEnd as error:
+            self.fail(Problem(code="process_stuck", message=str(error), what_to_do="restart the machine"))
         except Exception:
             log.exception("worker %s", self.record.id)
-            await self._end_processes(0, self._around.settings.term_timeout_s)
             self.fail(Problem(code="internal_error", message="an error of the hive; its log says which"))
+            with contextlib.suppress(worker_ending.WillNotEnd):
+                await self._end_processes(0, self._around.settings.term_timeout_s)
 
     async def _take_over(self) -> _Ended | None:
         """Find what an earlier run of the agent left: a process that lives is adopted, one that does not is told of."""
         record = self.record
+        found = await worker_launch.left_over(self._folder, self._around.settings.state_dir)
+        if found is not None and found.lives():
+            log.info("worker %s adopted: pid %d", record.id, found.pid)
+            self.process, record.boot_id = found, process.boot_id()
+            return None
         if record.boot_id is None:
             return None
         if record.boot_id != process.boot_id():
@@ -200,16 +217,10 @@ class WorkerKeeper:
             record.last_error = Problem(code="machine_restarted", message="the machine was restarted")
             self._save()
             return None
-        found = await worker_launch.written_down(self._folder, self._around.settings.state_dir, None)
         if found is None:
-            # Its agent died while starting it: nothing ran, or a shim that never came to write.
-            await self._end_processes(0, 0)
+            # Its agent died while starting it.
             return None
-        if not found.lives():
-            return _Ended(await worker_launch.how_it_ended(self._folder), worker_ending.WHILE_ALONE)
-        log.info("worker %s adopted: pid %d", record.id, found.pid)
-        self.process = found
-        return None
+        return _Ended(await worker_launch.how_it_ended(self._folder), worker_ending.WHILE_ALONE)
 
     async def _prepare(self) -> Path:
         """The model's first file, downloaded where it is not there, and all of the record that depends on it."""
@@ -259,18 +270,40 @@ class WorkerKeeper:
             raise Failed(problem.code, problem.message, problem.what_to_do)
         return downloads.path_of(job.record)
 
+    async def _launch_once_it_can(self, model: Path) -> None:
+        """Start the process, and try again where what is in the way passes: a full disk is no fault of the worker's."""
+        attempt = 0
+        while True:
+            try:
+                await self._launch(model)
+            except Failed as failed:
+                if not failed.retry:
+                    raise
+                attempt += 1
+                wait = backoff.delay(attempt)
+                self.record.last_error, self.record.boot_id = failed.problem, None
+                log.warning("worker %s: %s; trying again in %.1f s", self.record.id, failed.problem.message, wait)
+                await asyncio.sleep(wait)
+            else:
+                return
+
     async def _launch(self, model: Path) -> None:
-        """Start the process. The record says so before, so that a crash at any line is seen by the next start."""
+        """Start the process. The record says so before, so that a crash at any line is seen by the next start.
+
+        Raises Failed, with `retry` where it may work later.
+        """
         settings = self._around.settings
         cpu_library = await self._around.engine.cpu_library(self.record.request.backend)
-        worker_launch.clear(self._folder)
+        await self._end_processes(0, settings.term_timeout_s)
         self.record.boot_id, self.record.started_at, self.record.ready_at = process.boot_id(), datetime.now(UTC), None
         self._save()
         self._percentage = 0.0
         self._shim = worker_launch.start(
             self.record, self._folder, model, settings, self._around.inference_token, cpu_library=cpu_library
         )
-        self.process = await worker_launch.written_down(self._folder, settings.state_dir, self._shim)
+        self.process = await worker_launch.written_down(self._folder, self._shim)
+        if self.process is None:
+            await self._end_processes(0, settings.term_timeout_s)
 
     async def _watch(self) -> _Ended:
         """Ask the worker how it is until its process is gone."""
@@ -288,6 +321,8 @@ class WorkerKeeper:
                 killed = f", as it was not ready after {allowed:.0f} s"
             if killed:
                 await worker_ending.end(self._around.settings.state_dir, self.record.id, drain_s=0, term_s=0)
+            if self._shim is not None:
+                self._shim.poll()
             await asyncio.sleep(LOOK_S)
         how = await worker_launch.how_it_ended(self._folder)
         self._gone()
@@ -299,10 +334,11 @@ class WorkerKeeper:
         record = self.record
         known = worker_ending.known_failure(self._folder)
         if end.how is not None and end.how.exit_code == EXIT_KNOWN_FAILURE and known is not None:
-            if known.code != "port_in_use" or record.streak >= PORT_RACES:
+            if known.code != "port_in_use" or self._port_races >= PORT_RACES:
                 raise Failed(known.code, known.message, known.what_to_do)
             log.info("worker %s: port %s was taken by another; trying the next", record.id, record.port)
-            record.port, record.boot_id, record.streak = None, None, record.streak + 1
+            self._port_races += 1
+            record.port, record.boot_id = None, None
             self._save()
             return
         log_file = worker_launch.log_file(self._around.settings, record.id)
@@ -335,6 +371,7 @@ class WorkerKeeper:
         if self._shim is not None:
             self._shim.poll()
         self.process, self.slots_busy, self.tokens_per_second, self._percentage = None, 0, 0.0, None
+        self.confined = None
 
     def _save(self) -> None:
         try:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import subprocess
 import time
+import uuid
 from pathlib import Path
 
 from llama_orch.contract.process import ENDED_FILE, FAILURE_FILE, SPEC_FILE, WorkerEnded, WorkerSpec
@@ -13,12 +15,16 @@ from llama_orch.web.auth import Token
 from . import atomic, process, worker_ending
 from .problems import Failed
 from .settings import HiveSettings
-from .shim import PROCESS_FILE
+from .shim import LAUNCH_FILE, PROCESS_FILE
 from .worker_records import WorkerRecord
 
 SHIM_START_S = 20.0
 ENDED_WRITTEN_S = 3.0
 _LOOK_S = 0.02
+# What ends by itself, or when somebody made room.
+_PASSING = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE}
+)
 
 
 def clear(folder: Path) -> None:
@@ -41,7 +47,10 @@ def start(
     *,
     cpu_library: str | None,
 ) -> subprocess.Popen[bytes]:
-    """Write the order and start the shim. Raises Failed."""
+    """Write the order and start the shim. Raises Failed, with `retry` where it may work later.
+
+    All that ran for this worker before has ended; a shim that was started for it and never came to run is refused.
+    """
     request = record.request
     spec = WorkerSpec(
         worker_id=record.id,
@@ -60,26 +69,58 @@ def start(
         threads=record.threads,
         gpu_layers=request.gpu_layers,
         cpu_library=cpu_library,
+        gateways=settings.gateways,
+        reuse_across_scopes=request.reuse_across_scopes,
+        confined=settings.confine_workers,
+        record=record.model_dump(mode="json"),
     )
+    launch = uuid.uuid4().hex
     try:
+        clear(folder)
+        atomic.write_text(folder / LAUNCH_FILE, launch)
         atomic.write_text(folder / SPEC_FILE, spec.model_dump_json())
-        return process.start(folder, log_file(settings, record.id), token)
+        return process.start(folder, launch, log_file(settings, record.id), token)
     except OSError as error:
-        raise Failed("cannot_start", f"the worker cannot be started: {error.strerror}", "see the hive's log") from None
+        where = f" ({error.filename})" if error.filename else ""
+        raise Failed(
+            "cannot_start",
+            f"the worker cannot be started: {error.strerror}{where}",
+            "see that the disks of state_dir and log_dir have room and can be written to",
+            retry=error.errno in _PASSING,
+        ) from None
 
 
-async def written_down(folder: Path, state_dir: Path, shim: subprocess.Popen[bytes] | None) -> process.Process | None:
-    """The process that the shim wrote down, waited for while the shim runs; None where it started none."""
+async def written_down(folder: Path, shim: subprocess.Popen[bytes]) -> process.Process | None:
+    """The process that the shim wrote down, waited for while the shim runs.
+
+    None where it started none, and where that took too long: then whatever it started is to be ended.
+    """
     deadline = time.monotonic() + SHIM_START_S
     while (found := process.recorded(folder)) is None and time.monotonic() < deadline:
-        if shim is not None:
-            runs = shim.poll() is None
-        else:
-            runs = folder.name in await asyncio.to_thread(process.find, state_dir)
-        if not runs:
+        if shim.poll() is not None:
             return process.recorded(folder)
         await asyncio.sleep(_LOOK_S)
     return found
+
+
+async def left_over(folder: Path, state_dir: Path) -> process.Process | None:
+    """The process that an earlier run of the agent started, whether it lives or not; None where there is none.
+
+    What lives is believed before what is written: a damaged file ends no worker that serves.
+    """
+    deadline = time.monotonic() + SHIM_START_S
+    while True:
+        written = process.recorded(folder)
+        alive = (await asyncio.to_thread(process.find, state_dir)).get(folder.name, [])
+        workers = [found for found in alive if not found.is_shim]
+        if written in workers:
+            return written
+        if workers:
+            return max(workers, key=lambda found: found.start_time)
+        # A shim alone is about to start its worker, or to write how it ended.
+        if not alive or time.monotonic() > deadline:
+            return written
+        await asyncio.sleep(_LOOK_S)
 
 
 async def how_it_ended(folder: Path) -> WorkerEnded | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import shutil
 from collections import Counter
@@ -14,6 +16,7 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError
 from llama_orch.contract.common import Problem
 from llama_orch.contract.hive import SpawnRequest
 from llama_orch.contract.patterns import IDENTIFIER
+from llama_orch.contract.process import SPEC_FILE
 
 from . import atomic
 from .model_memory import Needed
@@ -90,23 +93,25 @@ class WorkerRecord(BaseModel):
         return _meaning(self.request) == _meaning(request)
 
 
+def _read(text: bytes, folder: Path) -> WorkerRecord | None:
+    try:
+        record = WorkerRecord.model_validate_json(text)
+    except ValidationError:
+        return None
+    return record if record.id == folder.name else None
+
+
 def _meaning(request: SpawnRequest) -> dict[str, object]:
     fields = request.model_dump(exclude={"origin", "device", "devices", "split_mode"})
     return fields | {"devices": request.all_devices, "split": request.split}
-
-
-def _of(folder: Path) -> WorkerRecord:
-    """Raises OSError, ValidationError, also where it is of another worker than its folder."""
-    record = WorkerRecord.model_validate_json(atomic.read_bytes(folder / RECORD_FILE))
-    if record.id != folder.name:
-        raise OSError(f"it is of worker {record.id}")
-    return record
 
 
 class WorkerRecords:
     """The folder of workers' folders."""
 
     def __init__(self, state_dir: Path) -> None:
+        # Ids of workers of which nothing can be read.
+        self.left_alone: set[str] = set()
         self._home = workers_dir(state_dir)
         self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -115,16 +120,47 @@ class WorkerRecords:
         return self._home / worker_id
 
     def load(self) -> list[WorkerRecord]:
-        """All records, oldest first. A folder without one is left of a spawn or a stop that a crash cut: deleted."""
+        """All records, oldest first. A folder without one is left of a spawn or a stop that a crash cut: deleted.
+
+        A damaged one is made anew from the order that the worker was started with. Where that is damaged as well, the
+        folder is left alone, and so is the worker if it lives.
+        """
         records = []
         for folder in self._home.iterdir():
             try:
-                records.append(_of(folder))
+                text = atomic.read_bytes(folder / RECORD_FILE)
             except FileNotFoundError:
                 shutil.rmtree(folder, ignore_errors=True)
-            except (OSError, ValidationError) as error:
-                log.error("the record of worker %s cannot be read, so it is not run: %s", folder.name, error)  # noqa: TRY400
+                continue
+            except OSError as error:
+                log.error("the record of worker %s cannot be read: %s", folder.name, error)  # noqa: TRY400
+                text = b""
+            record = _read(text, folder) or self._from_order(folder)
+            if record is not None:
+                records.append(record)
         return sorted(records, key=lambda record: record.created_at)
+
+    def _from_order(self, folder: Path) -> WorkerRecord | None:
+        order = atomic.read_json(folder / SPEC_FILE)
+        record = _read(json.dumps(order.get("record") if isinstance(order, dict) else None).encode(), folder)
+        if record is None:
+            self.left_alone.add(folder.name)
+            log.error(
+                "neither the record nor the order of worker %s can be read: a process of it is not ended, and not "
+                "shown by the API. End it by hand and remove %s",
+                folder.name,
+                folder,
+            )
+            return None
+        record.last_error = Problem(
+            code="record_damaged",
+            message=f"its record was damaged, and made anew from {SPEC_FILE}",
+            what_to_do="look at the disk of state_dir",
+        )
+        log.error("the record of worker %s was damaged, and is made anew from its order", folder.name)
+        with contextlib.suppress(OSError):
+            self.save(record)
+        return record
 
     def save(self, record: WorkerRecord) -> None:
         """Write a record."""

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
+import signal
 import uuid
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from llama_orch.contract.common import Problem
 from llama_orch.contract.devices import Gpu
-from llama_orch.contract.errors import ApiError, Conflict, DoesNotFit, NotFound
+from llama_orch.contract.errors import ApiError, Conflict, DoesNotFit, NotFound, NotReady
 from llama_orch.contract.hive import SpawnRequest, Worker, WorkerStatus
 from llama_orch.contract.model_ref import FileRef
 from llama_orch.web.auth import Token
 from llama_orch.web.tasks import OwnedTasks
 
-from . import devices, engine_build, model_memory, model_reading, placement, process, worker_ending
+from . import (
+    backoff,
+    devices,
+    engine_build,
+    model_memory,
+    model_reading,
+    placement,
+    process,
+    worker_ending,
+    worker_logs,
+)
 from .download_job import Job
 from .downloads import Downloads
 from .engine_test import EngineTest
@@ -34,7 +47,8 @@ from .worker_records import RAM, WorkerRecord, WorkerRecords
 log = logging.getLogger(__name__)
 FRESH_S = 0.2
 PATIENCE_S = 0.5
-LOGS_KEPT = 50
+FAILED_KEPT = 20
+LOOK_AFTER_S = 5.0
 
 
 class Workers:
@@ -57,6 +71,7 @@ class Workers:
         self._probe = Probe(settings)
         self._keepers: dict[str, WorkerKeeper] = {}
         self._stopping: dict[str, asyncio.Task[Worker]] = {}
+        self._ending: set[str] = set()
         self._admitting = asyncio.Lock()
         self._tasks = OwnedTasks()
         self._around = Surroundings(
@@ -74,18 +89,16 @@ class Workers:
 
     async def start(self) -> None:
         """Adopt what lives, start what should, end what nobody knows. Raises nothing: the agent must come up."""
+        found = await asyncio.to_thread(process.find, self._settings.state_dir)
         for record in self._records.load():
             self._keepers[record.id] = WorkerKeeper(record, self._around)
-        for worker_id in await asyncio.to_thread(process.find, self._settings.state_dir):
-            keeper = self._keepers.get(worker_id)
-            if keeper is None or keeper.record.failed:
-                log.warning("worker %s runs without a record that wants it: ended", worker_id)
-                self._tasks.start(self._end_stray(worker_id), f"end {worker_id}")
+        self._end_strays(found)
         for keeper in self._keepers.values():
             if keeper.record.stopping:
                 self._begin_stop(keeper)
             else:
                 keeper.start()
+        self._tasks.start(self._look_after(), "look after all workers")
 
     async def stop(self) -> None:
         """Leave all workers to themselves."""
@@ -120,6 +133,10 @@ class Workers:
     def of_process(self, pid: int) -> str | None:
         """The id of the worker that this process is, None where it is none of ours."""
         return next((key for key, one in self._keepers.items() if one.process and one.process.pid == pid), None)
+
+    def unconfined(self) -> list[str]:
+        """The ids of workers that said of themselves that they are not confined."""
+        return sorted(key for key, one in self._keepers.items() if one.process and one.confined is False)
 
     async def spawn(self, request: SpawnRequest) -> Worker:
         """Start a worker, or answer the one of that name. Raises ApiError where it cannot be."""
@@ -189,6 +206,7 @@ class Workers:
             record.port = placement.free_port(self._settings, self._ports(record.id))
             self._save_new(record)
             keeper = self._keepers[record.id] = WorkerKeeper(record, self._around)
+        await self._forget_failed()
         if broken is not None:
             keeper.fail(broken.problem)
             return keeper.view()
@@ -256,11 +274,35 @@ class Workers:
                 "the worker's process does not end even by SIGKILL, as the kernel holds it: restart the machine",
                 code="process_stuck",
             ) from None
-        del self._keepers[keeper.record.id]
+        try:
+            await asyncio.to_thread(keeper.forget)
+        except OSError as error:
+            # Until then it counts as one that is being stopped, as the next start of the agent sees it.
+            problem = Problem(
+                code="state_not_written",
+                message=f"the worker has ended, and its record cannot be removed: {error.strerror}",
+                what_to_do="see that the disk of state_dir can be written to; the hive goes on trying",
+            )
+            keeper.record.last_error = problem
+            self._tasks.start(self._forget_once_it_can(keeper), f"forget {keeper.record.id}")
+            raise NotReady(f"{problem.message}: {problem.what_to_do}", code=problem.code) from None
+        await self._forgotten(keeper)
+        return keeper.view()
+
+    async def _forget_once_it_can(self, keeper: WorkerKeeper) -> None:
+        for attempt in itertools.count(1):
+            await asyncio.sleep(backoff.delay(attempt))
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(keeper.forget)
+                break
+        await self._forgotten(keeper)
+
+    async def _forgotten(self, keeper: WorkerKeeper) -> None:
+        if self._keepers.pop(keeper.record.id, None) is None:
+            return
         if keeper.record.download_id is not None:
             await self._release(keeper.record.download_id)
-        await asyncio.to_thread(self._prune_logs)
-        return keeper.view()
+        await asyncio.to_thread(worker_logs.prune, self._settings.log_dir, set(self._keepers))
 
     async def _release(self, download_id: str) -> None:
         """End a download that only workers wanted and none does any more."""
@@ -270,11 +312,52 @@ class Workers:
             if record.for_workers and record.is_open and not wanted:
                 await self._downloads.cancel(download_id)
 
+    async def _look_after(self) -> None:
+        """See to it all the time that what runs is what should: one process of each worker, logs that end."""
+        while True:
+            await asyncio.sleep(LOOK_AFTER_S)
+            try:
+                self._end_strays(await asyncio.to_thread(process.find, self._settings.state_dir))
+                await asyncio.to_thread(worker_logs.cut, self._settings.log_dir)
+            except OSError:
+                log.exception("not all workers could be looked after")
+
+    def _end_strays(self, found: dict[str, list[process.Process]]) -> None:
+        """End what runs and is not to: workers that nobody knows, that have failed, and second processes of one."""
+        for worker_id, processes in found.items():
+            keeper = self._keepers.get(worker_id)
+            if worker_id in self._records.left_alone:
+                continue
+            if keeper is None or keeper.record.failed:
+                if worker_id not in self._ending:
+                    log.warning("worker %s runs without a record that wants it: ended", worker_id)
+                    self._ending.add(worker_id)
+                    self._tasks.start(self._end_stray(worker_id), f"end {worker_id}")
+            elif keeper.process is not None and keeper.process in processes:
+                for one in processes:
+                    if one != keeper.process and not one.is_shim:
+                        log.warning(
+                            "worker %s is pid %d; a second one, %d, is ended", worker_id, keeper.process.pid, one.pid
+                        )
+                        one.send(signal.SIGKILL)
+
     async def _end_stray(self, worker_id: str) -> None:
-        with contextlib.suppress(worker_ending.WillNotEnd):
+        try:
             await worker_ending.end(
                 self._settings.state_dir, worker_id, drain_s=0, term_s=self._settings.term_timeout_s
             )
+        except worker_ending.WillNotEnd as error:
+            log.error("%s: restart the machine", error)  # noqa: TRY400
+        finally:
+            self._ending.discard(worker_id)
+
+    async def _forget_failed(self) -> None:
+        """Failed workers that nobody gave a name are kept to be looked at, but not without end."""
+        failed = [k for k in self._keepers.values() if k.record.failed and k.record.request.name is None]
+        oldest = sorted(failed, key=lambda keeper: keeper.record.created_at)[:-FAILED_KEPT]
+        for keeper in oldest:
+            with contextlib.suppress(ApiError):
+                await self._begin_stop(keeper)
 
     def _ports(self, but: str) -> set[int]:
         return {k.record.port for k in self._keepers.values() if k.record.id != but and k.record.port is not None}
@@ -321,12 +404,6 @@ class Workers:
                 left[RAM] = max(0, left[RAM] - devices.held_memory(keeper.process.pid))
             total.update(left)
         return total
-
-    def _prune_logs(self) -> None:
-        current = {f"worker-{worker_id}.log" for worker_id in self._keepers}
-        logs = [path for path in self._settings.log_dir.glob("worker-*.log") if path.name not in current]
-        for path in sorted(logs, key=lambda path: path.stat().st_mtime)[:-LOGS_KEPT]:
-            path.unlink(missing_ok=True)
 
 
 async def _splits_rows(request: SpawnRequest) -> bool:

@@ -13,6 +13,7 @@ from typing import cast
 
 from sanic import Request, Sanic
 
+from llama_orch.contract.common import Problem
 from llama_orch.contract.queen import SshKey
 from llama_orch.web.app import create_app
 from llama_orch.web.auth import Token
@@ -52,6 +53,8 @@ class Queen:
         self._settings = settings
         self._metrics = metrics
         self.tasks = OwnedTasks()
+        # What was wrong with her own files when she started.
+        self.problems: list[Problem] = []
         self.ssh_key: SshKey = ssh_keys.public_key(settings.ssh_key)
         self.store = Store(settings.store_url)
         self.events = JobEvents(self.store)
@@ -118,17 +121,20 @@ class Queen:
             login_user=settings.login_user,
             provision_on_change=settings.provision_on_inventory_change,
             changed=self._prober.wake,
+            problems=self.problems,
         )
 
     async def start(self) -> None:
         """What runs of a dead queen left is ended before anything new begins; jobs go on when all is known."""
-        await self.store.open()
+        self.problems += await self.store.open()
         await self._states.load()
         await self._runs.clear()
         await self._inventory.load()
         if self._inventory.problem is None:
             await self._states.forget_all_but(self._inventory.hosts)
-        await self.jobs.launch()
+        if (damaged := await self.jobs.launch()) is not None:
+            self.problems.append(damaged)
+        self.tasks.start(self.jobs.look_for_lost(), "look for lost jobs")
         self.tasks.start(self._prober.run(), "probe hives")
         self.tasks.start(
             inventory_watch.watch(self._settings.inventory, self.nodes.inventory_changed), "watch the inventory"
@@ -149,7 +155,9 @@ class Queen:
         """Rebuild the gauges."""
         jobs = await self.store.job_counts()
         self._metrics.show(self.nodes.counts(), jobs, inventory_valid=self._inventory.problem is None)
-        self._metrics.show_gpus(self.nodes.list().nodes)
+        known = self.nodes.list()
+        self._metrics.show_gpus(known.nodes)
+        self._metrics.show_problems(known.problems)
 
 
 def build(settings: QueenSettings, token: Token) -> Sanic:

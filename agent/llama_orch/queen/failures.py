@@ -173,6 +173,11 @@ PASSWORD_LOST = Problem(
     message="the queen was restarted during the job; the sudo password lived in its memory alone and is gone",
     what_to_do="POST …/provision again with sudo_password.",
 )
+INTERNAL = Problem(
+    code="internal_error",
+    message="an unexpected error ended the job; the queen's log has it",
+    what_to_do=AGAIN,
+)
 INTERRUPTED = Problem(
     code="interrupted",
     message="the queen was ended in a moment that left the job neither open nor closed",

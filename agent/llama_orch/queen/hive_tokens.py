@@ -1,4 +1,4 @@
-"""The api-token of each hive, as the controller made it under `secrets/hives/NAME`."""
+"""The tokens of each hive as the controller made them: `secrets/hives/NAME`, and for its workers `inference/NAME`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ class HiveTokens:
 
     def __init__(self, secrets: Path) -> None:
         self._folder = secrets / "hives"
+        self._inference = secrets / "inference"
 
     def token(self, node_name: str) -> Token | None:
         """The token of a hive; None where none was made yet. Raises WrongTokenFile."""
@@ -19,10 +20,11 @@ class HiveTokens:
         return read_token(path) if path is not None and path.exists() else None
 
     def forget(self, node_name: str) -> None:
-        """Delete the token of a hive that is gone."""
+        """Delete the tokens of a hive that is gone."""
         path = self._path(node_name)
         if path is not None:
             path.unlink(missing_ok=True)
+            (self._inference / node_name).unlink(missing_ok=True)
 
     def _path(self, node_name: str) -> Path | None:
         # A person's inventory may name a host as they like; another secret must not be sent to it as its token.

@@ -207,12 +207,14 @@ class Inventory:
                 await process.wait()
         if process.returncode != 0:
             raise BrokenInventory(_first_reason(err.decode(errors="replace"), self._folder))
-        return json.loads(out)
+        try:
+            return json.loads(out)
+        except ValueError as error:
+            raise BrokenInventory(f"ansible-inventory printed what is no JSON ({error})") from None
 
     def _host(self, name: str, variables: dict[str, Any], theirs: bool) -> Host:
         ssh_host = str(variables.get("ansible_host", name))
         labels = variables.get("llama_orch_labels")
-        extra = (variables.get(key) or "" for key in ("ansible_ssh_common_args", "ansible_ssh_extra_args"))
         key_file = variables.get("ansible_ssh_private_key_file", variables.get("ansible_private_key_file"))
         return Host(
             name=name,
@@ -225,7 +227,7 @@ class Inventory:
             hive_port=_port(variables.get("hive_port"), self._hive_port),
             connection=str(variables.get("ansible_connection", "ssh")),
             key_file=None if key_file is None else str(key_file),
-            ssh_args=tuple(argument for text in extra for argument in shlex.split(str(text))),
+            ssh_args=_ssh_args(name, variables),
             has_become_password=any(key in variables for key in ("ansible_become_password", "ansible_become_pass")),
         )
 
@@ -259,6 +261,16 @@ def _digest(files: Iterable[Path]) -> str:
     for path in files:
         digest.update(str(path).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def _ssh_args(name: str, variables: dict[str, Any]) -> tuple[str, ...]:
+    words: list[str] = []
+    for variable in ("ansible_ssh_common_args", "ansible_ssh_extra_args"):
+        try:
+            words += shlex.split(str(variables.get(variable) or ""))
+        except ValueError as error:
+            raise BrokenInventory(f"{variable} of {name}: {str(error).lower()}") from None
+    return tuple(words)
 
 
 def _port(value: object, default: int) -> int:

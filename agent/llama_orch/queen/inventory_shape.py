@@ -21,7 +21,7 @@ def check_shape(paths: Iterable[Path]) -> None:
             continue
         try:
             document = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-        except (YAMLError, UnicodeDecodeError):
+        except (YAMLError, ValueError, RecursionError):
             continue  # Ansible says it with the line, in its own words
         if isinstance(document, dict) and "plugin" not in document:
             for group, content in document.items():

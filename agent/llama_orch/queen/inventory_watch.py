@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -12,17 +11,21 @@ from watchfiles import Change, awatch
 
 log = logging.getLogger(__name__)
 
-# Where the kernel tells nothing (a network file system, no inotify left), the files are looked at this often.
+# Where the kernel tells nothing, as of a network file system, the files are looked at this often.
 LOOK_ANYWAY_S = 30
+# And this often where it has no watch left to give.
+POLL_S = 2
 
 
 async def watch(folder: Path, changed: Callable[[], Awaitable[None]]) -> None:
     """Call `changed` after every change under `folder`, and every half minute; runs until cancelled.
 
-    The folder is watched and not the files: editors replace a file, and a watch on it would end with it.
+    The folder is watched and not the files: editors replace a file, and a watch on it would end with it. Where all
+    watches are taken by others, the files are compared every two seconds instead.
     """
+    polling = False
     while True:
-        with contextlib.suppress(FileNotFoundError):
+        try:
             async for _ in awatch(
                 folder,
                 watch_filter=_matters,
@@ -30,8 +33,23 @@ async def watch(folder: Path, changed: Callable[[], Awaitable[None]]) -> None:
                 step=50,
                 rust_timeout=LOOK_ANYWAY_S * 1000,
                 yield_on_timeout=True,
+                force_polling=polling,
+                poll_delay_ms=POLL_S * 1000,
             ):
                 await _guarded(changed)
+        except FileNotFoundError:
+            pass
+        # The one is raised where no watch is left, the other where no instance is.
+        except (OSError, RuntimeError) as error:
+            if not polling:
+                log.warning(
+                    "the kernel watches no file of %s (%s): its files are compared every %d s instead. Raise sysctl "
+                    "fs.inotify.max_user_watches and max_user_instances, and start the queen again",
+                    folder,
+                    error,
+                    POLL_S,
+                )
+            polling = True
         await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
         await asyncio.sleep(1)
 

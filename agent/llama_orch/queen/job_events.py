@@ -70,7 +70,12 @@ class Story:
         async with self._writing:
             events, self._pending = self._pending, []
             if events:
-                await self._store.add_events(self._job_id, events)
+                try:
+                    await self._store.add_events(self._job_id, events)
+                except Exception:
+                    # The next time has them too, but not without end.
+                    self._pending = (events + self._pending)[-MAX_EVENTS:]
+                    raise
         async with self._told:
             self._told.notify_all()
 

@@ -93,6 +93,12 @@ class JobWork:
         """Whether jobs are to be left for the next start."""
         return self._stop.is_set()
 
+    async def pause(self, seconds: float) -> None:
+        """Wait so long. Raises CancelledError where the queen stops meanwhile."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), seconds)
+            raise asyncio.CancelledError("the queen stops")
+
     async def begin(self, job: StoredJob) -> None:
         """Fence what an earlier attempt left and show that the job runs."""
         job_id, again = job.wire.job_id, job.wire.started_at is not None
@@ -163,6 +169,21 @@ class JobWork:
         await story.flush()
         await self._store.end_job(job_id, status, problem)
         await story.end(status, problem and problem.message)
+        self._forget_job(job_id)
+
+    async def give_up(self, job: StoredJob) -> None:
+        """Close a job that cannot be finished as it should, so that it does not run for ever. May be repeated."""
+        job_id, name = job.wire.job_id, job.wire.node_name
+        problem = failures.INTERNAL
+        if job.wire.kind != "remedy" and name in self._inventory.hosts:
+            removes = job.wire.kind == "remove"
+            event = NodeEvent.REMOVE_FAILED if removes else NodeEvent.PROVISION_FAILED
+            await self._states.take(name, event, problem=problem, job_id=job_id)
+        await self._store.end_job(job_id, JobStatus.FAILED, problem)
+        self._forget_job(job_id)
+
+    def _forget_job(self, job_id: str) -> None:
+        self._passwords.pop(job_id, None)
         self._stories.pop(job_id, None)
         self._interrupts.pop(job_id, None)
         self._played.discard(job_id)

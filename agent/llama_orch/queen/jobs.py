@@ -1,13 +1,14 @@
 """Durable jobs: DBOS records each before its request is answered and resumes it after a restart.
 
 The workflow is thin: it calls the steps of `job_work`, whose results DBOS keeps. Only a job's id ever goes into
-DBOS, which stores inputs and results in full.
+DBOS, which stores inputs and results in full, as JSON (`job_records`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import sqlite3
 import uuid
@@ -24,7 +25,7 @@ from llama_orch.contract.errors import Conflict, NotFound, NotReady
 from llama_orch.contract.queen import Job, JobKind, NodeStatus
 from llama_orch.web import correlation
 
-from . import failures
+from . import damage, failures, job_records
 from .job_work import JobWork
 from .node_state import NodeEvent, NodeStates
 from .store import Cure, Store, StoredJob
@@ -36,6 +37,10 @@ APPLICATION_VERSION = "1"
 EXECUTOR_ID = "queen-0"
 _ENDED = {"SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"}
 _PARK_TIMEOUT_S = 7.0
+# A job whose end cannot be written down is tried again this often before it is given up.
+FINISH_TRIES = 6
+MOST_PAUSE_S = 60.0
+LOOK_S = 5.0
 StepResult = dict[str, Any] | None
 
 
@@ -50,15 +55,23 @@ class Jobs:
         self._slots = asyncio.Semaphore(max_at_once)
         self._nodes: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._running: set[asyncio.Task[Any]] = set()
+        self._executing: set[str] = set()
         self._threads = ThreadPoolExecutor(8, "queen")
 
-    async def launch(self) -> None:
-        """Start the engine inside the running loop and see to every job that is still open."""
+    async def launch(self) -> Problem | None:
+        """Start the engine inside the running loop and see to every job that is still open.
+
+        Answers what is wrong where the engine's database was damaged: open jobs then begin anew.
+        """
         global _jobs  # noqa: PLW0603  DBOS is one per process, and its functions are module-level
         _jobs = self
         logging.getLogger("dbos").addFilter(_is_news)
+        holds = "jobs that were under way begin anew"
+        damaged = await asyncio.to_thread(damage.set_aside_if_damaged, self._database, holds)
         with contextlib.closing(sqlite3.connect(self._database)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
+        job_records.refuse_pickles()
+        job_records.forget_what_is_no_json(self._database)
         DBOS(
             config={
                 "name": "llama-orch",
@@ -67,12 +80,14 @@ class Jobs:
                 "executor_id": EXECUTOR_ID,
                 "log_level": "WARNING",
                 "max_executor_threads": 8,
+                "serializer": job_records.SERIALIZER,
             }
         )
         DBOS.launch()
         await self._see_to_open_jobs()
         # DBOS makes its pool the loop's default; name look-ups and file reads must not wait behind its work.
         asyncio.get_running_loop().set_default_executor(self._threads)
+        return damaged
 
     async def stop(self) -> None:
         """End what running jobs started here and leave them open for the next start."""
@@ -114,6 +129,13 @@ class Jobs:
 
     async def execute(self, job_id: str) -> None:
         """One job from begin to end: the body of the workflow."""
+        self._executing.add(job_id)
+        try:
+            await self._execute(job_id)
+        finally:
+            self._executing.discard(job_id)
+
+    async def _execute(self, job_id: str) -> None:
         job = await self._store.job(job_id)
         if job is None or not job.is_open:
             return
@@ -126,13 +148,23 @@ class Jobs:
                 problem = await self._steps(await self._store.job(job_id) or job)
             except Exception:
                 log.exception("job %s ended by an unexpected error", job_id)
-                problem = Problem(
-                    code="internal_error",
-                    message="an unexpected error ended the job; the queen's log has it",
-                    what_to_do=failures.AGAIN,
-                )
-            await self._work.finish(job, problem)
+                problem = failures.INTERNAL
+            await self._finish(job, problem)
         await self._forget(await self._store.trim())
+
+    async def _finish(self, job: StoredJob, problem: Problem | None) -> None:
+        """Finish a job, again and again where that fails: a disk that is full has room some day."""
+        for attempt in itertools.count(1):
+            try:
+                if attempt <= FINISH_TRIES:
+                    await self._work.finish(job, problem)
+                else:
+                    await self._work.give_up(job)
+            except Exception:
+                log.exception("job %s cannot be finished (attempt %d)", job.wire.job_id, attempt)
+            else:
+                return
+            await self._work.pause(min(MOST_PAUSE_S, 2.0 ** (attempt - 1)))
 
     async def step(self, job_id: str, work: Callable[[StoredJob], Awaitable[Problem | None]]) -> StepResult:
         """One step of a job, as something the engine can store."""
@@ -181,28 +213,62 @@ class Jobs:
             await DBOS.start_workflow_async(_job, job_id)
 
     async def _see_to_open_jobs(self) -> None:
-        """A job may have been recorded by us and not by DBOS, ended there and not here, or be another version's."""
+        """A job may have been recorded by us and not by DBOS, ended there and not here, or be another version's.
+
+        One whose records were deleted, as they were no JSON, is recorded by us alone and begins anew.
+        """
         open_jobs = await self._store.open_jobs()
         ids = [job.wire.job_id for job in open_jobs]
-        known = await DBOS.list_workflows_async(workflow_ids=ids) if ids else []
+        known = await DBOS.list_workflows_async(workflow_ids=ids, load_input=False, load_output=False) if ids else []
         workflows = {workflow.workflow_id: workflow for workflow in known}
         for job in open_jobs:
             workflow = workflows.get(job.wire.job_id)
-            if workflow is None:
-                await self._start(job.wire.job_id)
-            elif workflow.status in _ENDED:
-                await self._close(job, failures.INTERRUPTED)
-            elif workflow.app_version != APPLICATION_VERSION:
+            if workflow is not None and workflow.app_version != APPLICATION_VERSION:
                 await DBOS.cancel_workflow_async(job.wire.job_id)
                 await self._close(job, failures.INTERRUPTED_BY_UPGRADE)
+            elif workflow is None or workflow.status in _ENDED:
+                await self._take_up(job, known=workflow is not None)
         busy = {job.wire.node_name for job in open_jobs}
         for record in self._states.known():
             if record.node_name not in busy and record.status in _ONLY_IN_A_JOB:
                 await self._states.take(record.node_name, _ONLY_IN_A_JOB[record.status], problem=failures.INTERRUPTED)
 
+    async def look_for_lost(self) -> None:
+        """Take up every job that is open and that nothing works on; runs until cancelled.
+
+        There should be none. What would be one: a job that was recorded by us and not by the engine, whose disk was
+        full, or one whose workflow the engine gave up.
+        """
+        lost_before: set[str] = set()
+        while True:
+            await asyncio.sleep(LOOK_S)
+            try:
+                idle = {job.wire.job_id: job for job in await self._store.open_jobs()}
+                lost = idle.keys() - self._executing
+                for job_id in lost & lost_before:
+                    log.warning("job %s is open and nothing works on it: taken up", job_id)
+                    known = await DBOS.list_workflows_async(workflow_ids=[job_id], load_input=False, load_output=False)
+                    if known and known[0].status not in _ENDED:
+                        await DBOS.cancel_workflow_async(job_id)
+                    await self._take_up(idle[job_id], known=bool(known))
+                lost_before = lost
+            except Exception:
+                log.exception("open jobs could not be looked at")
+
+    async def _take_up(self, job: StoredJob, *, known: bool) -> None:
+        """Begin a job that the engine does not know; close one that it has ended."""
+        if known:
+            await self._close(job, failures.INTERRUPTED)
+        else:
+            await self._start(job.wire.job_id)
+
     async def _close(self, job: StoredJob, problem: Problem) -> None:
-        await self._work.begin(job)
-        await self._work.finish(job, problem)
+        """Where it cannot be closed it stays open, and is looked at again."""
+        try:
+            await self._work.begin(job)
+            await self._work.finish(job, problem)
+        except Exception:
+            log.exception("job %s cannot be closed", job.wire.job_id)
 
     async def _forget(self, job_ids: list[str]) -> None:
         if job_ids:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 from pathlib import Path
 
 from llama_orch.web import correlation, serve
 from llama_orch.web.auth import Token, WrongTokenFile, make_token_file, read_token
 from llama_orch.web.settings import stop
 
-from . import app, executor_lock, ssh_keys
+from . import app, damage, executor_lock, ssh_keys, store
 from .settings import PROGRAM, QueenSettings, load
 
 
@@ -26,12 +27,21 @@ def main() -> None:
     except executor_lock.AnotherQueen as error:
         stop(PROGRAM, f"{error}; stop it, or give this one another data_dir")
     with lock:
+        if settings.store_url.startswith("sqlite") and (newer := store.newer_schema(settings.store_url)):
+            stop(PROGRAM, newer)
         listener = serve.listen(PROGRAM, settings.host, settings.port)
         serve.run(app.build(settings, token), listener)
 
 
 def prepare(settings: QueenSettings) -> Token:
     """Make folders, key and token where they are missing. Ends the process with a message where that fails."""
+    if sqlite3.sqlite_version_info < damage.LEAST_SQLITE:
+        least = ".".join(map(str, damage.LEAST_SQLITE))
+        stop(
+            PROGRAM,
+            f"this Python's SQLite is {sqlite3.sqlite_version} and needs to be {least}: run the queen by Python 3.11, "
+            "which does with the older one, or by a Python that brings a newer one",
+        )
     if not settings.project.is_dir():
         stop(PROGRAM, f"'project_dir' is {settings.project}, which is no folder: give the checkout's or its copy's")
     try:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from llama_orch.contract.common import Problem
 from llama_orch.contract.devices import ConditionType, Remedy
 from llama_orch.contract.queen import JobStatus, Node, NodeStatus
 
@@ -24,6 +25,11 @@ class QueenMetrics:
         self._inventory = Gauge(
             "llama_orch_queen_inventory_valid",
             "1 where the inventory could be read, 0 where the last good view is shown",
+            registry=self.registry,
+        )
+        self._problems = Gauge(
+            "llama_orch_queen_problems",
+            "What is wrong with the inventory and with the queen's own files, as GET /api/v1/nodes tells it",
             registry=self.registry,
         )
         self._gpus = Gauge("llama_orch_queen_gpus", "GPUs that hives last told of", registry=self.registry)
@@ -52,6 +58,10 @@ class QueenMetrics:
         for job_status, count in jobs.items():
             self._jobs.labels(job_status.value).set(count)
         self._inventory.set(int(inventory_valid))
+
+    def show_problems(self, problems: Sequence[Problem]) -> None:
+        """Rebuild the gauge of what is wrong with files."""
+        self._problems.set(len(problems))
 
     def show_gpus(self, nodes: Iterable[Node]) -> None:
         """Rebuild the gauges of what hives tell of their GPUs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -27,49 +28,35 @@ class NodeEvent(StrEnum):
     REMOVE_FAILED = "remove_failed"
 
 
-class WrongTransition(Exception):
-    """This event cannot happen to a node in this status."""
-
-
 _S = NodeStatus
 _E = NodeEvent
-# While a job runs, what a probe sees changes nothing: the job decides. An ended job may be ended again, since a
-# queen that was killed between two writes repeats the last step.
-_BEGIN = {_E.PROVISION_BEGAN: _S.PROVISIONING, _E.REMOVE_BEGAN: _S.REMOVING}
-TRANSITIONS: dict[NodeStatus, dict[NodeEvent, NodeStatus]] = {
-    _S.REGISTERED: {_E.SEEN: _S.ACTIVE, _E.MISSED: _S.REGISTERED, **_BEGIN},
-    _S.PROVISIONING: {
-        _E.SEEN: _S.PROVISIONING,
-        _E.MISSED: _S.PROVISIONING,
-        _E.PROVISION_BEGAN: _S.PROVISIONING,
-        _E.PROVISION_SUCCEEDED: _S.ACTIVE,
-        _E.PROVISION_FAILED: _S.FAILED,
-    },
-    _S.ACTIVE: {_E.SEEN: _S.ACTIVE, _E.MISSED: _S.UNREACHABLE, _E.PROVISION_SUCCEEDED: _S.ACTIVE, **_BEGIN},
-    _S.UNREACHABLE: {_E.SEEN: _S.ACTIVE, _E.MISSED: _S.UNREACHABLE, **_BEGIN},
-    _S.FAILED: {
-        _E.SEEN: _S.ACTIVE,
-        _E.MISSED: _S.FAILED,
-        _E.PROVISION_FAILED: _S.FAILED,
-        _E.REMOVE_FAILED: _S.FAILED,
-        **_BEGIN,
-    },
-    _S.DRAINING: {_E.SEEN: _S.DRAINING, _E.MISSED: _S.UNREACHABLE, **_BEGIN},
-    _S.REMOVING: {
-        _E.SEEN: _S.REMOVING,
-        _E.MISSED: _S.REMOVING,
-        _E.REMOVE_BEGAN: _S.REMOVING,
-        _E.REMOVE_FAILED: _S.FAILED,
-    },
+# What a probe that the hive answers, and one that it does not, makes of a node. While a job runs it changes nothing:
+# the job decides.
+_PROBED = {
+    _S.REGISTERED: (_S.ACTIVE, _S.REGISTERED),
+    _S.PROVISIONING: (_S.PROVISIONING, _S.PROVISIONING),
+    _S.ACTIVE: (_S.ACTIVE, _S.UNREACHABLE),
+    _S.UNREACHABLE: (_S.ACTIVE, _S.UNREACHABLE),
+    _S.FAILED: (_S.ACTIVE, _S.FAILED),
+    _S.DRAINING: (_S.DRAINING, _S.UNREACHABLE),
+    _S.REMOVING: (_S.REMOVING, _S.REMOVING),
+}
+# What a job says holds whatever the record says: a queen that was killed between two writes repeats the last step, and
+# a host that left the inventory and came back during its job begins anew as registered.
+_OF_A_JOB = {
+    _E.PROVISION_BEGAN: _S.PROVISIONING,
+    _E.PROVISION_SUCCEEDED: _S.ACTIVE,
+    _E.PROVISION_FAILED: _S.FAILED,
+    _E.REMOVE_BEGAN: _S.REMOVING,
+    _E.REMOVE_FAILED: _S.FAILED,
 }
 
 
 def after(status: NodeStatus, event: NodeEvent) -> NodeStatus:
-    """The status that follows. Raises WrongTransition where the event cannot happen."""
-    try:
-        return TRANSITIONS[status][event]
-    except KeyError:
-        raise WrongTransition(f"a node that is {status} cannot take {event}") from None
+    """The status that follows; every event may come in every status."""
+    if event in _OF_A_JOB:
+        return _OF_A_JOB[event]
+    return _PROBED[status][0 if event is NodeEvent.SEEN else 1]
 
 
 @dataclass(frozen=True)
@@ -93,6 +80,9 @@ class NodeStates:
         self._failed_hold = timedelta(seconds=failed_hold_s)
         self._records: dict[str, NodeRecord] = {}
         self._unsaved: set[str] = set()
+        # A change reads the record, waits for the disk and is visible then: none may come in between. The store has
+        # one thread, so that nothing is gained by one lock for each node.
+        self._changing = asyncio.Lock()
 
     async def load(self) -> None:
         """Read what an earlier process wrote."""
@@ -109,21 +99,23 @@ class NodeStates:
     async def take(
         self, name: str, event: NodeEvent, *, problem: Problem | None = None, job_id: str | None = None
     ) -> NodeRecord:
-        """Apply a job's `event` and store it. Raises WrongTransition."""
-        old = self.get(name)
-        status = after(old.status, event)
-        new = replace(
-            old,
-            status=status,
-            job_id=job_id or old.job_id,
-            last_error=problem,
-            changed_at=datetime.now(UTC) if status is not old.status else old.changed_at,
-        )
-        return await self._save(new)
+        """Apply a job's `event` and store it."""
+        async with self._changing:
+            old = self.get(name)
+            status = after(old.status, event)
+            new = replace(
+                old,
+                status=status,
+                job_id=job_id or old.job_id,
+                last_error=problem,
+                changed_at=datetime.now(UTC) if status is not old.status else old.changed_at,
+            )
+            return await self._save(new)
 
     async def belongs_to(self, name: str, job_id: str) -> NodeRecord:
         """Note that `job_id` is the node's latest job."""
-        return await self._save(replace(self.get(name), job_id=job_id))
+        async with self._changing:
+            return await self._save(replace(self.get(name), job_id=job_id))
 
     async def seen(self, name: str, hive: NodeHive) -> NodeRecord:
         """The hive answered as it should.
@@ -131,6 +123,10 @@ class NodeStates:
         A node whose job failed stays failed for a while, so that the failure can be read although an older hive
         still answers there.
         """
+        async with self._changing:
+            return await self._seen(name, hive)
+
+    async def _seen(self, name: str, hive: NodeHive) -> NodeRecord:
         old, now = self.get(name), datetime.now(UTC)
         if old.status is NodeStatus.FAILED and old.changed_at and now - old.changed_at < self._failed_hold:
             new = replace(old, last_seen=now, hive=hive)
@@ -154,26 +150,29 @@ class NodeStates:
 
     async def missed(self, name: str, problem: Problem) -> NodeRecord:
         """The hive did not answer, too often in a row."""
-        old = self.get(name)
-        status = after(old.status, NodeEvent.MISSED)
-        if status is not NodeStatus.UNREACHABLE:
-            return old
-        if old.status is status and old.last_error == problem:
-            return old
-        changed = datetime.now(UTC) if status is not old.status else old.changed_at
-        return await self._save(replace(old, status=status, last_error=problem, changed_at=changed))
+        async with self._changing:
+            old = self.get(name)
+            status = after(old.status, NodeEvent.MISSED)
+            if status is not NodeStatus.UNREACHABLE:
+                return old
+            if old.status is status and old.last_error == problem:
+                return old
+            changed = datetime.now(UTC) if status is not old.status else old.changed_at
+            return await self._save(replace(old, status=status, last_error=problem, changed_at=changed))
 
     async def forget(self, name: str) -> None:
         """The node is gone."""
-        self._records.pop(name, None)
-        self._unsaved.discard(name)
-        await self._store.forget_node(name)
+        async with self._changing:
+            await self._store.forget_node(name)
+            self._records.pop(name, None)
+            self._unsaved.discard(name)
 
     async def flush(self) -> None:
         """Store when nodes were last seen, all in one transaction."""
-        records = [self._records[name] for name in self._unsaved if name in self._records]
-        self._unsaved.clear()
-        await self._store.save_nodes(records)
+        async with self._changing:
+            records = [self._records[name] for name in self._unsaved if name in self._records]
+            await self._store.save_nodes(records)
+            self._unsaved.clear()
 
     async def forget_all_but(self, names: Iterable[str]) -> None:
         """Forget every node that is not in `names`."""

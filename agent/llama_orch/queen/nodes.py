@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from llama_orch.contract.common import Problem
 from llama_orch.contract.errors import ApiError, Conflict, NotFound, NotReady
 from llama_orch.contract.operations import PROVISION_NODE
 from llama_orch.contract.queen import Job, Node, NodeCreate, NodeList, NodeStatus, RemedyRequest
@@ -40,6 +41,7 @@ class Nodes:
         login_user: str,
         provision_on_change: bool,
         changed: Callable[[], None],
+        problems: Sequence[Problem] = (),
     ) -> None:
         self._inventory = inventory
         self._states = states
@@ -50,11 +52,15 @@ class Nodes:
         self._login_user = login_user
         self._provision_on_change = provision_on_change
         self._changed = changed
+        self._problems = problems
         self._registering = asyncio.Lock()
 
     def list(self) -> NodeList:
-        """Every node, by name."""
-        return NodeList(nodes=[self._node(self._inventory.hosts[name]) for name in sorted(self._inventory.hosts)])
+        """Every node, by name, and what is wrong with the files that tell of them."""
+        return NodeList(
+            nodes=[self._node(self._inventory.hosts[name]) for name in sorted(self._inventory.hosts)],
+            problems=[*([self._inventory.problem] if self._inventory.problem else []), *self._problems],
+        )
 
     def get(self, name: str) -> Node:
         """One node. Raises NotFound."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
@@ -140,12 +140,15 @@ def render(hosts: dict[str, RegisteredHost]) -> str:
 
 
 def parse(text: str) -> dict[str, RegisteredHost]:
-    """What `render` wrote. Raises BrokenFile where a person or a disk changed it into something else."""
+    """What `render` wrote. Raises BrokenFile where a person or a disk changed it into something else.
+
+    An empty file is broken too: it is what a full disk or an accident leaves of one that had nodes.
+    """
     try:
-        document = YAML(typ="safe", pure=True).load(text) or {}
-        entries = document["all"]["children"]["hives"]["hosts"] or {} if document else {}
+        document = YAML(typ="safe", pure=True).load(text)
+        entries = document["all"]["children"]["hives"]["hosts"]
         return {name: _host(name, entry) for name, entry in entries.items()}
-    except (YAMLError, ValidationError, LookupError, TypeError, AttributeError) as error:
+    except (YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         reason = re.sub(r"\s+", " ", str(error))[:200]
         raise BrokenFile(f"{NAME} is not as the queen wrote it ({reason}); undo the edit or delete the file") from None
 

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import json
+import logging
+import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, create_engine, delete, event, func, insert, select, update
+from sqlalchemy import Column, Connection, Table, create_engine, delete, event, func, insert, make_url, select, update
 from sqlalchemy.exc import IntegrityError
 
 from llama_orch.contract.common import Problem
 from llama_orch.contract.devices import ConditionType, Remedy
 from llama_orch.contract.queen import Job, JobEvent, JobKind, JobStatus, NodeHive, NodeStatus
 
+from . import damage
 from .node_state import NodeRecord
 from .tables import AUDIT, JOB_EVENTS, JOBS, LEARNT, METADATA, NODES
+
+log = logging.getLogger(__name__)
 
 OPEN = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.CANCELLING)
 SCHEMA_VERSION = 2
@@ -50,6 +57,12 @@ class Cure:
 class WrongSchema(Exception):
     """The database was written by a newer version."""
 
+    def __init__(self, found: int) -> None:
+        super().__init__(
+            f"the queen's database has schema {found}, this version knows up to {SCHEMA_VERSION}: install the newer "
+            "version again, or restore the database of before"
+        )
+
 
 @dataclass(frozen=True)
 class StoredJob:
@@ -79,9 +92,17 @@ class Store:
                 cursor.execute(f"PRAGMA {pragma}")
             cursor.close()
 
-    async def open(self) -> None:
-        """Make the tables where they are missing. Raises WrongSchema."""
+    async def open(self) -> list[Problem]:
+        """Make the tables where they are missing, and put right what is damaged. Raises WrongSchema.
+
+        Answers what was damaged: a whole database is set aside, a row that cannot be read is taken out or closed.
+        """
+        path = self._engine.url.database
+        holds = "what was known of nodes and jobs is lost; nodes show again when their hives answer"
+        damaged = await asyncio.to_thread(damage.set_aside_if_damaged, Path(path), holds) if path else None
         await self._do(self._create)
+        mended = await self._do(_mend)
+        return [problem for problem in (damaged, *mended) if problem is not None]
 
     async def close(self) -> None:
         """Finish what is being written."""
@@ -246,7 +267,7 @@ class Store:
     def _create(self, connection: Connection) -> None:
         found = connection.exec_driver_sql("PRAGMA user_version").scalar() or 0
         if found > SCHEMA_VERSION:
-            raise WrongSchema(f"the queen's database has schema {found}, this version knows up to {SCHEMA_VERSION}")
+            raise WrongSchema(found)
         METADATA.create_all(connection)
         for version, (table, columns) in _ADDED.items():
             # SQLite's driver commits each of these by itself: after a crash in between some are there.
@@ -255,6 +276,59 @@ class Store:
                 if column not in there:
                     connection.exec_driver_sql(f"ALTER TABLE {table} ADD COLUMN {column} VARCHAR")
         connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def newer_schema(url: str) -> str:
+    """What to say where the database was written by a newer version; nothing where it was not."""
+    path = make_url(url).database
+    if not path or not Path(path).exists():
+        return ""
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=10)) as connection:
+            found = connection.execute("PRAGMA user_version").fetchone()[0]
+    except sqlite3.Error:
+        return ""
+    return str(WrongSchema(found)) if found > SCHEMA_VERSION else ""
+
+
+def _mend(connection: Connection) -> list[Problem]:
+    """Take out what cannot be read: a node begins anew, a job has failed."""
+    found: list[str] = []
+    for name in _unreadable(connection, NODES, NODES.c.node_name, _node):
+        connection.execute(delete(NODES).where(NODES.c.node_name == name))
+        found.append(f"what was known of node {name}")
+    for job_id in _unreadable(connection, JOBS, JOBS.c.job_id, _job):
+        # Also what its other columns hold may be the damage.
+        connection.execute(delete(JOB_EVENTS).where(JOB_EVENTS.c.job_id == job_id))
+        connection.execute(delete(JOBS).where(JOBS.c.job_id == job_id))
+        found.append(f"job {job_id}")
+    for one in found:
+        log.error("%s could not be read from the database, and is forgotten", one)
+    if not found:
+        return []
+    return [
+        Problem(
+            code="record_damaged",
+            message=f"could not be read from the queen's database, and was forgotten: {', '.join(found)}"[:1000],
+            what_to_do="look at the disk of data_dir; provision a node again whose state is not what it should be",
+        )
+    ]
+
+
+def _unreadable(connection: Connection, table: Table, key: Column[str], read: Callable[[Any], object]) -> list[str]:
+    def fails(query: Any) -> bool:
+        try:
+            for row in connection.execute(query).mappings():
+                read(row)
+        # JSON that is none is a ValueError, and so is what pydantic and an enumeration refuse.
+        except (ValueError, TypeError, LookupError):
+            return True
+        return False
+
+    if not fails(select(table)):
+        return []
+    keys = [row[0] for row in connection.execute(select(key)).all()]
+    return [one for one in keys if fails(select(table).where(key == one))]
 
 
 def _replace_nodes(connection: Connection, records: Iterable[NodeRecord]) -> None:

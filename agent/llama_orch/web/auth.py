@@ -16,23 +16,35 @@ class WrongTokenFile(Exception):
 
 
 class Token:
-    """A secret that shows itself nowhere: neither in repr nor in str."""
+    """A secret that shows itself nowhere: neither in repr nor in str.
 
-    def __init__(self, value: str) -> None:
+    `also` is one that is taken as well, and never shown to anybody as this one.
+    """
+
+    def __init__(self, value: str, also: Token | None = None) -> None:
         if len(value) < MIN_TOKEN_LENGTH or not value.isascii() or not value.isprintable() or " " in value:
             raise WrongTokenFile(
                 f"the token must be at least {MIN_TOKEN_LENGTH} printable ASCII characters without spaces"
             )
         self._value = value
+        self._also = also
 
     def matches(self, given: str | None) -> bool:
         """Whether `given` is this token, in time that does not depend on where they differ."""
+        # Both are always compared: the time tells nothing of which it was.
+        other = self._also is not None and self._also.matches(given)
         # What is not ASCII may hold what cannot be encoded: bytes of a header that are no UTF-8.
-        return given is not None and given.isascii() and hmac.compare_digest(given.encode(), self._value.encode())
+        if given is None or not given.isascii():
+            return False
+        return hmac.compare_digest(given.encode(), self._value.encode()) or other
 
     def reveal(self) -> str:
         """The secret itself, for the one header or descriptor that must carry it."""
         return self._value
+
+    def reveal_all(self) -> list[str]:
+        """The secret itself, and behind it those that are taken as well."""
+        return [self._value, *(self._also.reveal_all() if self._also else [])]
 
     def __repr__(self) -> str:
         return "Token(***)"

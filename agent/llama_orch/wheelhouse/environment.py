@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from llama_orch.wheelhouse.engine import Engine
 from llama_orch.wheelhouse.engine_lock import LockedEngine, engine_for
 from llama_orch.wheelhouse.errors import WheelhouseError
-from llama_orch.wheelhouse.locks import lock_path, pin_named, read_lock
+from llama_orch.wheelhouse.locks import Target, lock_path, pin_named, pins_for, read_lock
 from llama_orch.wheelhouse.pip import exactly, run_pip, say
 from llama_orch.wheelhouse.processors import GENERATIONS, Generation, features_here, runnable
+from llama_orch.wheelhouse.sources import NAME as ENGINE_NAME
 
 # Bytecode is compiled when a module is first used: here that is quicker than all of it beforehand.
 _INSTALL = ("install", "--quiet", "--no-compile", "--no-warn-script-location", "--root-user-action=ignore")
@@ -28,17 +31,26 @@ def fill(project: Path, cache: Path, locks: Sequence[str], *, every_processor: b
     """
     engine = engine_for(project, cache)
     wanted = list(reversed(GENERATIONS)) if every_processor else runnable(features_here())[:1]
-    _install_engine(engine, wanted)
-    say("installing the locked Python packages …")
-    run_pip([*_INSTALL, "--require-hashes", *(f"--requirement={lock_path(project, name)}" for name in locks)])
-    with exactly([pin_named(read_lock(lock_path(project, "build")), "setuptools")]) as setuptools:
-        run_pip([*_INSTALL, *setuptools])
-    run_pip([*_INSTALL, "--no-deps", "--no-build-isolation", f"--editable={project}"])
+    # Fetching, unpacking and compiling leave one processor or the other without work.
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        packages = beside.submit(_install_packages, project, locks)
+        _install_engine(engine, wanted)
+        packages.result()
     _prove(engine, wanted)
 
 
+def _install_packages(project: Path, locks: Sequence[str]) -> None:
+    here = Target(f"{sys.version_info.major}.{sys.version_info.minor}", platform.machine())
+    found = [pin for name in locks for pin in read_lock(lock_path(project, name)) if pin.name != ENGINE_NAME]
+    found.append(pin_named(read_lock(lock_path(project, "build")), "setuptools"))
+    # A lock names all that its packages need.
+    with exactly(list(dict.fromkeys(pins_for(found, here)))) as these:
+        run_pip([*_INSTALL, "--no-deps", *these])
+    run_pip([*_INSTALL, "--no-deps", "--no-build-isolation", f"--editable={project}"])
+
+
 def _install_engine(engine: Engine | LockedEngine, generations: Sequence[Generation]) -> None:
-    wheel = engine.wheel(_in_order(generations), then="Python packages, then queen, hive, model and a first answer")
+    wheel = engine.wheel(_in_order(generations), then="queen, hive, model and a first answer")
     # One of another build has the same version.
     run_pip([*_INSTALL, "--no-deps", "--force-reinstall", str(wheel)])
 

@@ -125,7 +125,7 @@ class Batcher:
             self._items.append((run, BadRequest(f"grammar: {error}", code="wrong_grammar")))
             return
         wants_all = order.echo is not None and order.logprobs is not None
-        run.sequence, kept = self.scheduler.start(order.prompt, wants_all=wants_all)
+        run.sequence, kept = self.scheduler.start(order.prompt, wants_all=wants_all, scope=order.scope)
         self._runs[run.sequence] = run
         if not self._engine.keep(run.sequence, kept):
             self.scheduler.forget(run.sequence)

@@ -99,7 +99,8 @@ class Order:
 
     `logprobs` is how many likeliest tokens to tell beside each token, None for none. `echo` is the prompt's text where
     the answer is to begin with it; its probabilities are told as well then. `special` prints tokens that mark
-    something, such as the begin of a tool's call.
+    something, such as the begin of a tool's call. `scope` says whose it is: what a sequence holds of one is reused by
+    the same scope alone.
     """
 
     prompt: list[int]
@@ -109,6 +110,7 @@ class Order:
     logprobs: int | None = None
     echo: str | None = None
     special: bool = False
+    scope: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from .generation import CannotServe
@@ -9,6 +10,20 @@ from .generation import CannotServe
 # GGUF specification: magic, version, tensor count and key count take 24 bytes.
 _MAGIC = b"GGUF"
 _HEADER_BYTES = 24
+# As llama.cpp names the parts of a model that is split.
+_PART = re.compile(r"(?P<stem>.+)-[0-9]{5}-of-(?P<count>[0-9]{5})\.gguf")
+
+
+def parts(path: Path) -> list[Path]:
+    """All files of the model that begins with this one: those beside it with the same name but for their number."""
+    if (first := _PART.fullmatch(path.name)) is None:
+        return [path]
+    try:
+        beside = sorted(path.parent.iterdir())
+    except OSError:
+        return [path]
+    matches = ((one, _PART.fullmatch(one.name)) for one in beside)
+    return [one for one, found in matches if found and found.groups() == first.groups()] or [path]
 
 
 def check(path: Path) -> None:

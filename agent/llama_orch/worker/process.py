@@ -28,7 +28,7 @@ from llama_orch.web.auth import Token
 from llama_orch.web.correlation import configure_logging
 from llama_orch.web.tasks import OwnedTasks
 
-from . import routes
+from . import confinement, routes
 from .generation import CannotServe, Engine, LoadAborted
 from .metrics import Metrics
 from .service import Service
@@ -55,11 +55,18 @@ def main() -> None:
     except WrongOrder as error:
         sys.stderr.write(f"llama-orch-worker: {error}\n")
         raise SystemExit(EXIT_WRONG_ORDER) from None
-    folder = arguments.spec.parent
+    folder = arguments.spec.absolute().parent
+    try:
+        confinement.prepare(spec, folder)
+    except OSError as error:
+        sys.stderr.write(f"llama-orch-worker: cannot make {error.filename}: {error.strerror}\n")
+        raise SystemExit(EXIT_WRONG_ORDER) from None
     # What a run before this one left would be taken for our own reason.
     (folder / FAILURE_FILE).unlink(missing_ok=True)
     try:
-        code = _Process(spec, token, _listen(spec)).run()
+        listener = _listen(spec)
+        confined = confinement.confine(spec, folder)
+        code = _Process(spec, token, listener, confined=confined).run()
     except CannotServe as error:
         log.critical("cannot serve: %s; %s", error.message, error.what_to_do)
         _record(folder, error)
@@ -85,7 +92,7 @@ def _listen(spec: WorkerSpec) -> socket.socket:
 
 def _record(folder: Path, error: CannotServe) -> None:
     failure = WorkerFailure(code=error.code, message=error.message, what_to_do=error.what_to_do)
-    partial = folder / f".{FAILURE_FILE}.partial"
+    partial = folder / f"{FAILURE_FILE}.partial"
     with partial.open("w", encoding="utf-8") as file:
         file.write(failure.model_dump_json())
         file.flush()
@@ -96,13 +103,13 @@ def _record(folder: Path, error: CannotServe) -> None:
 class _Process:
     """One run of the server; ends by a signal or by a load that fails."""
 
-    def __init__(self, spec: WorkerSpec, token: Token, listener: socket.socket) -> None:
+    def __init__(self, spec: WorkerSpec, token: Token, listener: socket.socket, *, confined: bool) -> None:
         self._spec = spec
         self._tasks = OwnedTasks()
         self._failure: BaseException | None = None
         registry = CollectorRegistry()
         metrics = Metrics(registry)
-        self._service = Service(spec, metrics, self._make_engine)
+        self._service = Service(spec, metrics, self._make_engine, confined=confined)
 
         async def refresh(_: Sanic) -> None:
             metrics.refresh(self._service.health(), self._service.held_tokens())

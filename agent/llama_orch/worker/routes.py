@@ -20,6 +20,7 @@ from llama_orch.web.events import EventStream
 from . import embeddings, orders
 from .constraint import constraint_of
 from .generation import Constraint, Ending, Order, Piece
+from .scope import Scopes
 from .service import Loaded, Service
 from .shapes import ChatShape, CompletionShape, usage_of
 from .tools import plan_tools
@@ -31,6 +32,7 @@ LONGEST_TIMEOUT_SECONDS = 86_400.0
 def build(service: Service) -> Routes:
     """Every operation of a worker, bound to `service`."""
     routes = Routes(ops.WORKER)
+    scopes = Scopes(service.spec.gateways, shared=service.spec.reuse_across_scopes)
 
     @routes.handle(ops.WORKER_HEALTH)
     async def health(_: Request) -> wire.WorkerHealth:
@@ -51,9 +53,10 @@ def build(service: Service) -> Routes:
     async def completions(request: Request, body: wire.CompletionRequest) -> BaseModel | EventStream:
         loaded = service.require_ready(body.model)
         orders.require_text_model(loaded)
+        scope = scopes.of(request)
         constraint = await asyncio.to_thread(constraint_of, body)
         await orders.check_constraint(loaded, constraint, "grammar" if body.grammar else "response_format")
-        wanted = [one for prompt in body.prompts for one in await _completion(loaded, body, prompt, constraint)]
+        wanted = [one for prompt in body.prompts for one in await _completion(loaded, body, prompt, constraint, scope)]
         shape = CompletionShape(service.spec.model_name, loaded.engine)
         return await _answer(service, request, body, wanted, shape, prompts=len(body.prompts))
 
@@ -61,6 +64,7 @@ def build(service: Service) -> Routes:
     async def chat(request: Request, body: wire.ChatRequest) -> BaseModel | EventStream:
         loaded = service.require_ready(body.model)
         orders.require_text_model(loaded)
+        scope = scopes.of(request)
         plan = await asyncio.to_thread(plan_tools, loaded.template, body)
         constraint = plan.constraint or await asyncio.to_thread(constraint_of, body)
         await orders.check_constraint(loaded, constraint, "tools" if plan.constraint else "response_format")
@@ -73,6 +77,7 @@ def build(service: Service) -> Routes:
             stops=body.stops,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             special=plan.render_special,
+            scope=scope,
         )
         readers = [plan.reader() for _ in range(body.n)]
         shape = ChatShape(service.spec.model_name, loaded.engine, readers)
@@ -104,7 +109,7 @@ def build(service: Service) -> Routes:
 
 
 async def _completion(
-    loaded: Loaded, body: wire.CompletionRequest, prompt: str | list[int], constraint: Constraint | None
+    loaded: Loaded, body: wire.CompletionRequest, prompt: str | list[int], constraint: Constraint | None, scope: str
 ) -> list[Order]:
     tokens = await orders.tokens_of(loaded, prompt)
     room = orders.check_room(loaded, tokens, "prompt", spare=0 if body.max_tokens == 0 else 1)
@@ -118,6 +123,7 @@ async def _completion(
         stops=body.stops,
         logprobs=body.logprobs,
         echo=echo,
+        scope=scope,
     )
     return orders.choices(order, body.n)
 

@@ -3,7 +3,7 @@
 A sequence is one slot's context. It holds the tokens that are computed, keeps them when its request ends, and a later
 prompt that begins with the same tokens goes on from there. Sequences that generate take one token each in every step;
 what room the step has left is for prompts, first come first served, so that nobody's answer waits for somebody's
-long prompt.
+long prompt. Prompts have scopes: what is held of one is nothing to the others, or they could tell by it what it was.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ class Step:
 class _Sequence:
     id: int
     held: list[int] = field(default_factory=list)
+    # Whose tokens these are, those that are wanted included.
+    scope: str = ""
     # What is to be held, the tokens drawn so far included; None while the sequence is idle.
     wanted: list[int] | None = None
     prompt: int = 0
@@ -101,8 +103,10 @@ class Scheduler:
         """Tokens that all sequences hold, used or not."""
         return sum(len(sequence.held) for sequence in self._sequences)
 
-    def start(self, prompt: list[int], *, wants_all: bool = False) -> tuple[int, int]:
+    def start(self, prompt: list[int], *, wants_all: bool = False, scope: str = "") -> tuple[int, int]:
         """Give an idle sequence to a prompt: its number, and how many tokens it may keep of what it holds.
+
+        What was computed for another scope is never kept or taken over.
 
         The caller takes the rest out of the sequence's memory and says so by `forget` where that cannot be done. With
         `wants_all` the logits of every token of the prompt are wanted, so nothing can be kept. Raises LookupError
@@ -113,10 +117,15 @@ class Scheduler:
             raise LookupError("all sequences are in use")
         # The last token is always computed again: its logits are where the answer begins.
         most = 0 if wants_all else len(prompt) - 1
-        chosen = max(idle, key=lambda one: (min(_common(one.held, prompt), most), -len(one.held), -one.order))
-        kept = min(_common(chosen.held, prompt), most)
+
+        def usable(one: _Sequence) -> int:
+            return min(_common(one.held, prompt), most) if one.scope == scope else 0
+
+        chosen = max(idle, key=lambda one: (usable(one), -len(one.held), -one.order))
+        kept = usable(chosen)
         self._orders += 1
         del chosen.held[kept:]
+        chosen.scope = scope
         chosen.wanted, chosen.prompt, chosen.reused = list(prompt), len(prompt), kept
         chosen.wants_all, chosen.order = wants_all, self._orders
         chosen.leader = None
@@ -127,7 +136,7 @@ class Scheduler:
     def _find_leader(self, chosen: _Sequence, most: int) -> None:
         assert chosen.wanted is not None  # noqa: S101  the caller's condition, for the type checker
         for other in self._sequences:
-            if other is chosen:
+            if other is chosen or other.scope != chosen.scope:
                 continue
             shared = min(_common(other.wanted or other.held, chosen.wanted), most)
             if shared >= max(chosen.reused, chosen.shared if chosen.leader else 0) + LEAST_COPIED:
@@ -167,7 +176,8 @@ class Scheduler:
         leader = sequence.leader
         if leader is None or sequence.wanted is None:
             return False
-        if _common(leader.held, sequence.wanted) >= sequence.shared:
+        # The leader may have ended since, and have been given to somebody else.
+        if leader.scope == sequence.scope and _common(leader.held, sequence.wanted) >= sequence.shared:
             copies.append(Copy(leader.id, sequence.id, sequence.shared))
             sequence.held = sequence.wanted[: sequence.shared]
             sequence.reused = sequence.shared

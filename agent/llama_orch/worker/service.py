@@ -80,12 +80,15 @@ class _Live:
 class Service:
     """What the routes ask. All methods belong to the event loop's thread."""
 
-    def __init__(self, spec: WorkerSpec, metrics: Metrics, make_engine: Callable[[], Engine]) -> None:
+    def __init__(
+        self, spec: WorkerSpec, metrics: Metrics, make_engine: Callable[[], Engine], *, confined: bool = False
+    ) -> None:
         self.spec = spec
         self.metrics = metrics
         self.started_at = int(time.time())
         self.slots = Slots(spec.slots, queue_limit=max(QUEUE_LEAST, QUEUE_PER_SLOT * spec.slots))
         self._make_engine = make_engine
+        self._confined = confined
         self._loaded: Loaded | None = None
         # llama.cpp's context belongs to one thread.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
@@ -143,6 +146,7 @@ class Service:
             queued=self.slots.queued,
             tokens_per_second=self._speed(),
             context_per_slot=self._loaded.info.context if self._loaded else None,
+            confined=self._confined,
         )
 
     def held_tokens(self) -> int:

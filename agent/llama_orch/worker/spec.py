@@ -34,7 +34,10 @@ def read_spec(path: Path) -> WorkerSpec:
 
 
 def read_token(descriptor: int) -> Token:
-    """Read the inference token from an inherited descriptor to its end, and close it. Raises WrongOrder."""
+    """Read the inference token from an inherited descriptor to its end, and close it. Raises WrongOrder.
+
+    In lines behind it are those that are taken as well.
+    """
     try:
         with os.fdopen(descriptor, "rb", buffering=0) as stream:
             # A memory file stands where its writer left off; a pipe has no place to go back to.
@@ -46,11 +49,15 @@ def read_token(descriptor: int) -> Token:
     except OSError as error:
         raise WrongOrder(f"--token-fd {descriptor} cannot be read: {error.strerror}") from None
     try:
-        return Token(value.decode("ascii").strip())
+        return _tokens(value.decode("ascii").strip().split("\n"))
     except (UnicodeDecodeError, WrongTokenFile):
         raise WrongOrder(
             f"--token-fd {descriptor} gave no token: at least 16 printable ASCII characters without spaces"
         ) from None
+
+
+def _tokens(lines: list[str]) -> Token:
+    return Token(lines[0], also=_tokens(lines[1:]) if lines[1:] else None)
 
 
 def threads_for(spec: WorkerSpec) -> int:

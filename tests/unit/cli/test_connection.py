@@ -8,11 +8,11 @@ import pytest
 
 from llama_orch import __version__
 from llama_orch.cli import processes
-from llama_orch.cli.connection import Connection, LocalUp, Unusable, find_local_up, read_token
+from llama_orch.cli.connection import Connection, LocalUp, Unusable, find_local_up, inference_token, read_token
 from llama_orch.contract.common import WorkerCounts
 from llama_orch.contract.queen import NodeHive
 from tests.unit.cli.conftest import Command
-from tests.unit.cli.services import TOKEN, Fleet
+from tests.unit.cli.services import INFERENCE_TOKEN, TOKEN, Fleet
 
 NOTHING: dict[str, str | None] = dict.fromkeys(
     ("LLAMA_ORCH_QUEEN_URL", "LLAMA_ORCH_HIVE_URL", "LLAMA_ORCH_TOKEN_FILE", "LLAMA_ORCH_INFERENCE_TOKEN_FILE")
@@ -110,6 +110,17 @@ def test_token_files_say_what_is_wrong(tmp_path: Path):
         file.write_bytes(content)
         with pytest.raises(Unusable):
             read_token(file)
+
+
+def test_a_hive_has_an_inference_token_of_its_own(elsewhere: Path, secrets: Path):
+    assert inference_token(None, "n1") == inference_token(None) == INFERENCE_TOKEN
+    (secrets / "inference").mkdir()
+    (secrets / "inference" / "n1").touch(0o600)
+    (secrets / "inference" / "n1").write_text("the-token-of-this-one-hive")
+    assert inference_token(None, "n1") == "the-token-of-this-one-hive"
+    for other in ("n2", None, "http://n1:8081", "../n1"):
+        assert inference_token(None, other) == INFERENCE_TOKEN
+    assert inference_token(secrets / "inference-token", "n1") == INFERENCE_TOKEN
 
 
 async def test_nobody_there_says_what_to_start(command: Command):

@@ -13,9 +13,15 @@ from llama_orch.contract.process import ENDED_FILE, WorkerEnded
 from llama_orch.hive import process, shim, worker_ending
 
 
+def a_launch(folder: Path, launch: str = "this") -> str:
+    (folder / shim.LAUNCH_FILE).write_text(launch)
+    return launch
+
+
 def run_shim(folder: Path, *command: str) -> WorkerEnded:
     (folder / "tmp").mkdir(exist_ok=True)
-    subprocess.run([sys.executable, shim.__file__, str(folder), "--", *command], timeout=30, check=False)
+    arguments = [sys.executable, shim.__file__, str(folder), a_launch(folder), "--", *command]
+    subprocess.run(arguments, timeout=30, check=False)
     return WorkerEnded.model_validate_json((folder / ENDED_FILE).read_bytes())
 
 
@@ -29,6 +35,21 @@ def test_the_shim_writes_how_its_command_ended(tmp_path: Path):
     assert problem.message == "the worker's process was ended by signal 9 (SIGKILL) while nobody looked"
 
 
+def test_a_shim_that_comes_late_starts_nothing(tmp_path: Path):
+    started = tmp_path / "started"
+    command = [sys.executable, shim.__file__, str(tmp_path), "first", "--", "/usr/bin/touch", str(started)]
+    for present in ("second", "", None):
+        (tmp_path / shim.LAUNCH_FILE).unlink(missing_ok=True)
+        if present is not None:
+            a_launch(tmp_path, present)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        assert (done.returncode, "nothing is started" in done.stderr) == (1, True)
+    assert [path.name for path in tmp_path.iterdir()] == []
+    a_launch(tmp_path, "first")
+    subprocess.run(command, timeout=30, check=True)
+    assert started.exists()
+
+
 def test_the_shim_hands_on_the_token_a_folder_for_temporary_files_and_default_signals(tmp_path: Path):
     read_end, write_end = os.pipe()
     os.write(write_end, b"a secret")
@@ -40,7 +61,7 @@ def test_the_shim_hands_on_the_token_a_folder_for_temporary_files_and_default_si
     (tmp_path / "tmp").mkdir()
     command = [sys.executable, "-c", script, "--token-fd", str(read_end)]
     done = subprocess.run(
-        [sys.executable, shim.__file__, str(tmp_path), "--", *command],
+        [sys.executable, shim.__file__, str(tmp_path), a_launch(tmp_path), "--", *command],
         pass_fds=(read_end,),
         capture_output=True,
         text=True,
@@ -113,6 +134,9 @@ def test_a_record_of_another_boot_names_no_process(tmp_path: Path):
     assert found.lives()
     (tmp_path / "process.json").write_text(json.dumps({**recorded, "boot_id": "another"}))
     assert process.recorded(tmp_path) is None
+    for damaged in ({"pid": "x"}, {"start_time": []}):
+        (tmp_path / shim.PROCESS_FILE).write_text(json.dumps(recorded | {"boot_id": process.boot_id()} | damaged))
+        assert process.recorded(tmp_path) is None
     (tmp_path / "process.json").write_text("")
     assert process.recorded(tmp_path) is None
 

@@ -9,6 +9,7 @@ import pytest
 
 from llama_orch.contract.common import Problem
 from llama_orch.contract.hive import DownloadStatus, SpawnRequest
+from llama_orch.contract.process import SPEC_FILE
 from llama_orch.hive import atomic
 from llama_orch.hive.download_records import DownloadRecord, DownloadRecords
 from llama_orch.hive.hub_model import HubFile, Resolved
@@ -50,6 +51,22 @@ def test_what_a_crash_left_is_cleaned_and_the_others_are_read(tmp_path: Path):
     assert [record.id for record in records.load()] == ["one"]
     assert not records.folder("without-record").exists()
     assert records.folder("damaged").exists(), "its process may live: the record is kept for a person to look at"
+    assert records.left_alone == {"damaged"}
+
+
+@pytest.mark.parametrize("text", ["", '{"id": "o', "null", "[]", "\0" * 400, a_worker("other").model_dump_json()])
+def test_a_damaged_record_is_made_anew_from_the_order(tmp_path: Path, text: str):
+    records = WorkerRecords(tmp_path)
+    records.save(a_worker())
+    order = {"worker_id": "one", "record": a_worker().model_dump(mode="json")}
+    (records.folder("one") / SPEC_FILE).write_text(json.dumps(order))
+    (records.folder("one") / RECORD_FILE).write_text(text)
+    (record,) = records.load()
+    assert record.last_error is not None
+    assert record.last_error.code == "record_damaged"
+    assert record.model_copy(update={"last_error": a_worker().last_error}) == a_worker()
+    assert records.load() == [record], "it is whole again"
+    assert records.left_alone == set()
 
 
 @pytest.mark.parametrize(

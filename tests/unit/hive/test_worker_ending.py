@@ -88,7 +88,8 @@ def test_an_order_that_cannot_be_read_names_nothing(tmp_path: Path, written: str
 
 
 def test_what_a_worker_says_of_its_failure_is_taken_in_a_length_that_can_be_shown(tmp_path: Path):
-    known = {"code": "model_unreadable", "message": "m" * 100_000, "what_to_do": "w" * 100_000}
+    known = {"code": "model_unreadable", "message": "m" * 3000, "what_to_do": "w" * 3000}
+    (tmp_path / FAILURE_FILE).parent.mkdir(exist_ok=True)
     (tmp_path / FAILURE_FILE).write_text(json.dumps(known))
     found = worker_ending.known_failure(tmp_path)
     assert found is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,15 +14,16 @@ import pytest
 
 from llama_orch.contract.common import Problem
 from llama_orch.contract.devices import Condition, ConditionType, Gpu, GpuStatus, MemoryInfo
-from llama_orch.contract.errors import BadRequest, Conflict, DoesNotFit
+from llama_orch.contract.errors import BadRequest, Conflict, DoesNotFit, NotReady
 from llama_orch.contract.hive import SpawnRequest, Worker, WorkerStatus
-from llama_orch.hive import devices, engine_build, model_memory, model_reading
+from llama_orch.hive import backoff, devices, engine_build, model_memory, model_reading
 from llama_orch.hive.gpus import Reading
 from llama_orch.hive.model_facts import ModelFacts
 from llama_orch.hive.model_memory import Needed
 from llama_orch.hive.problems import Failed
 from llama_orch.hive.settings import HiveSettings
 from llama_orch.hive.worker_keeper import WorkerKeeper
+from llama_orch.hive.worker_records import WorkerRecords
 from llama_orch.hive.workers import Workers
 from llama_orch.web.auth import Token
 
@@ -294,3 +296,31 @@ async def test_a_record_names_no_model_but_the_one_that_was_asked_for(
     keeper.record.request = keeper.record.request.model_copy(update={"model_ref": model_ref})
     keeper.record.model_path = path
     assert keeper._path_of_record() == (Path(path) if taken else None)
+
+
+async def test_a_record_that_cannot_be_removed_is_tried_again_and_keeps_its_name_until_then(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    worker = await world.spawn(name="chat")
+    removed, goes = asyncio.Event(), False
+
+    def remove(_: object, worker_id: str) -> None:
+        assert worker_id == worker.id
+        if not goes:
+            raise OSError(errno.EROFS, "Read-only file system")
+        removed.set()
+
+    monkeypatch.setattr(WorkerRecords, "remove", remove)
+    monkeypatch.setattr(backoff, "delay", lambda _: 0.001)
+    for _ in range(2):
+        with pytest.raises(NotReady, match=r"cannot be removed: Read-only file system.*goes on trying"):
+            await world.workers.stop_worker(worker.id)
+    (keeper,) = world.keepers()
+    assert (keeper.view().status, keeper.view().last_error) == (WorkerStatus.DRAINING, keeper.record.last_error)
+    with pytest.raises(Conflict, match="is being stopped"):
+        await world.spawn(name="chat")
+    goes = True
+    await asyncio.wait_for(removed.wait(), 10)
+    await asyncio.sleep(0.01)
+    assert world.keepers() == []
+    await world.spawn(name="chat")

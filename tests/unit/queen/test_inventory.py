@@ -60,11 +60,18 @@ async def test_a_broken_file_keeps_the_last_good_view_also_in_the_next_process(t
     hosts = tmp_path / "inventory" / "hosts.yml"
     hosts.write_text("all:\n  children:\n    hives:\n      hosts:\n        one:\n")
     await inventory.refresh()
-    for text in ("all: [\n", "all:\n  children:\n    hives:\n      hots:\n        two:\n", "all:\n\thosts:\n"):
+    unbalanced = 'all:\n  children:\n    hives:\n      hosts:\n        two: {ansible_ssh_common_args: "-o \'x"}\n'
+    for text, said in (
+        ("all: [\n", "hosts.yml"),
+        ("all:\n  children:\n    hives:\n      hots:\n        two:\n", "hosts.yml"),
+        ("all:\n\thosts:\n", "hosts.yml"),
+        ("all: {vars: {since: 2026-13-45}}\n", "hosts.yml"),
+        (unbalanced, "ansible_ssh_common_args of two: no closing quotation"),
+    ):
         hosts.write_text(text)
         await inventory.refresh()
         assert list(inventory.hosts) == ["one"]
-        assert inventory.problem is not None and "hosts.yml" in inventory.problem.message
+        assert inventory.problem is not None and said in inventory.problem.message
         assert str(tmp_path) not in inventory.problem.message
         again = an_inventory(tmp_path)
         await again.load()

@@ -73,6 +73,11 @@ def test_writers_at_the_same_time_lose_nothing(tmp_path: Path):
 @pytest.mark.parametrize(
     "text",
     [
+        "",
+        "# as a full disk leaves it\n",
+        "all:\n",
+        "all: {children: {hives: {hosts: {one: {ansible_host: 2026-13-45}}}}}\n",
+        "[" * 5000,
         "all: [",
         "- a\n",
         "all: 5\n",

@@ -10,7 +10,8 @@ import pytest
 from llama_orch.contract.common import Problem
 from llama_orch.contract.devices import ConditionType, Remedy
 from llama_orch.contract.queen import JobEvent, JobStatus
-from llama_orch.queen.store import Cure, OpenJobExists, Store, WrongSchema
+from llama_orch.queen.node_state import NodeRecord
+from llama_orch.queen.store import Cure, OpenJobExists, Store, WrongSchema, newer_schema
 
 
 @pytest.fixture
@@ -140,3 +141,63 @@ async def test_a_newer_database_is_refused(tmp_path: Path):
     with pytest.raises(WrongSchema, match="99"):
         await store.open()
     await store.close()
+    assert "schema 99" in newer_schema(f"sqlite:///{tmp_path / 'q.sqlite'}")
+    assert newer_schema(f"sqlite:///{tmp_path / 'none.sqlite'}") == ""
+    (tmp_path / "damaged.sqlite").write_bytes(b"x" * 5000)
+    assert newer_schema(f"sqlite:///{tmp_path / 'damaged.sqlite'}") == ""
+
+
+@pytest.mark.parametrize("damage", [b"\0" * 8192, b"no database at all, but longer than its header " * 100])
+async def test_a_damaged_database_is_set_aside(tmp_path: Path, damage: bytes):
+    path = tmp_path / "q.sqlite"
+    store = Store(f"sqlite:///{path}")
+    assert await store.open() == []
+    await a_job(store, "j1")
+    await store.close()
+    path.write_bytes(damage)
+    store = Store(f"sqlite:///{path}")
+    (problem,) = await store.open()
+    assert problem.code == "database_damaged"
+    (kept,) = list(tmp_path.glob("q.sqlite.damaged-*Z"))  # noqa: ASYNC240  nothing else runs here
+    assert kept.name in problem.message
+    assert kept.read_bytes() == damage
+    await a_job(store, "j2")
+    assert [job.wire.job_id for job in await store.jobs()] == ["j2"]
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE jobs SET status = 'unheard-of' WHERE job_id = 'j1'",
+        "UPDATE jobs SET error = '{' WHERE job_id = 'j1'",
+        "UPDATE jobs SET created_at = 'yesterday' WHERE job_id = 'j1'",
+        "UPDATE nodes_state SET status = 'unheard-of' WHERE node_name = 'n1'",
+        "UPDATE nodes_state SET hive = 'no json' WHERE node_name = 'n1'",
+        "UPDATE nodes_state SET last_seen = 'yesterday' WHERE node_name = 'n1'",
+    ],
+)
+async def test_a_row_that_cannot_be_read_keeps_no_queen_from_starting(tmp_path: Path, damage: str):
+    path = tmp_path / "q.sqlite"
+    store = Store(f"sqlite:///{path}")
+    await store.open()
+    for number in ("1", "2"):
+        await a_job(store, f"j{number}", node=f"n{number}")
+        await store.save_nodes([NodeRecord(f"n{number}")])
+    await store.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute(damage)
+    store = Store(f"sqlite:///{path}")
+    (problem,) = await store.open()
+    assert problem.code == "record_damaged"
+    jobs, nodes = await store.open_jobs(), await store.node_records()
+    if "UPDATE jobs" in damage:
+        assert ([job.wire.job_id for job in jobs], set(nodes)) == (["j2"], {"n1", "n2"})
+        assert "job j1" in problem.message
+    else:
+        assert (len(jobs), set(nodes)) == (2, {"n2"})
+        assert "node n1" in problem.message
+    await store.close()
+    again = Store(f"sqlite:///{path}")
+    assert await again.open() == []
+    await again.close()

@@ -125,6 +125,48 @@ def test_what_another_slot_holds_is_taken_over():
     assert scheduler.reused(1) == len(shared)
 
 
+def test_what_one_scope_left_is_nothing_to_another():
+    prompt = list(range(LEAST_COPIED + 10))
+    scheduler = Scheduler(1)
+    scheduler.start(prompt, scope="a")
+    run(scheduler)
+    scheduler.finish(0)
+    assert scheduler.start(prompt, scope="b") == (0, 0)
+    assert run(scheduler).parts == [Part(0, prompt, 0, "last")]
+    assert scheduler.reused(0) == 0
+    scheduler.finish(0)
+    assert scheduler.start(prompt, scope="b") == (0, len(prompt) - 1)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_what_another_slot_holds_is_taken_over_within_a_scope_alone(ended: bool):
+    shared = list(range(LEAST_COPIED + 10))
+    scheduler = Scheduler(3)
+    scheduler.start([*shared, 1], scope="a")
+    if ended:
+        run(scheduler)
+        scheduler.finish(0)
+    assert scheduler.start([*shared, 2], scope="b")[1] == 0
+    assert Part(1, [*shared, 2], 0, "last") in run(scheduler).parts
+    scheduler.start([*shared, 3], scope="a")
+    assert [copy.source for copy in scheduler.next(ROOM, ROOM).copies] == ([] if ended else [0])
+
+
+def test_who_waits_for_one_that_is_then_given_to_another_scope_takes_nothing_over():
+    shared = list(range(100))
+    scheduler = Scheduler(2)
+    scheduler.start([*shared, 1], scope="a")
+    scheduler.start([*shared, 2], scope="a")
+    run(scheduler, prompts=50)
+    scheduler.finish(0)
+    scheduler.start([*shared, 3], scope="b")
+    scheduler.done(Step([], [Part(0, [*shared, 3], 0, "last")]))
+    step = run(scheduler)
+    assert step.copies == []
+    assert step.parts == [Part(1, [*shared, 2], 0, "last")]
+    assert scheduler.reused(1) == 0
+
+
 def test_a_short_common_beginning_is_not_worth_a_copy():
     scheduler = Scheduler(2)
     shared = list(range(LEAST_COPIED - 1))

@@ -83,6 +83,15 @@ def test_a_token_comes_by_pipe_and_the_descriptor_is_closed():
         os.fstat(descriptor)
 
 
+def test_tokens_in_lines_behind_the_first_are_taken_too():
+    token = read_token(a_pipe(f"{TOKEN}\nanother-token-of-the-fleet\n".encode()))
+    assert token.matches(TOKEN) and token.matches("another-token-of-the-fleet")
+    assert not token.matches(f"{TOKEN}\nanother-token-of-the-fleet")
+    assert token.reveal() == TOKEN
+    with pytest.raises(WrongOrder):
+        read_token(a_pipe(f"{TOKEN}\nshort".encode()))
+
+
 def test_a_token_comes_by_memory_file_wherever_its_writer_left_off():
     descriptor = os.memfd_create("token")
     os.write(descriptor, TOKEN.encode())

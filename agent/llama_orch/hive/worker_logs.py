@@ -1,0 +1,36 @@
+"""Keeps the logs of workers from filling the disk: their processes only ever add to them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+# Of workers that are gone.
+LOGS_KEPT = 50
+MOST_BYTES = 32 * 1024 * 1024
+KEPT_BYTES = 1024 * 1024
+
+
+def cut(log_dir: Path) -> None:
+    """Where a log has grown too long, keep the end of it beside it and begin it anew. Raises OSError.
+
+    It is cut and not renamed: the worker goes on writing into the same file, always at its end.
+    """
+    for path in log_dir.glob("worker-*.log"):
+        if path.stat().st_size <= MOST_BYTES:
+            continue
+        with path.open("rb") as log, path.with_name(path.name + ".1").open("wb") as kept:
+            log.seek(-KEPT_BYTES, os.SEEK_END)
+            shutil.copyfileobj(log, kept)
+        os.truncate(path, 0)
+
+
+def prune(log_dir: Path, worker_ids: Collection[str]) -> None:
+    """Delete the oldest logs of workers that are not among these."""
+    current = {f"worker-{worker_id}.log" for worker_id in worker_ids}
+    logs = [path for path in log_dir.glob("worker-*.log") if path.name not in current]
+    for path in sorted(logs, key=lambda path: path.stat().st_mtime)[:-LOGS_KEPT]:
+        path.unlink(missing_ok=True)
+        path.with_name(path.name + ".1").unlink(missing_ok=True)

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from llama_orch.hive import worker_logs
+
+
+def test_a_log_that_grew_too_long_begins_anew_and_its_end_is_kept(tmp_path: Path):
+    log, small = tmp_path / "worker-a.log", tmp_path / "worker-b.log"
+    small.write_text("short\n")
+    with log.open("ab") as worker:
+        worker.truncate(worker_logs.MOST_BYTES)
+        worker.write(b"the last line\n")
+        worker.flush()
+        worker_logs.cut(tmp_path)
+        worker.write(b"the next line\n")
+    assert log.read_bytes() == b"the next line\n"
+    kept = (tmp_path / "worker-a.log.1").read_bytes()
+    assert len(kept) == worker_logs.KEPT_BYTES
+    assert kept.endswith(b"the last line\n")
+    assert small.read_text() == "short\n"
+    worker_logs.cut(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_the_oldest_logs_of_workers_that_are_gone_are_deleted(tmp_path: Path):
+    for number in range(worker_logs.LOGS_KEPT + 3):
+        path = tmp_path / f"worker-{number}.log"
+        path.touch()
+        os.utime(path, (number, number))
+    (tmp_path / "worker-1.log.1").touch()
+    worker_logs.prune(tmp_path, {"0"})
+    left = {path.name for path in tmp_path.iterdir()}
+    assert len(left) == worker_logs.LOGS_KEPT + 1
+    assert "worker-0.log" in left
+    assert not left & {"worker-1.log", "worker-1.log.1", "worker-2.log"}
