@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -10,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from llama_orch.contract.model_ref import HubRef
-from llama_orch.hive import hub_question
-from llama_orch.hive.hub_model import Question
+from llama_orch.hive import download_run, hub_question
+from llama_orch.hive.hub_model import FetchJob, Question, Resolved
 from llama_orch.hive.problems import Failed
 
 COMMIT = "c" * 40
@@ -92,6 +93,41 @@ async def test_a_hub_that_drips_is_given_up(tmp_path: Path, monkeypatch: pytest.
     began = time.monotonic()
     assert (await asked(tmp_path, None)).startswith("hub_failed: the hub says nothing")
     assert time.monotonic() - began < 15
+
+
+async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A file of five bytes, says its head; its content never ends."""
+    asked = await reader.readuntil(b"\r\n\r\n")
+    writer.write(f'HTTP/1.1 200 OK\r\nX-Repo-Commit: {COMMIT}\r\nETag: "{"a" * 64}"\r\n'.encode())
+    if asked.startswith(b"HEAD"):
+        writer.write(b"Content-Length: 5\r\nConnection: close\r\n\r\n")
+    else:
+        writer.write(b"Transfer-Encoding: chunked\r\n\r\n")
+        with contextlib.suppress(OSError):
+            while True:
+                writer.write(b"10000\r\n" + b"x" * 0x10000 + b"\r\n")
+                await writer.drain()
+    writer.close()
+
+
+async def test_a_file_that_never_ends_does_not_fill_the_disk(tmp_path: Path):
+    server = await asyncio.start_server(endless, "127.0.0.1", 0)
+    endpoint = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    model = Resolved.model_validate(
+        {"repo": "org/repo", "revision": "main", "commit": COMMIT, "filename": "m.gguf"}
+        | {"files": [{"name": "m.gguf", "size": 5, "etag": "a" * 64}]}
+    )
+    job = FetchJob(endpoint=endpoint, token=None, cache=tmp_path, model=model)
+    with pytest.raises(Failed) as failed:
+        async with asyncio.timeout(60):
+            await download_run.until_ready(job, lambda _: None, attempts=1, stall_s=30)
+    server.close()
+    assert (failed.value.problem.code, failed.value.retry) == ("checksum_mismatch", False)
+    assert _begun(tmp_path) < 2**20
+
+
+def _begun(cache: Path) -> int:
+    return sum(path.stat().st_size for path in cache.rglob("*.part"))
 
 
 def _resident() -> int:

@@ -34,8 +34,8 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def read_bytes(path: Path) -> bytes:
-    """A small file's content. Raises OSError, also where it is a link, no regular file, or larger than MOST_BYTES.
+def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
+    """A small file's content. Raises OSError, also where it is a link, no regular file, or larger than that.
 
     Some of them lie where a worker may write, and a worker runs what strangers made.
     """
@@ -43,9 +43,9 @@ def read_bytes(path: Path) -> bytes:
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "no regular file", str(path))
-        content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise OSError(errno.EFBIG, f"larger than {MOST_BYTES} bytes", str(path))
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise OSError(errno.EFBIG, f"larger than {most_bytes} bytes", str(path))
     return content
 
 

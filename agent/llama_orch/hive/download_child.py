@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 import threading
 import time
@@ -18,10 +19,14 @@ from . import hub
 from .problems import Failed
 
 REPORT_EVERY_S = 0.2
+# Of what it writes to, not of addresses: files go through it in pieces, whatever the hub sends.
+MEMORY_BYTES = 1024 * 1024 * 1024
 
 
 def main() -> int:
     """Do one job; returns 0 where the model is ready."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     job = hub.FetchJob.model_validate_json(sys.stdin.readline())
     threading.Thread(target=_end_with_agent, daemon=True).start()
     _say(event="started")
