@@ -81,4 +81,4 @@ def test_nobody_else_reads_the_inventory_that_the_queen_gets(tmp_path: Path):
         assert (project / folder).stat().st_mode & 0o777 == 0o700, folder
 
 
-_OTHERS = ("wheelhouse", "secrets", "secrets/hives")
+_OTHERS = ("wheelhouse", "secrets", "secrets/hives", "secrets/inference")
