@@ -105,10 +105,10 @@ def _message(data: dict[str, Any]) -> str:
         return str(result or "")[:MAX_TEXT]
     if result.get("censored"):
         return "the task's output is hidden, as it may hold a secret"
-    parts = [str(result.get(key) or "").strip() for key in ("msg", "module_stderr", "stderr")]
     failed = [item for item in result.get("results") or [] if isinstance(item, dict) and item.get("failed")]
-    if failed:
-        parts = [str(failed[0].get("msg") or failed[0].get("stderr") or "").strip(), *parts]
+    # Of a loop the task itself tells nothing but that one or more items failed.
+    told = failed[0] if failed else result
+    parts = [str(told.get(key) or "").strip() for key in ("msg", "module_stderr", "stderr")]
     return "\n".join(dict.fromkeys(part for part in parts if part))[:MAX_TEXT]
 
 

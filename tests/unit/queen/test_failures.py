@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from llama_orch.queen import run_child
 from llama_orch.queen.failures import PASSWORD_LOST, TaskFailure, classify, may_be_stopped, of_remedy, of_run
 
 CHANGED = """\
@@ -92,3 +93,10 @@ def test_a_remedy_that_was_cut_short_says_how_the_hive_comes_back():
 
 def test_a_message_is_bounded():
     assert len(classify("x" * 100_000).message) < 2000
+
+
+def test_a_loop_tells_what_its_first_failed_item_told():
+    item = {"failed": True, "msg": "[disk_full] here has 5 bytes free at /opt. Free some space there."}
+    result = {"failed": True, "msg": "One or more items failed", "results": [{"msg": "All is well"}, item, item]}
+    assert run_child._message({"res": result}) == item["msg"]
+    assert run_child._message({"res": {"failed": True, "msg": "no", "stderr": "why"}}) == "no\nwhy"
