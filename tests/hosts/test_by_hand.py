@@ -169,8 +169,8 @@ async def test_a_worker_opens_to_the_inference_token_only(site: Site) -> None:
     chat = (await workers(site, "one"))["chat"]
     assert chat.url
     secrets = site.secrets()
-    assert len(set(secrets.values())) == 4, "each machine has a token of its own"
-    for token in (None, secrets["hives/one"], secrets["api-token"], "0123456789abcdef0123"):
+    assert len(set(secrets.values())) == 6, "each machine has tokens of its own"
+    for token in (None, secrets["hives/one"], secrets["inference/two"], secrets["api-token"], "0123456789abcdef0123"):
         async with WorkerClient(chat.url, token) as client:
             with pytest.raises(Unauthorized if token is None else NotTheService):
                 await client.complete(CompletionRequest(prompt="A", max_tokens=1))
