@@ -158,7 +158,7 @@ async def test_an_ambiguous_grammar_ends_and_nobody_waits_for_it(
     await asyncio.sleep(0.05)
     await other.gets_its_answer()
     for status, answer in await soon(asyncio.gather(*attack)):
-        assert status == 500 and "too ambiguous" in answer["error"]["message"], answer
+        assert status == 400 and "too ambiguous" in answer["error"]["message"], answer
     assert peak_megabytes(bpe) - before < 200
 
 

@@ -214,7 +214,7 @@ def test_the_worker_withstands_what_its_own_description_suggests(worker: WorkerP
                 assert answer.status_code in {200, 400, 401, 413}
 
             run()
-    assert len(seen) == 8
+    assert len(seen) == 9
     # What the description cannot say (which fields go together) makes chats rare that are right.
     for path in ("/v1/completions", "/v1/tokenize", "/v1/models", "/health", "/metrics", "/openapi.json"):
         assert 200 in seen[path], seen

@@ -19,6 +19,7 @@ from .generation import (
     Order,
     Piece,
     Sampler,
+    TooAmbiguous,
     WrongGrammar,
 )  # fmt: skip
 from .grammar_share import GrammarShare
@@ -292,4 +293,6 @@ def _broken() -> ApiError:
 
 
 def _failed(error: GenerationFailed) -> ApiError:
+    if isinstance(error, TooAmbiguous):
+        return BadRequest(f"grammar: {error}", code="wrong_grammar")
     return ApiError(f"{error}; the next request may well succeed", code="generation_failed")

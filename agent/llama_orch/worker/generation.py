@@ -31,6 +31,10 @@ class GenerationFailed(Exception):
     """llama.cpp refused to go on with this request; the next one may well succeed."""
 
 
+class TooAmbiguous(GenerationFailed):
+    """The request's grammar takes more for a token than it may."""
+
+
 class TextRefused(Exception):
     """The text cannot be made into tokens of this model at a price that one request may have; says why."""
 

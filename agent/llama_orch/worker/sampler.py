@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .binding import llama_cpp
-from .generation import GenerationFailed, Sampling
+from .generation import GenerationFailed, Sampling, TooAmbiguous
 
 if TYPE_CHECKING:
     from .engine import LlamaEngine
@@ -72,7 +72,7 @@ class LlamaSampler:
         if self._chain:
             llama_cpp.llama_sampler_accept(self._chain, token)
         if self.taken > GRAMMAR_SECONDS:
-            raise GenerationFailed(TOO_AMBIGUOUS)
+            raise TooAmbiguous(TOO_AMBIGUOUS)
         return token
 
     def _accept(self, token: int) -> None:
@@ -82,7 +82,7 @@ class LlamaSampler:
 
     def _within_steps(self) -> None:
         if self._engine.grammar_steps.spent():
-            raise GenerationFailed(TOO_AMBIGUOUS)
+            raise TooAmbiguous(TOO_AMBIGUOUS)
 
     def _choose(self, row: int, *, by_grammar: bool) -> int:
         size = self._engine.vocabulary

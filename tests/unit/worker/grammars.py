@@ -14,6 +14,7 @@ import numpy as np
 
 from llama_orch.demo_model import write_demo_model
 from llama_orch.worker import backends
+from llama_orch.worker.binding import GrammarSteps
 
 llama_cpp: Any = binding
 _TOKEN = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
@@ -58,6 +59,8 @@ class Grammar:
 
     def __init__(self, text: str) -> None:
         self._vocabulary = _vocabulary()
+        # Steps are counted for each thread, and a sampler that another test had in this one may have used its up.
+        GrammarSteps().allow(2**62)
         self._sampler = llama_cpp.llama_sampler_init_grammar(self._vocabulary.handle, text.encode(), b"root")
         assert self._sampler, f"llama.cpp does not take {text}"
 
