@@ -36,7 +36,7 @@ from tests.integration.test_worker import (
 SLOTS = 4
 BUSY = 'slots{state="busy"}'
 # Far beyond what anything here takes.
-LONG = 120.0
+LONG = 300.0
 
 
 @pytest.fixture(scope="module")
