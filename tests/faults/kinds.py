@@ -57,6 +57,16 @@ async def _restart_agent(world: World, number: signal.Signals = signal.SIGKILL) 
     await world.hive.start()
 
 
+async def _die_during(world: World, random: Random, method: str, path: str, **request: Any) -> None:
+    """Kill the agent at any moment of a request about the worker `extra`, and have that gone in the end."""
+    asking = asyncio.create_task(world.hive.call(method, path, **request))
+    await asyncio.sleep(random.uniform(0, 0.6))
+    await _restart_agent(world)
+    with contextlib.suppress(aiohttp.ClientError):
+        await asking
+    await _delete(world, "extra")
+
+
 # A crash is followed by a wait of up to 16 s, by how many came before it.
 @fault(45)
 async def a_worker_dies_of_a_signal(world: World, random: Random) -> None:
@@ -99,24 +109,14 @@ async def everything_of_the_hive_dies(world: World, _: Random) -> None:
 @fault(45)
 async def the_agent_dies_while_it_starts_a_worker(world: World, random: Random) -> None:
     """At any moment of a spawn; the worker is there afterwards, or was never acknowledged."""
-    asking = asyncio.create_task(world.hive.call("POST", "/api/v1/workers", json=_spawn(world, "extra")))
-    await asyncio.sleep(random.uniform(0, 0.6))
-    await _restart_agent(world)
-    with contextlib.suppress(aiohttp.ClientError):
-        await asking
-    await _delete(world, "extra")
+    await _die_during(world, random, "POST", "/api/v1/workers", json=_spawn(world, "extra"))
 
 
 @fault(45)
 async def the_agent_dies_while_it_stops_a_worker(world: World, random: Random) -> None:
     """Whoever asked asks again."""
     worker = await world.hive.spawn(world.model, name="extra")
-    asking = asyncio.create_task(world.hive.call("DELETE", f"/api/v1/workers/{worker['id']}"))
-    await asyncio.sleep(random.uniform(0, 0.6))
-    await _restart_agent(world)
-    with contextlib.suppress(aiohttp.ClientError):
-        await asking
-    await _delete(world, "extra")
+    await _die_during(world, random, "DELETE", f"/api/v1/workers/{worker['id']}")
 
 
 @fault(45)
