@@ -7,10 +7,7 @@ nothing of the engine.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import signal
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from llama_orch.contract.devices import Backend, EngineLibrary, EngineStatus, LibraryResult
 
 from . import atomic, engine_build, process
+from .one_answer import answer_of
 from .problems import Failed
 
 log = logging.getLogger(__name__)
@@ -140,28 +138,19 @@ def unusable(library: EngineLibrary) -> Failed:
 
 async def _run(arguments: list[str]) -> list[EngineLibrary]:
     """What the self-test found; nothing where it could not be run."""
-    child = await asyncio.create_subprocess_exec(
-        *(process.interpreter(), "-P", "-m", MODULE, *arguments),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
+    answer = await answer_of(
+        MODULE,
+        *arguments,
+        within_s=PATIENCE_S,
+        environment=process.environment(),
         stderr=asyncio.subprocess.PIPE,
-        env=process.environment(),
-        start_new_session=True,
     )
-    complaint = b""
+    if answer.status is None:
+        log.error("engine: the self-test did not end within %.0f s", PATIENCE_S)
+        return []
     try:
-        async with asyncio.timeout(PATIENCE_S):
-            said, complaint = await child.communicate()
-        return _LIBRARIES.validate_json(said)
-    except TimeoutError:
-        log.error("engine: the self-test did not end within %.0f s", PATIENCE_S)  # noqa: TRY400  no error of ours
-        return []
+        return _LIBRARIES.validate_json(answer.said)
     except ValidationError:
-        last = complaint.decode(errors="replace").strip().splitlines()[-1:]
-        log.error("engine: the self-test ended with status %s: %s", child.returncode, *last or [""])  # noqa: TRY400
+        last = answer.complaint.decode(errors="replace").strip().splitlines()[-1:]
+        log.error("engine: the self-test ended with status %s: %s", answer.status, *last or [""])  # noqa: TRY400
         return []
-    finally:
-        if child.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            await child.wait()

@@ -14,7 +14,7 @@ import traceback
 
 from . import hub
 from .hub_model import LONGEST_QUESTION_S, Question
-from .problems import Failed
+from .problems import Failed, failed_as_json
 
 # Of what it writes to, not of addresses; the library with all that it imports takes 60 MiB of it.
 MEMORY_BYTES = 512 * 1024 * 1024
@@ -31,7 +31,7 @@ def main() -> None:
     try:
         answer = {"model": hub.resolve(question.ref, question.endpoint, question.token).model_dump()}
     except Failed as failed:
-        answer = {"problem": failed.problem.model_dump(), "retry": failed.retry, "details": failed.details}
+        answer = failed_as_json(failed)
     except Exception:
         traceback.print_exc()
         problem = {"code": "hub_failed", "message": "what the hub answered cannot be understood"}

@@ -1,7 +1,7 @@
 """Reads the facts of one model in a process of its own: `python -m llama_orch.hive.model_facts_child FILE`.
 
-It answers one JSON object on standard output, {"facts": {…}} or {"problem": {…}, "retry": BOOL}, and ends itself where
-the file makes it take too long or too much memory.
+It answers one JSON object on standard output, {"facts": {…}} or what `problems.failed_as_json` makes, and ends itself
+where the file makes it take too long or too much memory.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from . import model_facts
-from .problems import Failed
+from .problems import Failed, failed_as_json
 
 # A header of the largest vocabulary takes 0.5 s of a processor and a few MiB; one of many parts waits for its disk.
 LONGEST_S = 30
@@ -32,7 +32,7 @@ def main(path: Path) -> None:
     try:
         answer = {"facts": asdict(model_facts.read(path))}
     except Failed as failed:
-        answer = {"problem": failed.problem.model_dump(), "retry": failed.retry}
+        answer = failed_as_json(failed)
     sys.stdout.write(json.dumps(answer))
 
 

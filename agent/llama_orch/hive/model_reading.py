@@ -10,8 +10,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,8 @@ from llama_orch.contract.common import Problem
 from . import atomic, gguf_header, process
 from .model_facts import ModelFacts
 from .model_facts_child import LONGEST_S
-from .problems import Failed
+from .one_answer import answer_of
+from .problems import Failed, failed_from
 
 log = logging.getLogger(__name__)
 FILE = "unreadable-models.json"
@@ -70,39 +69,28 @@ async def facts(path: Path, state_dir: Path) -> ModelFacts:
 
 
 async def _read(path: Path) -> ModelFacts:
-    child = await asyncio.create_subprocess_exec(
-        *(process.interpreter(), "-P", "-m", MODULE, str(path)),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
+    answer = await answer_of(
+        MODULE,
+        str(path),
+        within_s=LONGEST_S + _GRACE_S,
+        environment=process.environment(),
         stderr=asyncio.subprocess.DEVNULL,
-        env=process.environment(),
-        start_new_session=True,
     )
-    said = b""
     try:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LONGEST_S + _GRACE_S):
-                said, _ = await child.communicate()
-        return _answer(said)
+        return _facts(answer.said)
     except (ValidationError, ValueError, LookupError):
-        log.error("the process that read %s ended with status %s, without an answer", path, child.returncode)  # noqa: TRY400
+        log.error("the process that read %s ended with status %s, without an answer", path, answer.status)  # noqa: TRY400
         raise Failed(
             "model_unreadable",
             f"the header of {path.name} takes too long, or too much memory, to be read",
             "download the file again; one that is so again was made to do harm",
         ) from None
-    finally:
-        if child.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            await child.wait()
 
 
-def _answer(said: bytes) -> ModelFacts:
+def _facts(said: bytes) -> ModelFacts:
     answer: dict[str, Any] = json.loads(said)
     if "problem" in answer:
-        problem = Problem.model_validate(answer["problem"])
-        raise Failed(problem.code, problem.message, problem.what_to_do, retry=answer["retry"])
+        raise failed_from(answer)
     return _FACTS.validate_python(answer["facts"])
 
 

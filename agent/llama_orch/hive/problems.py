@@ -35,3 +35,14 @@ def as_answer(failed: Failed) -> ApiError:
 def as_failed(error: ApiError) -> Failed:
     """An answer that nobody waits for, as the reason kept beside what failed."""
     return Failed(error.error_code, error.message, **error.details)
+
+
+def failed_as_json(failed: Failed) -> dict[str, Any]:
+    """The same for the process that asked another one of ours."""
+    return {"problem": failed.problem.model_dump(), "retry": failed.retry, "details": failed.details}
+
+
+def failed_from(told: dict[str, Any]) -> Failed:
+    """What `failed_as_json` told. Raises ValueError, LookupError."""
+    problem = Problem.model_validate(told["problem"])
+    return Failed(problem.code, problem.message, problem.what_to_do, retry=bool(told["retry"]), **told["details"])
