@@ -27,6 +27,7 @@ from .job_events import JobEvents
 from .job_work import JobWork
 from .jobs import Jobs
 from .metrics import QueenMetrics
+from .node_pages import NodePages
 from .node_state import NodeStates
 from .nodes import Nodes
 from .prober import Prober
@@ -128,6 +129,7 @@ class Queen:
             changed=self._prober.wake,
             problems=self.problems,
         )
+        self.pages = NodePages(self.nodes)
 
     async def start(self) -> None:
         """What runs of a dead queen left is ended before anything new begins; jobs go on when all is known."""
@@ -160,9 +162,8 @@ class Queen:
         """Rebuild the gauges."""
         jobs = await self.store.job_counts()
         self._metrics.show(self.nodes.counts(), jobs, inventory_valid=self._inventory.problem is None)
-        known = self.nodes.list()
-        self._metrics.show_gpus(known.nodes)
-        self._metrics.show_problems(known.problems)
+        self._metrics.show_gpus(self.nodes.devices())
+        self._metrics.show_problems(self.nodes.problems)
 
 
 def build(settings: QueenSettings, token: Token) -> Sanic:

@@ -7,26 +7,36 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from llama_orch.contract.common import Problem
 from llama_orch.contract.errors import ApiError, BadRequest, Conflict, NotFound, NotReady
 from llama_orch.contract.operations import PROVISION_NODE
-from llama_orch.contract.queen import Job, Node, NodeCreate, NodeList, NodeStatus, RemedyRequest
+from llama_orch.contract.devices import Devices
+from llama_orch.contract.queen import HostKey, Job, Node, NodeCreate, NodeStatus, RemedyRequest
 from llama_orch.web import correlation
 
 from . import failures
 from .hive_tokens import HiveTokens
 from .inventory import Host, Inventory
 from .jobs import Jobs
-from .node_state import NodeStates
+from .node_state import NodeRecord, NodeStates
 from .preflight import port_answers
 from .registered_file import AlreadyRegistered, BrokenFile, RegisteredHost
-from .ssh_keys import KnownHosts, NoHostKey, host_key_fingerprint
+from .ssh_keys import KnownHosts, NoHostKey, RecordedKey, host_key_fingerprint
 from .store import Cure, OpenJobExists, Store
 
 log = logging.getLogger(__name__)
 
 _PORT_TIMEOUT_S = 3.0
+
+
+class NodeFacts(NamedTuple):
+    """All that a node's answer is made of: equal facts make equal answers."""
+
+    host: Host
+    record: NodeRecord
+    host_key: RecordedKey | None
 
 
 class Nodes:
@@ -62,16 +72,38 @@ class Nodes:
         self._problems = problems
         self._registering = asyncio.Lock()
 
-    def list(self) -> NodeList:
-        """Every node, by name, and what is wrong with the files that tell of them."""
-        return NodeList(
-            nodes=[self._node(self._inventory.hosts[name]) for name in sorted(self._inventory.hosts)],
-            problems=[*([self._inventory.problem] if self._inventory.problem else []), *self._problems],
-        )
+    @property
+    def problems(self) -> list[Problem]:
+        """What is wrong with the files that tell of nodes."""
+        return [*([self._inventory.problem] if self._inventory.problem else []), *self._problems]
+
+    def names(self) -> list[str]:
+        """Of every node, sorted."""
+        return sorted(self._inventory.hosts)
+
+    def facts(self, name: str) -> NodeFacts | None:
+        """What is known of a node, its ssh host key as of the last look; None where there is no such node."""
+        host = self._inventory.hosts.get(name)
+        if host is None:
+            return None
+        return NodeFacts(host, self._states.get(name), self._known_hosts.best_of(host.ssh_host, host.ssh_port))
+
+    async def look_at_host_keys(self) -> None:
+        """Read the file of ssh host keys again where it changed: in a thread, as it may have thousands of lines."""
+        await asyncio.to_thread(self._known_hosts.look)
+
+    def devices(self) -> list[Devices]:
+        """What hives last told of their hardware."""
+        hives = (self._states.get(name).hive for name in self._inventory.hosts)
+        return [hive.devices for hive in hives if hive and hive.devices]
 
     def get(self, name: str) -> Node:
         """One node. Raises NotFound."""
-        return self._node(self._host(name))
+        host = self._host(name)
+        self._known_hosts.look()
+        return self.shape(
+            NodeFacts(host, self._states.get(name), self._known_hosts.best_of(host.ssh_host, host.ssh_port))
+        )
 
     def counts(self) -> dict[NodeStatus, int]:
         """How many nodes there are of each status, zeros included."""
@@ -222,8 +254,10 @@ class Nodes:
             raise Conflict(f"{problem.message}. {problem.what_to_do}", code=problem.code)
         return host
 
-    def _node(self, host: Host) -> Node:
-        record = self._states.get(host.name)
+    @staticmethod
+    def shape(facts: NodeFacts) -> Node:
+        """What a client is told of these facts."""
+        host, record, key = facts.host, facts.record, facts.host_key
         return Node(
             node_name=host.name,
             ssh_host=host.ssh_host,
@@ -234,7 +268,7 @@ class Nodes:
             job_id=record.job_id,
             last_seen=record.last_seen,
             last_error=record.last_error,
-            host_key=self._known_hosts.key_of(host.ssh_host, host.ssh_port),
+            host_key=key and HostKey(type=key.type, fingerprint=key.fingerprint),
             hive=record.hive,
             source=host.source,
         )

@@ -95,25 +95,35 @@ class KnownHosts:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._stamp: tuple[int, int] | None = None
+        self._stamp: tuple[int, int, int] | None = None
         self._keys: dict[str, list[RecordedKey]] = {}
 
     def key_of(self, ssh_host: str, ssh_port: int) -> HostKey | None:
         """The recorded key of a host, or None before first contact."""
-        found = self.keys_of(entry_of(ssh_host, ssh_port))
-        best = min(found, key=lambda key: _PREFERRED.index(key.type), default=None)
+        self.look()
+        best = self.best_of(ssh_host, ssh_port)
         return best and HostKey(type=best.type, fingerprint=best.fingerprint)
+
+    def best_of(self, ssh_host: str, ssh_port: int) -> RecordedKey | None:
+        """The key of a host that ssh likes best, as the file was at the last look; no disk is touched."""
+        found = self._keys.get(entry_of(ssh_host, ssh_port), [])
+        return min(found, key=lambda key: _PREFERRED.index(key.type), default=None)
 
     def keys_of(self, entry: str) -> list[RecordedKey]:
         """All keys that are recorded under a name of known_hosts."""
+        self.look()
+        return self._keys.get(entry, [])
+
+    def look(self) -> None:
+        """Read the file again where it changed. May be called by any thread."""
         try:
             status = self.path.stat()
+            stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+            if self._stamp != stamp:
+                self._keys = _parse(self.path.read_text(encoding="utf-8", errors="replace"))
+                self._stamp = stamp
         except OSError:
-            return []
-        if self._stamp != (status.st_mtime_ns, status.st_size):
-            self._keys = _parse(self.path.read_text(encoding="utf-8", errors="replace"))
-            self._stamp = (status.st_mtime_ns, status.st_size)
-        return self._keys.get(entry, [])
+            self._keys, self._stamp = {}, None
 
     def add(self, keys: Iterable[RecordedKey], *, confirmed: bool) -> None:
         """Record keys that a host shows. One that has keys already gets no others: it may be changing them."""

@@ -35,6 +35,8 @@ _ADDED = {2: ("jobs", ("remedy", "gpu", "condition"))}
 KEPT_JOBS = 1000
 KEPT_AUDIT = 10_000
 T = TypeVar("T")
+# Jobs are numbered as they come; a page goes on below the number of its last one.
+JobCursor = int
 
 
 class OpenJobExists(Exception):
@@ -71,6 +73,7 @@ class StoredJob:
     wire: Job
     force: bool = False
     had_password: bool = False
+    number: JobCursor = 0
 
     @property
     def is_open(self) -> bool:
@@ -111,8 +114,10 @@ class Store:
 
     async def node_records(self) -> dict[str, NodeRecord]:
         """Every node's record by name."""
-        rows = await self._do(lambda c: c.execute(select(NODES)).mappings().all())
-        return {row["node_name"]: _node(row) for row in rows}
+        # What is read is checked by the store's thread too: hundreds of rows at once would hold up the loop.
+        return await self._do(
+            lambda c: {row["node_name"]: _node(row) for row in c.execute(select(NODES)).mappings().all()}
+        )
 
     async def save_nodes(self, records: Sequence[NodeRecord]) -> None:
         """Write these records, all or none."""
@@ -163,10 +168,17 @@ class Store:
         found = await self._jobs(select(JOBS).where(JOBS.c.job_id == job_id))
         return found[0] if found else None
 
-    async def jobs(self, node_name: str | None = None, limit: int = 200) -> list[StoredJob]:
-        """Jobs, newest first."""
-        query = select(JOBS).order_by(JOBS.c.number.desc()).limit(limit)
-        return await self._jobs(query if node_name is None else query.where(JOBS.c.node_name == node_name))
+    async def jobs(
+        self, node_name: str | None = None, limit: int = 200, before: JobCursor | None = None
+    ) -> tuple[list[StoredJob], JobCursor | None]:
+        """Up to `limit` jobs, newest first, older than `before`; and where older ones follow, what to give then."""
+        query = select(JOBS).order_by(JOBS.c.number.desc()).limit(limit + 1)
+        if node_name is not None:
+            query = query.where(JOBS.c.node_name == node_name)
+        if before is not None:
+            query = query.where(JOBS.c.number < before)
+        found = await self._jobs(query)
+        return found[:limit], found[limit - 1].number if len(found) > limit else None
 
     async def jobs_since(self, node_name: str, begin: datetime) -> list[StoredJob]:
         """The node's jobs that were made since then, and those that have not ended."""
@@ -209,10 +221,10 @@ class Store:
 
     async def add_events(self, job_id: str, events: Sequence[JobEvent]) -> None:
         """Write events and the percentage that they reached, in one transaction."""
-        rows = [{"job_id": job_id, "seq": e.seq, "event": e.model_dump(mode="json")} for e in events]
         change = update(JOBS).where(JOBS.c.job_id == job_id).values(percentage=events[-1].percentage)
 
         def write(connection: Connection) -> None:
+            rows = [{"job_id": job_id, "seq": e.seq, "event": e.model_dump(mode="json")} for e in events]
             connection.execute(insert(JOB_EVENTS), rows)
             connection.execute(change)
 
@@ -221,8 +233,8 @@ class Store:
     async def events(self, job_id: str, after: int, limit: int = 500) -> list[JobEvent]:
         """A job's events whose number is above `after`, in order."""
         query = select(JOB_EVENTS.c.event).where(JOB_EVENTS.c.job_id == job_id, JOB_EVENTS.c.seq > after)
-        rows = await self._do(lambda c: c.execute(query.order_by(JOB_EVENTS.c.seq).limit(limit)).all())
-        return [JobEvent.model_validate(row[0]) for row in rows]
+        query = query.order_by(JOB_EVENTS.c.seq).limit(limit)
+        return await self._do(lambda c: [JobEvent.model_validate(row[0]) for row in c.execute(query).all()])
 
     async def last_event(self, job_id: str) -> JobEvent | None:
         """A job's newest event, or None."""
@@ -254,8 +266,7 @@ class Store:
         return await self._do(lambda c: _trim(c, kept_jobs))
 
     async def _jobs(self, query: Any) -> list[StoredJob]:
-        rows = await self._do(lambda c: c.execute(query).mappings().all())
-        return [_job(row) for row in rows]
+        return await self._do(lambda c: [_job(row) for row in c.execute(query).mappings().all()])
 
     async def _do(self, work: Callable[[Connection], T]) -> T:
         def in_transaction() -> T:
@@ -375,6 +386,7 @@ def _job(row: Any) -> StoredJob:
         wire=Job.model_validate({key: row[key] for key in Job.model_fields}),
         force=bool(row["force"]),
         had_password=bool(row["had_password"]),
+        number=row["number"],
     )
 
 

@@ -19,6 +19,7 @@ from llama_orch.contract.proof import NONCE, Proof, proof_of
 from . import connections, correlation, errors, gate, openapi
 from .auth import Token
 from .events import EventStream, send
+from .rendered import Rendered
 from .scrape import Scrape
 
 MAX_BODY_BYTES = 1024 * 1024
@@ -26,12 +27,13 @@ MAX_BODY_BYTES = 1024 * 1024
 RESPONSE_TIMEOUT_SECONDS = 900
 GRACEFUL_STOP_SECONDS = 10.0
 
-Handler = Callable[..., Awaitable[BaseModel | EventStream]]
+Handler = Callable[..., Awaitable[BaseModel | Rendered | EventStream]]
 
 
 class Routes:
     """Handlers by operation. A handler takes the request, the parsed body where there is one, and the path's
-    parameters by name; it returns a type of the contract or an EventStream.
+    parameters by name; it returns a type of the contract, Rendered where it has made one to text already, or an
+    EventStream.
     """
 
     def __init__(self, operations: tuple[Operation, ...]) -> None:
@@ -105,7 +107,8 @@ def _serve(app: Sanic, operation: Operation, handler: Handler) -> None:
         if isinstance(result, EventStream):
             await send(request, result)
             return None
-        return HTTPResponse(result.model_dump_json(), content_type="application/json")
+        body = result.body if isinstance(result, Rendered) else result.model_dump_json()
+        return HTTPResponse(body, content_type="application/json")
 
     path = operation.path.replace("{", "<").replace("}", ":str>")
     app.add_route(endpoint, path, methods=[operation.method], name=operation.name)
