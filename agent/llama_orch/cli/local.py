@@ -27,6 +27,7 @@ from . import home_files, processes
 from .connection import LocalUp, Unusable, read_local_up
 from .output import line
 from .running import Failed
+from .watching import tell_problems
 
 MARKER = "LLAMA_ORCH_HOME"
 ADDRESS = "127.0.0.1"
@@ -177,7 +178,9 @@ class Home:
         children = [await self._start(name, ports[name]) for name in names]
         async with self.hive() as hive, self.queen() as queen:
             for child in children:
-                await child.wait_ready(hive.info if child.name == "hive" else queen.list_nodes)
+                await child.wait_ready(hive.info if child.name == "hive" else queen.ssh_key)
+            if any(child.name == "queen" for child in children):
+                tell_problems((await queen.fleet()).problems)
         return children
 
     async def _start(self, name: str, port: int) -> Child:
