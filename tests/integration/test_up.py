@@ -305,6 +305,34 @@ def test_what_a_killed_run_left_is_cleaned_up_by_the_next(place: Place):
     assert place.running() == {} and left
 
 
+def test_what_a_killed_run_left_ends_though_the_next_one_cannot_start(place: Place):
+    up = place.up()
+    up.read_until(LAST_LINE)
+    (hive,) = place.pids_of("llama_orch.hive")
+    up.process.kill()
+    os.kill(hive, signal.SIGKILL)
+    workers, shims = place.pids_of("llama_orch.worker"), place.pids_of("llama_orch.hive.shim")
+    assert workers and shims and place.pids_of("llama_orch.queen")
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        wait_until_free(place.hive_port, taken)
+        taken.listen(1)
+        again = place.up()
+        assert again.ended() == 2, again.output
+    assert "Stopped; nothing is left running." in again.output
+    assert place.running() == {}
+
+
+def wait_until_free(port: int, taken: socket.socket) -> None:
+    until = time.monotonic() + STOP_SECONDS
+    while True:
+        try:
+            return taken.bind(("127.0.0.1", port))
+        except OSError:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+
 def test_a_child_that_dies_ends_the_run_with_its_log(place: Place):
     up = place.up()
     up.read_until(LAST_LINE)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_orch.contract.common import Problem
+from llama_orch.contract.home import HOME_VARIABLE
 
 from . import backoff
 from .hub_model import FetchJob
@@ -25,7 +26,7 @@ STARTING_S = 60.0
 # Between two reports lies the flushing of all that came to a disk that may be slow.
 VERIFYING_S = 900.0
 _ENVIRONMENT = (
-    *("PATH", "LANG", "LC_ALL", "PYTHONPATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "HF_ENDPOINT"),
+    *("PATH", "LANG", "LC_ALL", "PYTHONPATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "HF_ENDPOINT", HOME_VARIABLE),
     *("http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"),
 )
 OnEvent = Callable[[dict[str, Any]], None]

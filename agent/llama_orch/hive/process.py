@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llama_orch.contract.home import HOME_VARIABLE
 from llama_orch.contract.process import SPEC_FILE
 from llama_orch.web.auth import Token
 
@@ -20,7 +21,10 @@ log = logging.getLogger(__name__)
 SHIM = "llama_orch.hive.shim"
 WORKER = "llama_orch.worker"
 # Everything else, above all the agent's own settings and credentials, is no business of a worker's.
-_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "HOME", "PYTHONPATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+_ENVIRONMENT = (
+    *("PATH", "LANG", "LC_ALL", "TZ", "HOME", "PYTHONPATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES"),
+    HOME_VARIABLE,
+)
 
 
 @dataclass(frozen=True)

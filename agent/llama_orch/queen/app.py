@@ -14,6 +14,7 @@ from typing import cast
 from sanic import Request, Sanic
 
 from llama_orch.contract.common import Problem
+from llama_orch.contract.home import HOME_VARIABLE
 from llama_orch.contract.queen import SshKey
 from llama_orch.web.app import create_app
 from llama_orch.web.auth import Token
@@ -195,13 +196,14 @@ def build(settings: QueenSettings, token: Token) -> Sanic:
 
 
 def child_environment() -> dict[str, str]:
-    """What a child process gets: nothing of ours but where to find programs, and a home."""
+    """What a child process gets: nothing of ours but where to find programs, a home, and whose it is."""
+    whose = {HOME_VARIABLE: os.environ[HOME_VARIABLE]} if HOME_VARIABLE in os.environ else {}
     programs = Path(sys.executable).parent
     return {
         "PATH": f"{programs}:{os.environ.get('PATH', '/usr/local/bin:/usr/bin:/bin')}",
         "HOME": str(Path.home()),
         "LANG": "C.UTF-8",
-    }
+    } | whose
 
 
 def _queen_of(request: Request) -> Queen:

@@ -1,4 +1,4 @@
-"""The fleet as JSON, whole or in pages: what has not changed is not made anew, and what is made takes turns with all else.
+"""The fleet as JSON, whole or in pages: what has not changed is not made anew, what has takes turns with all else.
 
 A thousand nodes are megabytes and some tenths of a second, in which the queen's loop would answer nobody.
 """

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llama_orch.contract.common import Problem
+from llama_orch.contract.devices import Devices
 from llama_orch.contract.errors import ApiError, BadRequest, Conflict, NotFound, NotReady
 from llama_orch.contract.operations import PROVISION_NODE
-from llama_orch.contract.devices import Devices
 from llama_orch.contract.queen import HostKey, Job, Node, NodeCreate, NodeStatus, RemedyRequest
 from llama_orch.web import correlation
 

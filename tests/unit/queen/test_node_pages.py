@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -73,7 +74,7 @@ async def most_made_between_two_turns(fleet: Fleet, pages: NodePages) -> int:
         await asyncio.sleep(0)
         counts.append(len(fleet.made))
     await making
-    return max(after - before for before, after in zip(counts, counts[1:], strict=False))
+    return max(after - before for before, after in itertools.pairwise(counts))
 
 
 async def test_a_thousand_nodes_take_turns_with_everything_else(fleet: Fleet):
@@ -141,7 +142,7 @@ async def test_what_left_is_kept_no_longer(fleet: Fleet):
 async def test_a_node_that_leaves_while_the_text_is_made_is_left_out(fleet: Fleet):
     pages = NodePages(fleet)
     making = asyncio.create_task(pages.whole())
-    while not fleet.made:
+    while not fleet.made:  # noqa: ASYNC110  the first of many turns
         await asyncio.sleep(0)
     del fleet.hosts["n0999"]
     assert len(NodeList.model_validate_json(await making).nodes) == 999

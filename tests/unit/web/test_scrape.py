@@ -79,17 +79,17 @@ async def test_renderings_leave_most_of_the_time_to_others(monkeypatch: pytest.M
 
 
 async def test_the_text_is_made_beside_the_loop():
-    class Collected(Collector):
-        threads: list[int] = []
+    threads: list[int] = []
 
+    class Collected(Collector):
         def collect(self) -> Iterable[Metric]:
-            self.threads.append(threading.get_ident())
-            return [GaugeMetricFamily("value", "A value", value=len(self.threads))]
+            threads.append(threading.get_ident())
+            return [GaugeMetricFamily("value", "A value", value=len(threads))]
 
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Collected())
     assert b"value 1.0" in await Scrape(registry, None).text()
-    assert threading.get_ident() not in Collected.threads
+    assert threads and threading.get_ident() not in threads
 
 
 async def test_a_rendering_that_hangs_or_fails_ends_and_the_next_one_works(monkeypatch: pytest.MonkeyPatch):
