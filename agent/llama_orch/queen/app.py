@@ -20,7 +20,7 @@ from llama_orch.web.app import create_app
 from llama_orch.web.auth import Token
 from llama_orch.web.tasks import OwnedTasks
 
-from . import inventory_watch, routes, ssh_keys
+from . import atomic, first_contact, hive_tokens, inventory_watch, registered_file, routes, ssh_keys
 from .hive_client import HiveClient
 from .hive_tokens import HiveTokens
 from .inventory import Inventory
@@ -134,6 +134,7 @@ class Queen:
 
     async def start(self) -> None:
         """What runs of a dead queen left is ended before anything new begins; jobs go on when all is known."""
+        await asyncio.to_thread(self._sweep)
         self.problems += await self.store.open()
         await self._states.load()
         await self._runs.clear()
@@ -158,6 +159,14 @@ class Queen:
             await self._states.flush()
         await self._client.close()
         await self.store.close()
+
+    def _sweep(self) -> None:
+        settings, tmp = self._settings, atomic.temporary_of
+        atomic.sweep(settings.data, ".*.tmp", f"{first_contact.SHOWN}*")
+        # The rest of these folders belongs to others.
+        atomic.sweep(settings.inventory, tmp(settings.inventory / registered_file.NAME).name)
+        atomic.sweep(settings.secrets / "hives", tmp(settings.secrets / hive_tokens.NOTE.format(name="*")).name)
+        atomic.sweep(settings.ssh_key.parent, f"{ssh_keys.MAKING}*", tmp(settings.ssh_key.with_suffix(".pub")).name)
 
     async def refresh_metrics(self) -> None:
         """Rebuild the gauges."""

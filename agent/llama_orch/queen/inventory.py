@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from llama_orch.contract.common import Problem
 
+from . import atomic
 from .inventory_shape import BrokenInventory, check_shape
 from .registered_file import HOST_KEY_VARIABLE, NAME, BrokenFile, RegisteredFile, RegisteredHost
 
@@ -104,7 +105,7 @@ class Inventory:
                     await asyncio.to_thread(check_shape, self._sources(files))
                     self._merged = await self._ask_ansible(files)
                     self._hash = digest
-                    self._write_cache()
+                    await asyncio.to_thread(self._write_cache)
                 self.problem = None
             except (BrokenFile, BrokenInventory, OSError) as error:
                 self._report(str(error))
@@ -259,11 +260,13 @@ class Inventory:
             self._merged, self._hash = {}, ""
 
     def _write_cache(self) -> None:
-        temporary = self._cache.with_suffix(".tmp")
         hosts = [asdict(host) for host in self._merged.values()]
         kept = {"hash": self._hash, "groups": sorted(self.groups), "hosts": hosts}
-        temporary.write_text(json.dumps(kept), encoding="utf-8")
-        temporary.replace(self._cache)
+        try:
+            atomic.write_text(self._cache, json.dumps(kept))
+        except OSError as error:
+            # Nothing is wrong with the inventory: the next queen asks Ansible anew.
+            log.warning("what was read of the inventory cannot be kept in %s: %s", self._cache, error.strerror)
 
 
 def _members(answer: dict[str, Any], group: str) -> set[str]:

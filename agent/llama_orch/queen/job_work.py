@@ -131,13 +131,13 @@ class JobWork:
         self._story(job).phase(f"logging in as {host.ssh_user} at {host.ssh_host} port {host.ssh_port}")
         problem = await self._unless_interrupted(job, self._look(job, host))
         if problem is None and job.wire.kind == "provision":
-            self._give_token(job, host)
+            await self._give_token(job, host)
         return problem
 
-    def _give_token(self, job: StoredJob, host: Host) -> None:
+    async def _give_token(self, job: StoredJob, host: Host) -> None:
         """Let the playbook make a new token where the machine is another than the one that has the token."""
         key = self._known_hosts.key_of(host.ssh_host, host.ssh_port)
-        if key is not None and self._tokens.give_to(host.name, key.fingerprint):
+        if key is not None and await asyncio.to_thread(self._tokens.give_to, host.name, key.fingerprint):
             self._story(job).phase("another machine had this node's token: a new one is made")
 
     async def play(self, job: StoredJob) -> Problem | None:
@@ -255,7 +255,7 @@ class JobWork:
         await self._inventory.unregister(name)
         others = [other for other in self._inventory.hosts.values() if other.name != name]
         if host is not None and all((o.ssh_host, o.ssh_port) != (host.ssh_host, host.ssh_port) for o in others):
-            self._known_hosts.forget(host.ssh_host, host.ssh_port)
+            await asyncio.to_thread(self._known_hosts.forget, host.ssh_host, host.ssh_port)
         await self._states.forget(name)
 
     async def _look(self, job: StoredJob, host: Host) -> Problem | None:
