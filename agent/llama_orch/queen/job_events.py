@@ -13,6 +13,7 @@ from llama_orch.contract.errors import NotFound, NotReady
 from llama_orch.contract.queen import JobEvent, JobStatus
 
 from .progress import Progress
+from .run_lines import PlayLine, TaskLine
 from .store import Store
 
 log = logging.getLogger(__name__)
@@ -40,22 +41,22 @@ class Story:
         """A step of the queen's own begins."""
         self._add(kind="phase", message=message)
 
-    def line(self, line: dict[str, Any]) -> None:
+    def line(self, line: PlayLine | TaskLine) -> None:
         """An event of a run, as its child process sent it."""
-        if line["kind"] == "play":
-            self._play = line["play"]
+        if isinstance(line, PlayLine):
+            self._play = line.play
             self._add(kind="play", play=self._play)
             return
-        if line["outcome"] == "started":
+        if line.outcome == "started":
             self.progress.task_began()
         self._add(
             kind="task",
             play=self._play,
-            task=line["task"],
-            host=line.get("host"),
-            outcome=line["outcome"],
-            duration_s=line.get("duration_s"),
-            message=line.get("message"),
+            task=line.task,
+            host=line.host,
+            outcome=line.outcome,
+            duration_s=line.duration_s,
+            message=line.message,
         )
 
     async def end(self, status: JobStatus, message: str | None) -> None:

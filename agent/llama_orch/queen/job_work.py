@@ -34,6 +34,8 @@ PLAYBOOKS = {"provision": "hive", "remove": "remove"}
 RESUME = "resume"
 _BEGAN = {"provision": NodeEvent.PROVISION_BEGAN, "remove": NodeEvent.REMOVE_BEGAN}
 _ASK_AGAIN_S = 1.0
+# A run whose process was lost, as for lack of memory, is started again after these pauses.
+RUN_AGAIN_S = (2.0, 10.0)
 
 
 class JobWork:
@@ -99,6 +101,13 @@ class JobWork:
         """Wait so long. Raises CancelledError where the queen stops meanwhile."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), seconds)
+            raise asyncio.CancelledError("the queen stops")
+
+    async def pause_of(self, job_id: str, seconds: float) -> None:
+        """Wait so long, or until the job is cancelled. Raises CancelledError where the queen stops meanwhile."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._interrupts[job_id].wait(), seconds)
+        if self.stopping:
             raise asyncio.CancelledError("the queen stops")
 
     async def begin(self, job: StoredJob) -> None:
@@ -239,6 +248,19 @@ class JobWork:
         return failures.may_be_stopped(problem, job.wire.node_name, why)
 
     async def _run(
+        self, job: StoredJob, playbook: str, variables: dict[str, str | int | bool], interrupt: asyncio.Event
+    ) -> RunResult:
+        for pause in RUN_AGAIN_S:
+            result = await self._run_once(job, playbook, variables, interrupt)
+            if not result.lost:
+                return result
+            self._story(job).phase(f"the run's process ended without a result: it is started again in {pause:g} s")
+            self._story(job).progress.again()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(interrupt.wait(), pause)
+        return await self._run_once(job, playbook, variables, interrupt)
+
+    async def _run_once(
         self, job: StoredJob, playbook: str, variables: dict[str, str | int | bool], interrupt: asyncio.Event
     ) -> RunResult:
         job_id, name, story = job.wire.job_id, job.wire.node_name, self._story(job)

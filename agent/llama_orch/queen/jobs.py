@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dbos import DBOS, SetWorkflowID
 
@@ -41,6 +41,8 @@ _PARK_TIMEOUT_S = 7.0
 FINISH_TRIES = 6
 MOST_PAUSE_S = 60.0
 LOOK_S = 5.0
+STEP_AGAIN_S = (1.0, 5.0)
+T = TypeVar("T")
 StepResult = dict[str, Any] | None
 
 
@@ -168,10 +170,27 @@ class Jobs:
 
     async def step(self, job_id: str, work: Callable[[StoredJob], Awaitable[Problem | None]]) -> StepResult:
         """One step of a job, as something the engine can store."""
-        job = await self._store.job(job_id)
-        assert job is not None  # noqa: S101  execute() has looked
-        problem = await work(job)
+
+        async def once() -> Problem | None:
+            job = await self._store.job(job_id)
+            assert job is not None  # noqa: S101  execute() has looked
+            return await work(job)
+
+        problem = await self._persistently(job_id, once)
         return None if problem is None else problem.model_dump()
+
+    async def _persistently(self, job_id: str, work: Callable[[], Awaitable[T]]) -> T:
+        """Do it again where it fails unexpectedly: a disk or memory that is full may have room in a moment.
+
+        Every step ends what an earlier attempt at it left.
+        """
+        for pause in STEP_AGAIN_S:
+            try:
+                return await work()
+            except Exception:
+                log.exception("a step of job %s failed, and is done again in %g s", job_id, pause)
+            await self._work.pause_of(job_id, pause)
+        return await work()
 
     @property
     def work(self) -> JobWork:
@@ -179,7 +198,7 @@ class Jobs:
         return self._work
 
     async def _steps(self, job: StoredJob) -> Problem | None:
-        await self._work.begin(job)
+        await self._persistently(job.wire.job_id, lambda: self._work.begin(job))
         if self._work.interrupt_of(job.wire.job_id).is_set() and not self._work.stopping:
             return failures.CANCELLED
         for step in (_preflight, _play, _verify):
