@@ -115,6 +115,7 @@ class Queen:
             settings.probe_interval_s,
             failed=metrics.probe_failed,
             seen=remedies.seen,
+            gone=remedies.forget,
         )
         self.nodes = Nodes(
             inventory=self._inventory,

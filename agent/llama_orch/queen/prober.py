@@ -39,6 +39,7 @@ class Prober:
         *,
         failed: Callable[[str], None],
         seen: Callable[[str, NodeHive], Awaitable[None]],
+        gone: Callable[[str], None],
     ) -> None:
         self._inventory = inventory
         self._states = states
@@ -46,6 +47,7 @@ class Prober:
         self._interval_s = interval_s
         self._failed = failed
         self._seen = seen
+        self._gone = gone
         self._at_once = asyncio.Semaphore(MAX_AT_ONCE)
         self._patience: dict[str, _Patience] = {}
         self._round = 0
@@ -76,6 +78,7 @@ class Prober:
         hosts = [host for host in self._inventory.hosts.values() if not host.templated]
         for gone in set(self._patience) - {host.name for host in hosts}:
             del self._patience[gone]
+            self._gone(gone)
         due = [host for host in hosts if self._patience.setdefault(host.name, _Patience()).next_round <= self._round]
         await asyncio.gather(*(self._ask(host) for host in due))
         await self._states.flush()

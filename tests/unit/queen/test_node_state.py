@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
 import pytest
 
 from llama_orch.contract.common import Problem, WorkerCounts
 from llama_orch.contract.queen import NodeHive, NodeStatus
+from llama_orch.queen import node_state
 from llama_orch.queen.node_state import NodeEvent, NodeStates, after
 from llama_orch.queen.store import Store
 
@@ -86,6 +88,41 @@ async def test_a_failed_node_stays_failed_for_a_while_though_an_old_hive_answers
     await impatient.load()
     record = await impatient.seen("n", HIVE)
     assert (record.status, record.last_error) == (NodeStatus.ACTIVE, None)
+
+
+@pytest.mark.parametrize("hours", [-2, 2], ids=["back", "ahead"])
+async def test_a_clock_that_is_set_neither_ends_nor_prolongs_that(
+    store: Store, monkeypatch: pytest.MonkeyPatch, hours: int
+):
+    class Wall(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime.now(tz) + timedelta(hours=hours)
+
+    now = [500.0]
+    states = NodeStates(store, failed_hold_s=60, clock=lambda: now[0])
+    await states.take("n", NodeEvent.PROVISION_FAILED, problem=PROBLEM)
+    monkeypatch.setattr(node_state, "datetime", Wall)
+    now[0] += 59
+    assert (await states.seen("n", HIVE)).status is NodeStatus.FAILED
+    now[0] += 1
+    assert (await states.seen("n", HIVE)).status is NodeStatus.ACTIVE
+
+
+async def test_a_restart_holds_it_no_longer_whatever_the_clock_says(store: Store, monkeypatch: pytest.MonkeyPatch):
+    class Yesterday(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime.now(tz) - timedelta(days=1)
+
+    now = [500.0]
+    await NodeStates(store, failed_hold_s=60).take("n", NodeEvent.PROVISION_FAILED, problem=PROBLEM)
+    monkeypatch.setattr(node_state, "datetime", Yesterday)
+    states = NodeStates(store, failed_hold_s=60, clock=lambda: now[0])
+    await states.load()
+    assert (await states.seen("n", HIVE)).status is NodeStatus.FAILED
+    now[0] += 60
+    assert (await states.seen("n", HIVE)).status is NodeStatus.ACTIVE
 
 
 async def test_a_node_that_was_never_a_hive_is_not_unreachable(states: NodeStates):

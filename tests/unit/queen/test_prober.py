@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 from llama_orch.contract.queen import NodeHive
@@ -30,10 +31,10 @@ class Surroundings:
         self.flushed += 1
 
 
-def a_prober(around: Surroundings, seen: Any) -> Prober:
+def a_prober(around: Surroundings, seen: Any, gone: Callable[[str], None] = lambda _: None) -> Prober:
     return Prober(
         cast("Inventory", around), cast("NodeStates", around), cast("HiveClient", around), 1,
-        failed=lambda _: None, seen=seen,
+        failed=lambda _: None, seen=seen, gone=gone,
     )  # fmt: skip
 
 
@@ -48,6 +49,17 @@ async def test_what_cannot_be_dealt_with_costs_no_other_hive_its_answer():
 
     await a_prober(around, deal_with).ask_all()
     assert (around.noted, dealt_with, around.flushed) == (["a", "b", "c"], ["a", "c"], 1)
+
+
+async def test_that_a_node_is_gone_is_told_once():
+    around = Surroundings("a", "b")
+    gone: list[str] = []
+    prober = a_prober(around, around.seen, gone.append)
+    await prober.ask_all()
+    del around.hosts["b"]
+    await prober.ask_all()
+    await prober.ask_all()
+    assert gone == ["b"]
 
 
 async def test_a_node_that_leaves_while_its_hive_is_asked_is_not_noted():
