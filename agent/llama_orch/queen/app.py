@@ -142,6 +142,7 @@ class Queen:
         await self._inventory.load()
         if self._inventory.problem is None:
             await self._states.forget_all_but(self._inventory.hosts)
+        self.nodes.begin()
         if (damaged := await self.jobs.launch()) is not None:
             self.problems.append(damaged)
         self.tasks.start(self.jobs.look_for_lost(), "look for lost jobs")
@@ -156,6 +157,8 @@ class Queen:
         await self.events.close()
         await self.jobs.stop()
         await self.tasks.cancel_all(_STOP_TIMEOUT_S)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.events.finish(), _STOP_TIMEOUT_S)
         with contextlib.suppress(Exception):
             await self._states.flush()
         await self._client.close()

@@ -164,7 +164,9 @@ class JobWork:
         if result.interrupted:
             return self._interrupted()
         if result.succeeded(name):
-            await self._store.learn_tasks(playbook, result.tasks)
+            # The playbook went through, and is not run again for this.
+            with contextlib.suppress(Exception):
+                await self._store.learn_tasks(playbook, result.tasks)
             story.progress.playbook_ended()
             return None
         return failures.of_run(result.failures, result.output, result.status)
@@ -203,6 +205,10 @@ class JobWork:
             await self._states.take(name, event, problem=problem, job_id=job_id)
         await self._store.end_job(job_id, JobStatus.FAILED, problem)
         self._forget_job(job_id)
+
+    def forget_interrupt(self, job_id: str) -> None:
+        """Nobody looks any more whether the job, which has ended, is to be interrupted."""
+        self._interrupts.pop(job_id, None)
 
     def _forget_job(self, job_id: str) -> None:
         self._passwords.pop(job_id, None)
@@ -266,7 +272,9 @@ class JobWork:
         job_id, name, story = job.wire.job_id, job.wire.node_name, self._story(job)
         spec = RunSpec(self._runs.next_run_id(job_id), playbook, name, variables, self._passwords.get(job_id))
         result = await self._runs.run(spec, story.line, interrupt)
-        await story.flush()
+        # Where the store fails now, it is tried again until the job's end: nothing is run again for it.
+        with contextlib.suppress(Exception):
+            await story.flush()
         ended = "succeeded" if result.succeeded(name) else "failed"
         self._ran(playbook, "interrupted" if result.interrupted else ended)
         return result

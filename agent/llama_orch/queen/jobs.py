@@ -12,11 +12,11 @@ import itertools
 import logging
 import sqlite3
 import uuid
-from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from dbos import DBOS, SetWorkflowID
 
@@ -55,7 +55,8 @@ class Jobs:
         self._states = states
         self._database = database
         self._slots = asyncio.Semaphore(max_at_once)
-        self._nodes: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        # Of each node that a job works on or waits for: what nobody holds any more is gone.
+        self._nodes: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._running: set[asyncio.Task[Any]] = set()
         self._executing: set[str] = set()
         self._threads = ThreadPoolExecutor(8, "queen")
@@ -127,7 +128,10 @@ class Jobs:
         if not await self._store.cancel_job(job_id):
             raise Conflict(f"job {job_id} has ended: it is {job.wire.status}", code="job_ended", status=job.wire.status)
         self._work.interrupt_of(job_id).set()
-        return (await self._store.job(job_id) or job).wire
+        now = await self._store.job(job_id) or job
+        if not now.is_open:
+            self._work.forget_interrupt(job_id)
+        return now.wire
 
     async def execute(self, job_id: str) -> None:
         """One job from begin to end: the body of the workflow."""
@@ -210,7 +214,10 @@ class Jobs:
     @contextlib.asynccontextmanager
     async def _slot(self, job: StoredJob) -> AsyncIterator[None]:
         """Wait for this node and for a free slot; a job that is cancelled waits no longer."""
-        async with self._nodes[job.wire.node_name]:
+        node = self._nodes.get(job.wire.node_name)
+        if node is None:
+            node = self._nodes[job.wire.node_name] = asyncio.Lock()
+        async with node:
             waiting = asyncio.create_task(self._slots.acquire())
             interrupted = asyncio.create_task(self._work.interrupt_of(job.wire.job_id).wait())
             try:

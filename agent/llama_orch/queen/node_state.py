@@ -77,7 +77,7 @@ class NodeRecord:
 
 
 class NodeStates:
-    """Every node's record: in memory for reading, in the store before a change is visible."""
+    """Every node's record: in memory for reading, in the store before what a job changes is visible."""
 
     def __init__(self, store: Store, failed_hold_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
@@ -164,7 +164,7 @@ class NodeStates:
                 changed_at=now if became else old.changed_at,
             )
         if new.status is not old.status or new.last_error != old.last_error:
-            return await self._save(new)
+            return await self._observed(new)
         self._records[name] = new
         self._unsaved.add(name)
         return new
@@ -179,7 +179,7 @@ class NodeStates:
             if old.status is status and old.last_error == problem:
                 return old
             changed = datetime.now(UTC) if status is not old.status else old.changed_at
-            return await self._save(replace(old, status=status, last_error=problem, changed_at=changed))
+            return await self._observed(replace(old, status=status, last_error=problem, changed_at=changed))
 
     async def forget(self, name: str) -> None:
         """The node is gone."""
@@ -200,6 +200,16 @@ class NodeStates:
         """Forget every node that is not in `names`."""
         for name in set(self._records) - set(names):
             await self.forget(name)
+
+    async def _observed(self, record: NodeRecord) -> NodeRecord:
+        """What a probe saw is so whether the disk takes it or not; what it does not, `flush` tries again."""
+        try:
+            return await self._save(record)
+        except Exception as error:
+            log.error("that %s is %s cannot be written yet: %r", record.node_name, record.status, error)  # noqa: TRY400
+            self._records[record.node_name] = record
+            self._unsaved.add(record.node_name)
+            return record
 
     async def _save(self, record: NodeRecord) -> NodeRecord:
         await self._store.save_nodes([record])

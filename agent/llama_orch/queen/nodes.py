@@ -71,6 +71,11 @@ class Nodes:
         self._changed = changed
         self._problems = problems
         self._registering = asyncio.Lock()
+        self._settled: dict[str, Host] = {}
+
+    def begin(self) -> None:
+        """The hosts that are there now are none that came."""
+        self._settled = self._inventory.hosts
 
     @property
     def problems(self) -> list[Problem]:
@@ -186,19 +191,35 @@ class Nodes:
         return job.wire
 
     async def inventory_changed(self) -> None:
-        """Look at the inventory's files again, and do what the site wants done about new hosts."""
-        before = set(self._inventory.hosts)
-        if not await self._inventory.refresh():
+        """Look at the inventory's files again, and do what the site wants done about new hosts.
+
+        What fails is done at the next call. Jobs look at the files too, so what counts is what was settled here.
+        """
+        await self._inventory.refresh()
+        hosts = self._inventory.hosts
+        if hosts == self._settled:
             return
-        await self._states.forget_all_but(self._inventory.hosts)
         self._changed()
-        for name in sorted(set(self._inventory.hosts) - before):
-            host = self._inventory.hosts[name]
-            fresh = self._states.get(name).status is NodeStatus.REGISTERED
-            allowed = self._change_own_machine or not host.is_own_machine
-            if self._provision_on_change and host.source == "inventory" and fresh and allowed:
-                log.info("provisioning %s, which came into the inventory", name)
-                await self._begin_provisioning(name, None)
+        await self._states.forget_all_but(hosts)
+        failed = [name for name in sorted(hosts.keys() - self._settled.keys()) if not await self._welcome(hosts[name])]
+        # The others are settled; these are tried again at the next look.
+        self._settled = {name: host for name, host in hosts.items() if name not in failed}
+
+    async def _welcome(self, host: Host) -> bool:
+        """Do with a new host what the site wants; False where that failed."""
+        fresh = self._states.get(host.name).status is NodeStatus.REGISTERED
+        allowed = self._change_own_machine or not host.is_own_machine
+        if not (self._provision_on_change and host.source == "inventory" and fresh and allowed):
+            return True
+        log.info("provisioning %s, which came into the inventory", host.name)
+        try:
+            await self._begin_provisioning(host.name, None)
+        except Conflict as error:
+            log.info("%s is not provisioned: %s", host.name, error.message)
+        except Exception:
+            log.exception("%s could not be provisioned, and will be at the next look", host.name)
+            return False
+        return True
 
     async def _begin_provisioning(self, name: str, password: str | None) -> Job:
         try:

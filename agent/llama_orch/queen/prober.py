@@ -84,6 +84,13 @@ class Prober:
         await self._states.flush()
 
     async def _ask(self, host: Host) -> None:
+        try:
+            await self._ask_and_note(host)
+        except Exception:
+            # The other hives' answers must not be lost with this one's.
+            log.exception("what the hive of %s answered could not be dealt with", host.name)
+
+    async def _ask_and_note(self, host: Host) -> None:
         patience = self._patience[host.name]
         try:
             async with self._at_once:
@@ -102,6 +109,3 @@ class Prober:
                 await self._states.missed(host.name, silence.problem)
             elif patience.misses < MISSES_UNTIL_UNREACHABLE:
                 patience.next_round = self._round + 1
-        except Exception:
-            # The other hives' answers must not be lost with this one's.
-            log.exception("what the hive of %s answered could not be dealt with", host.name)

@@ -34,6 +34,7 @@ SCHEMA_VERSION = 2
 _ADDED = {2: ("jobs", ("remedy", "gpu", "condition"))}
 KEPT_JOBS = 1000
 KEPT_AUDIT = 10_000
+KEPT_UNNOTED = 1000
 T = TypeVar("T")
 # Jobs are numbered as they come; a page goes on below the number of its last one.
 JobCursor = int
@@ -87,6 +88,9 @@ class Store:
     def __init__(self, url: str) -> None:
         self._engine = create_engine(url, json_serializer=functools.partial(json.dumps, separators=(",", ":")))
         self._thread = ThreadPoolExecutor(1, "store")
+        # Of the audit trail, what the disk did not take yet.
+        self._unnoted: list[dict[str, Any]] = []
+        self._noting = asyncio.Lock()
 
         @event.listens_for(self._engine, "connect")
         def _prepare(connection: Any, _record: Any) -> None:
@@ -108,7 +112,9 @@ class Store:
         return [problem for problem in (damaged, *mended) if problem is not None]
 
     async def close(self) -> None:
-        """Finish what is being written."""
+        """Finish what is being written, and write what could not be."""
+        with contextlib.suppress(Exception):
+            await self._write_notes()
         await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.dispose)
         self._thread.shutdown(wait=False)
 
@@ -220,12 +226,13 @@ class Store:
         return dict.fromkeys(JobStatus, 0) | {JobStatus(status): count for status, count in rows}
 
     async def add_events(self, job_id: str, events: Sequence[JobEvent]) -> None:
-        """Write events and the percentage that they reached, in one transaction."""
+        """Write events and the percentage that they reached, in one transaction; what is there already stays."""
         change = update(JOBS).where(JOBS.c.job_id == job_id).values(percentage=events[-1].percentage)
 
         def write(connection: Connection) -> None:
             rows = [{"job_id": job_id, "seq": e.seq, "event": e.model_dump(mode="json")} for e in events]
-            connection.execute(insert(JOB_EVENTS), rows)
+            # Who was told that a write failed, or was not told at all, writes again what may be there.
+            connection.execute(insert(JOB_EVENTS).prefix_with("OR IGNORE"), rows)
             connection.execute(change)
 
         await self._do(write)
@@ -243,9 +250,27 @@ class Store:
         return None if row is None else JobEvent.model_validate(row[0])
 
     async def audit(self, action: str, subject: str, correlation_id: str, **details: Any) -> None:
-        """Note who asked for what; never a secret."""
+        """Note who asked for what; never a secret.
+
+        What was asked for is done by then. So nobody is told where it cannot be noted: it stands in the log, and is
+        written with the next note that can be.
+        """
         values = {"at": _now(), "action": action, "subject": subject, "correlation_id": correlation_id}
-        await self._do(lambda c: c.execute(insert(AUDIT).values(details=details, **values)))
+        self._unnoted = [*self._unnoted, {**values, "details": details}][-KEPT_UNNOTED:]
+        try:
+            await self._write_notes()
+        except Exception as error:
+            log.error("cannot be noted in the audit trail: %s, %s: %r", values, details, error)  # noqa: TRY400
+
+    async def _write_notes(self) -> None:
+        async with self._noting:
+            notes, self._unnoted = self._unnoted, []
+            try:
+                if notes:
+                    await self._do(lambda c: c.execute(insert(AUDIT), notes))
+            except BaseException:
+                self._unnoted = [*notes, *self._unnoted][-KEPT_UNNOTED:]
+                raise
 
     async def learnt_tasks(self, playbook: str) -> int | None:
         """How many tasks the playbook's last successful run had."""

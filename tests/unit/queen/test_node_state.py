@@ -125,6 +125,28 @@ async def test_a_restart_holds_it_no_longer_whatever_the_clock_says(store: Store
     assert (await states.seen("n", HIVE)).status is NodeStatus.ACTIVE
 
 
+async def test_what_a_probe_saw_is_shown_though_the_disk_is_full_and_written_later(
+    store: Store, states: NodeStates, monkeypatch: pytest.MonkeyPatch
+):
+    await states.take("n", NodeEvent.PROVISION_SUCCEEDED)
+
+    async def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "save_nodes", refuse)
+        assert (await states.missed("n", PROBLEM)).status is NodeStatus.UNREACHABLE
+        assert states.get("n").status is NodeStatus.UNREACHABLE
+        with pytest.raises(OSError, match="No space"):
+            await states.take("n", NodeEvent.REMOVE_BEGAN)
+        assert states.get("n").status is NodeStatus.UNREACHABLE, "what a job does is written before it is shown"
+        assert (await states.seen("n", HIVE)).status is states.get("n").status is NodeStatus.ACTIVE
+        await states.missed("n", PROBLEM)
+    assert (await store.node_records())["n"].status is NodeStatus.ACTIVE
+    await states.flush()
+    assert (await store.node_records())["n"].status is NodeStatus.UNREACHABLE
+
+
 async def test_a_node_that_was_never_a_hive_is_not_unreachable(states: NodeStates):
     assert (await states.missed("n", PROBLEM)).status is NodeStatus.REGISTERED
 

@@ -12,6 +12,7 @@ import pytest
 from llama_orch.contract.common import Problem
 from llama_orch.contract.devices import ConditionType, Remedy
 from llama_orch.contract.queen import Job, JobEvent, JobStatus
+from llama_orch.queen import store as store_module
 from llama_orch.queen.node_state import NodeRecord
 from llama_orch.queen.store import Cure, OpenJobExists, Store, WrongSchema, newer_schema
 
@@ -93,6 +94,44 @@ async def test_jobs_in_pages(store: Store):
     assert [job.wire.job_id for job in jobs] == ["j4", "j2"] and following is not None
     jobs, following = await store.jobs("n0", limit=2, before=following)
     assert ([job.wire.job_id for job in jobs], following) == (["j0"], None)
+
+
+async def test_what_cannot_be_noted_in_the_audit_trail_is_noted_later_and_stops_nobody(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(store_module, "KEPT_UNNOTED", 3)
+    path = tmp_path / "q.sqlite"
+
+    def noted() -> list[str]:
+        with sqlite3.connect(path) as connection:
+            return [row[0] for row in connection.execute("SELECT subject FROM audit ORDER BY number")]
+
+    await store.audit("register", "n0", "c")
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TRIGGER full BEFORE INSERT ON audit BEGIN SELECT RAISE(ABORT, 'full'); END")
+    for number in range(1, 6):
+        await store.audit("register", f"n{number}", "c", force=True)
+    assert noted() == ["n0"] and "n1" in caplog.text and "cannot be noted" in caplog.text
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP TRIGGER full")
+    await store.audit("remove", "n6", "c")
+    assert noted() == ["n0", "n4", "n5", "n6"], "the last three that it did not take are kept"
+
+
+async def test_what_could_not_be_noted_is_at_the_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "q.sqlite"
+    store = Store(f"sqlite:///{path}")
+    await store.open()
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_do", refuse)
+        await store.audit("register", "n", "c")
+    await store.close()
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT subject FROM audit").fetchall() == [("n",)]
+
+
+async def refuse(*_: object) -> None:
+    raise OSError(28, "No space left on device")
 
 
 async def test_rows_are_read_and_checked_beside_the_loop(store: Store, monkeypatch: pytest.MonkeyPatch):
