@@ -89,9 +89,10 @@ class Nodes:
     def facts(self, name: str) -> NodeFacts | None:
         """What is known of a node, its ssh host key as of the last look; None where there is no such node."""
         host = self._inventory.hosts.get(name)
-        if host is None:
-            return None
-        return NodeFacts(host, self._states.get(name), self._known_hosts.best_of(host.ssh_host, host.ssh_port))
+        return None if host is None else self._facts_of(host)
+
+    def _facts_of(self, host: Host) -> NodeFacts:
+        return NodeFacts(host, self._states.get(host.name), self._known_hosts.best_of(host.ssh_host, host.ssh_port))
 
     async def look_at_host_keys(self) -> None:
         """Read the file of ssh host keys again where it changed: in a thread, as it may have thousands of lines."""
@@ -102,13 +103,10 @@ class Nodes:
         hives = (self._states.get(name).hive for name in self._inventory.hosts)
         return [hive.devices for hive in hives if hive and hive.devices]
 
-    def get(self, name: str) -> Node:
+    async def get(self, name: str) -> Node:
         """One node. Raises NotFound."""
-        host = self._host(name)
-        self._known_hosts.look()
-        return self.shape(
-            NodeFacts(host, self._states.get(name), self._known_hosts.best_of(host.ssh_host, host.ssh_port))
-        )
+        await self.look_at_host_keys()
+        return self.shape(self._facts_of(self._host(name)))
 
     def counts(self) -> dict[NodeStatus, int]:
         """How many nodes there are of each status, zeros included."""
@@ -141,7 +139,7 @@ class Nodes:
         await self._begin_provisioning(wanted.node_name, password)
         await self._audit("register", wanted.node_name)
         self._changed()
-        return self.get(wanted.node_name)
+        return await self.get(wanted.node_name)
 
     async def provision(self, name: str, password: str | None, host_key: str | None = None) -> Job:
         """Provision a node again; answers the open job where there is one. Raises NotFound, Conflict, BadRequest."""

@@ -69,7 +69,7 @@ def _nodes(routes: Routes, queen_of: Callable[[Request], Queen]) -> None:
 
     @routes.handle(ops.GET_NODE)
     async def get_node(request: Request, node_name: str) -> Node:
-        return queen_of(request).nodes.get(node_name)
+        return await queen_of(request).nodes.get(node_name)
 
     @routes.handle(ops.DELETE_NODE)
     async def delete_node(request: Request, node_name: str) -> Job:

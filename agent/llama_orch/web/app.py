@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import re
 import time
@@ -132,7 +133,8 @@ def _serve_description(app: Sanic, title: str, operations: tuple[Operation, ...]
     describe = functools.cache(functools.partial(openapi.describe, title, operations))
 
     async def endpoint(_request: Request) -> HTTPResponse:
-        return json_response(describe())
+        # By a thread: it takes some hundredths of a second, in which the loop would answer nobody.
+        return json_response(await asyncio.to_thread(describe))
 
     app.add_route(endpoint, OPENAPI.path, methods=["GET"], name=OPENAPI.name)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -14,9 +15,11 @@ from llama_orch.contract.errors import NotFound
 from llama_orch.contract.operations import METRICS, OPENAPI, PROOF
 from llama_orch.contract.proof import Proof
 from llama_orch.contract.queen import JobEvent, Node, NodeCreate
+from llama_orch.web import openapi
 from llama_orch.web.app import Routes, create_app
 from llama_orch.web.auth import Token
 from llama_orch.web.events import EventStream
+from llama_orch.web.rendered import Rendered
 from tests.serving import serving
 
 TOKEN = "a-token-of-enough-length"
@@ -111,6 +114,33 @@ async def test_an_unknown_query_parameter_is_named(http: aiohttp.ClientSession):
 async def test_a_body_over_one_mebibyte_is_413(http: aiohttp.ClientSession):
     async with http.post("/api/v1/nodes", data=b" " * (1024 * 1024 + 1)) as answer:
         assert (answer.status, (await answer.json())["error"]["code"]) == (413, "payload_too_large")
+
+
+async def test_the_description_is_made_once_and_beside_the_loop(monkeypatch: pytest.MonkeyPatch):
+    threads: list[int] = []
+
+    def describe(*_: object) -> dict[str, str]:
+        threads.append(threading.get_ident())
+        return {"openapi": "3.1.0"}
+
+    monkeypatch.setattr(openapi, "describe", describe)
+    async with serving(an_app()) as url, aiohttp.ClientSession(url, headers=AUTH) as session:
+        for _ in range(2):
+            async with session.get("/openapi.json") as answer:
+                assert await answer.json() == {"openapi": "3.1.0"}
+    assert len(threads) == 1 and threads[0] != threading.get_ident()
+
+
+async def test_an_answer_that_is_json_already_is_sent_as_it_is():
+    routes = Routes((ops.QUEEN_HEALTH,))
+
+    @routes.handle(ops.QUEEN_HEALTH)
+    async def health(_: Request) -> Rendered:
+        return Rendered(b'{"status":"healthy"}')
+
+    app = create_app("rendered", "queen", routes, token=Token(TOKEN), registry=CollectorRegistry())
+    async with serving(app) as url, aiohttp.ClientSession(url) as session, session.get("/health") as answer:
+        assert (answer.content_type, await answer.read()) == ("application/json", b'{"status":"healthy"}')
 
 
 async def test_an_unexpected_error_hides_its_reason(http: aiohttp.ClientSession):
