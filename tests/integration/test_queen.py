@@ -208,6 +208,7 @@ async def test_lists_come_in_pages_to_who_asks_for_them(api: Api):
             cursor = page["next_cursor"]
         assert seen == [one[key] for one in whole[what]] and len(seen) >= 2
     assert set((await api.call("GET", "/api/v1/nodes"))[1]) == {"nodes", "problems"}, "as it was without pages"
+    assert set((await api.call("GET", "/api/v1/jobs?node_name=page-one"))[1]) == {"jobs"}
     _, refused = await api.call("GET", "/api/v1/nodes?limit=many")
     assert refused["error"]["param"] == "limit" and "1 to 500" in refused["error"]["message"]
 

@@ -170,7 +170,10 @@ class Job(Response):
 
 
 class JobList(Response):
-    """`GET /api/v1/jobs`, newest first; `next_cursor` is null where no older ones follow."""
+    """`GET /api/v1/jobs`, newest first.
+
+    `next_cursor` is there where a page was asked for or older ones follow, and null on the last page.
+    """
 
     jobs: list[Job]
     next_cursor: str | None = None

@@ -91,10 +91,13 @@ def _nodes(routes: Routes, queen_of: Callable[[Request], Queen]) -> None:
 
 def _jobs(routes: Routes, queen_of: Callable[[Request], Queen]) -> None:
     @routes.handle(ops.LIST_JOBS)
-    async def list_jobs(request: Request) -> JobList:
-        limit, cursor = _limit(request) or _PAGE, _job_cursor(request)
-        jobs, following = await queen_of(request).store.jobs(request.args.get("node_name"), limit, cursor)
-        return JobList(jobs=[job.wire for job in jobs], next_cursor=None if following is None else str(following))
+    async def list_jobs(request: Request) -> Rendered:
+        limit, cursor = _limit(request), _job_cursor(request)
+        jobs, following = await queen_of(request).store.jobs(request.args.get("node_name"), limit or _PAGE, cursor)
+        found = JobList(jobs=[job.wire for job in jobs], next_cursor=None if following is None else str(following))
+        # Who asks for no page gets no more than there was before there were any, unless there is more to be had.
+        whole = limit is None and cursor is None and following is None
+        return Rendered(found.model_dump_json(exclude={"next_cursor"} if whole else None).encode())
 
     @routes.handle(ops.GET_JOB)
     async def get_job(request: Request, job_id: str) -> Job:
