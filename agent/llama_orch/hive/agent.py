@@ -16,7 +16,7 @@ from llama_orch.web import landlock
 from llama_orch.web.auth import Token
 from llama_orch.web.tasks import OwnedTasks
 
-from . import devices, engine_build, host_conditions, process
+from . import atomic, devices, engine_build, host_conditions, process
 from .downloads import Downloads
 from .engine_test import EngineTest
 from .gpus import Gpus
@@ -60,6 +60,7 @@ class Agent:
 
     async def start(self) -> None:
         """Put right what the last run left, and go on with it."""
+        atomic.drop_begun(self.settings.state_dir)
         self.engine.start()
         self.downloads.start()
         await self.workers.start()

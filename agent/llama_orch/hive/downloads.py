@@ -51,7 +51,16 @@ class Downloads:
                 record.status = DownloadStatus.QUEUED
                 job.pace.done = model_files.present(self._cache, record.model) if record.model else 0
                 job.task = asyncio.create_task(self._run(job))
+        if self._records.damaged:
+            self._drop_unknown_parts()
         self._prune()
+
+    def _drop_unknown_parts(self) -> None:
+        """Delete what came of downloads whose records are damaged: nothing else would ever find it."""
+        models = (job.record.model for job in self._jobs.values())
+        known = {part for model in models if model for part in model_files.parts(self._cache, model)}
+        for part in model_cache.drop_parts(self._cache, known):
+            log.error("%s is what came of a download whose record is damaged: deleted", part.relative_to(self._cache))
 
     async def stop(self) -> None:
         """End the downloads' processes; the records say that they go on at the next start."""

@@ -7,6 +7,7 @@ comes so late that the worker was launched again meanwhile starts nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -76,8 +77,13 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
+def temporary_name(name: str) -> str:
+    """What the file of that name is called until it is whole."""
+    return f".{name}.tmp"
+
+
 def _write(folder: str, name: str, value: dict[str, object]) -> None:
-    temporary = f"{folder}/.{name}.tmp"
+    temporary = f"{folder}/{temporary_name(name)}"
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
@@ -88,6 +94,8 @@ def _write(folder: str, name: str, value: dict[str, object]) -> None:
     except OSError as error:
         # A full disk must not take the shim from under a worker that runs.
         sys.stderr.write(f"cannot write {name}: {error.strerror}\n")
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)  # noqa: PTH108
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from llama_orch.web.auth import Token
 from . import atomic, process, worker_ending
 from .problems import Failed
 from .settings import HiveSettings
-from .shim import LAUNCH_FILE, PROCESS_FILE
+from .shim import LAUNCH_FILE, PROCESS_FILE, temporary_name
 from .worker_records import WorkerRecord
 
 SHIM_START_S = 20.0
@@ -31,6 +31,8 @@ def clear(folder: Path) -> None:
     """Take away what an earlier process of this worker left."""
     for name in (PROCESS_FILE, ENDED_FILE, FAILURE_FILE):
         (folder / name).unlink(missing_ok=True)
+    for name in (PROCESS_FILE, ENDED_FILE):
+        (folder / temporary_name(name)).unlink(missing_ok=True)
 
 
 def log_file(settings: HiveSettings, worker_id: str) -> Path:

@@ -14,16 +14,21 @@ KEPT_BYTES = 1024 * 1024
 
 
 def cut(log_dir: Path) -> None:
-    """Where a log has grown too long, keep the end of it beside it and begin it anew. Raises OSError.
+    """Where a log has grown too long, keep the end of it beside it, where there is room, and begin it anew. Raises OSError.
 
     It is cut and not renamed: the worker goes on writing into the same file, always at its end.
     """
     for path in log_dir.glob("worker-*.log"):
         if path.stat().st_size <= MOST_BYTES:
             continue
-        with path.open("rb") as log, path.with_name(path.name + ".1").open("wb") as kept:
-            log.seek(-KEPT_BYTES, os.SEEK_END)
-            shutil.copyfileobj(log, kept)
+        kept = path.with_name(path.name + ".1")
+        try:
+            with path.open("rb") as log, kept.open("wb") as end:
+                log.seek(-KEPT_BYTES, os.SEEK_END)
+                shutil.copyfileobj(log, end)
+        except OSError:
+            # On a full disk a log's end is worth less than the room that the log itself takes.
+            kept.unlink(missing_ok=True)
         os.truncate(path, 0)
 
 

@@ -127,6 +127,7 @@ class WorkerRecords:
         """
         records = []
         for folder in self._home.iterdir():
+            atomic.drop_begun(folder)
             try:
                 text = atomic.read_bytes(folder / RECORD_FILE)
             except FileNotFoundError:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 
 import pytest
 
 from llama_orch.contract import model_ref as refs
 from llama_orch.contract.errors import UpstreamFailed
+from llama_orch.contract.hive import DownloadStatus
 from llama_orch.hive import downloads
+from llama_orch.hive.download_records import DownloadRecord, now
 from llama_orch.hive.downloads import Downloads
+from llama_orch.hive.hub_model import HubFile, Resolved
 from llama_orch.hive.problems import Failed
 from llama_orch.hive.settings import HiveSettings
 from tests.unit.hive.test_model_cache import add
@@ -106,3 +110,40 @@ async def test_what_lies_in_the_cache_under_a_name_that_is_none_of_ours_is_the_h
     with pytest.raises(UpstreamFailed):
         await known.request(refs.HubRef("org/repo"), "rest")
     assert len(asked) == 1
+
+
+async def test_what_came_of_a_download_whose_record_is_damaged_is_deleted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    cache, state = tmp_path / "models", tmp_path / "state" / "downloads"
+    blobs = cache / "models--org--repo" / "blobs"
+    blobs.mkdir(parents=True)
+    state.mkdir(parents=True)
+    failed = a_failed_download("a" * 64)
+    (state / "d1.json").write_text(failed.model_dump_json())
+    for etag in "abc":
+        (blobs / f"{etag * 64}.part").write_bytes(b"GGUF")
+
+    def start() -> list[str]:
+        Downloads(HiveSettings(state_dir=tmp_path / "state", models_dir=cache), None).start()
+        return sorted(path.name[0] for path in blobs.iterdir())
+
+    assert start() == ["a", "b", "c"], "nothing tells that they are of no use"
+    (state / "d2.json").write_text("")
+    with (blobs / f"{'c' * 64}.part").open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert start() == ["a", "c"], "one is of a known download, and another process writes to one"
+    assert f"{'b' * 64}.part" in caplog.text
+
+
+def a_failed_download(etag: str) -> DownloadRecord:
+    """A download's record whose model has one file."""
+    files = [HubFile(name="m.gguf", size=5, etag=etag)]
+    return DownloadRecord(
+        download_id="d1",
+        model_ref="hf:org/repo",
+        asked_filename=None,
+        model=Resolved(repo="org/repo", revision="main", commit="c" * 40, filename="m.gguf", files=files),
+        status=DownloadStatus.FAILED,
+        started_at=now(),
+    )
