@@ -9,10 +9,9 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 
 from llama_orch.contract.common import Problem
-from llama_orch.contract.errors import BadRequest, DoesNotFit, NotFound
+from llama_orch.contract.errors import BadRequest, DoesNotFit, NotFound, NotReady
 from llama_orch.contract.hive import Download, DownloadStatus, Origin
 from llama_orch.contract.model_ref import FileRef, HubRef, ModelRef
 from llama_orch.web.auth import Token
@@ -20,6 +19,7 @@ from llama_orch.web.auth import Token
 from . import devices, download_run, hub_question, model_cache, model_files, model_reading, quantisation
 from .download_job import Job
 from .download_records import KEEP_ENDED, DownloadRecord, DownloadRecords, now
+from .download_run import Progress
 from .hub_model import FetchJob, Question, Resolved
 from .problems import Failed, as_answer
 from .settings import HiveSettings
@@ -153,7 +153,7 @@ class Downloads:
             facts = await model_reading.facts(path, self._settings.state_dir)
         except Failed as failed:
             problem = failed.problem
-            kind = NotFound if problem.code == "model_not_found" else BadRequest
+            kind = NotReady if failed.retry else NotFound if problem.code == "model_not_found" else BadRequest
             raise kind(f"{problem.message}: {problem.what_to_do}", code=problem.code) from None
         return self._add(
             DownloadRecord(
@@ -222,7 +222,7 @@ class Downloads:
             async with self._at_once:
                 await download_run.until_ready(
                     fetch,
-                    lambda event: self._on_event(job, event),
+                    lambda progress: self._on_progress(job, progress),
                     attempts=self._settings.download_attempts,
                     stall_s=self._settings.download_stall_s,
                 )
@@ -234,14 +234,12 @@ class Downloads:
             problem = Problem(code="internal_error", message="the download failed; the hive's log says why")
             self._end(job, DownloadStatus.FAILED, problem)
 
-    def _on_event(self, job: Job, event: dict[str, Any]) -> None:
-        if "done" not in event:
-            return
-        status = DownloadStatus(event["event"])
+    def _on_progress(self, job: Job, progress: Progress) -> None:
+        status = DownloadStatus(progress.event)
         if status is DownloadStatus.DOWNLOADING:
-            if (more := event["done"] - job.pace.done) > 0:
+            if (more := progress.done - job.pace.done) > 0:
                 self._count_bytes(more)
-            job.pace.at(event["done"], time.monotonic())
+            job.pace.at(progress.done, time.monotonic())
         if status != job.record.status:
             job.record.status = status
             self._save(job.record)

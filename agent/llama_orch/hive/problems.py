@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
+
+from pydantic import BaseModel, Field
 
 from llama_orch.contract.common import Problem
 from llama_orch.contract.errors import ApiError, BadRequest, NotFound, UpstreamFailed
@@ -42,7 +45,24 @@ def failed_as_json(failed: Failed) -> dict[str, Any]:
     return {"problem": failed.problem.model_dump(), "retry": failed.retry, "details": failed.details}
 
 
-def failed_from(told: dict[str, Any]) -> Failed:
-    """What `failed_as_json` told. Raises ValueError, LookupError."""
-    problem = Problem.model_validate(told["problem"])
-    return Failed(problem.code, problem.message, problem.what_to_do, retry=bool(told["retry"]), **told["details"])
+class ToldFailure(BaseModel):
+    """What `failed_as_json` told."""
+
+    problem: Problem
+    retry: bool
+    details: dict[str, Any] = Field(default_factory=dict)
+
+    def as_failed(self) -> Failed:
+        """The same to be raised here."""
+        problem = self.problem
+        return Failed(problem.code, problem.message, problem.what_to_do, retry=self.retry, **self.details)
+
+
+def answered(said: bytes, field: str) -> Any:
+    """What a process of ours answered under that name. Raises ValueError where that is no answer, and Failed."""
+    answer = json.loads(said)
+    if not isinstance(answer, dict) or not answer.keys() & {field, "problem"}:
+        raise ValueError("no answer")
+    if "problem" in answer:
+        raise ToldFailure.model_validate(answer).as_failed()
+    return answer[field]

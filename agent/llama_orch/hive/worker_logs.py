@@ -14,9 +14,9 @@ KEPT_BYTES = 1024 * 1024
 
 
 def cut(log_dir: Path) -> None:
-    """Where a log has grown too long, keep the end of it beside it, where there is room, and begin it anew. Raises OSError.
+    """Begin logs anew that have grown too long, and keep their ends beside them where there is room. Raises OSError.
 
-    It is cut and not renamed: the worker goes on writing into the same file, always at its end.
+    A log is cut and not renamed: the worker goes on writing into the same file, always at its end.
     """
     for path in log_dir.glob("worker-*.log"):
         if path.stat().st_size <= MOST_BYTES:

@@ -186,6 +186,9 @@ class Workers:
                 except Failed as failed:
                     if failed.problem.code == "model_not_found":
                         raise NotFound(f"model_ref: {failed.problem.message}", code="model_not_found") from None
+                    if failed.retry:
+                        problem = failed.problem
+                        raise NotReady(f"{problem.message}: {problem.what_to_do}", code=problem.code) from None
                     broken = failed
             spoken_for = self._spoken_for(record.id)
             # Again, and last: a GPU's memory may be taken by programs that are not ours at any moment.
