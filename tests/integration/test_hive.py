@@ -200,6 +200,27 @@ async def test_a_stop_that_the_agent_did_not_survive_is_carried_on(hive: HivePro
     await asyncio.gather(answering, stopping, return_exceptions=True)
 
 
+async def test_a_drain_outlives_a_restart_of_the_agent(tmp_path: Path, slow: str):
+    async with a_hive(tmp_path, drain_timeout_s=120) as hive:
+        worker = await hive.idle(slow)
+        answering = asyncio.create_task(complete(worker["url"], "A", 200))
+        await hive.worker(worker["id"], status="busy")
+        path = f"/api/v1/workers/{worker['id']}"
+        deleting = [asyncio.create_task(hive.call("DELETE", path)) for _ in range(3)]
+        await hive.worker(worker["id"], status="draining")
+        await hive.end(signal.SIGTERM)
+        for task in deleting:
+            status, body = await task
+            assert (status, body["error"]["code"]) == (503, "stopping")
+            assert "ask again" in body["error"]["message"]
+        await hive.start()
+        again = await asyncio.gather(*(hive.call("DELETE", path) for _ in range(3)))
+        assert await answering == expected_completion("A", 200), "the answer ends as if nothing had happened"
+        assert [status for status, _ in again] == [200] * 3
+        assert hive.processes() == {}
+        assert (await hive.ok("GET", "/api/v1/workers"))["workers"] == []
+
+
 async def test_a_client_that_leaves_stops_no_deletion(hive: HiveProcess, slow: str):
     worker = await hive.idle(slow)
     answering = asyncio.create_task(complete(worker["url"], "A", 60))

@@ -67,11 +67,11 @@ class Agent:
 
     async def stop(self) -> None:
         """End everything of the agent's own; workers go on, downloads at the next start."""
+        await self.tasks.cancel_all(timeout=5)
         await self.workers.stop()
         await self.downloads.stop()
         await self.gpus.close()
         await self.engine.stop()
-        await self.tasks.cancel_all(timeout=5)
 
     async def counts(self) -> WorkerCounts:
         """Workers by what they do."""

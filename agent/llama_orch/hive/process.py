@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,6 +57,14 @@ class Process:
 def boot_id() -> str:
     """What changes with each boot of the machine."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def uptime() -> float:
+    """Seconds since the machine's boot, its sleep included: no clock that is set changes it.
+
+    What one run of the agent noted the next can compare with, within the same `boot_id`.
+    """
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def start_time(pid: int) -> int | None:

@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
         pid = os.posix_spawn(command[0], command, {**os.environ, "TMPDIR": temporary})
     except OSError as error:
         sys.stderr.write(f"cannot start {command[0]}: {error.strerror}\n")
-        _write(folder, ENDED_FILE, {"exit_code": 127, "signal": None, "at": _now()})
+        _write(folder, ENDED_FILE, {"exit_code": 127, "signal": None, **_now()})
         return 1
     if token is not None:
         os.close(token)
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
     )
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     ended = {"exit_code": None, "signal": -status} if status < 0 else {"exit_code": status, "signal": None}
-    _write(folder, ENDED_FILE, {**ended, "at": _now()})
+    _write(folder, ENDED_FILE, {**ended, **_now()})
     return 0
 
 
@@ -73,8 +73,9 @@ def _start_time(pid: int) -> int:
     return int(_read(f"/proc/{pid}/stat").rpartition(")")[2].split()[19])
 
 
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+def _now() -> dict[str, object]:
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return {"at": now, "uptime_s": time.clock_gettime(time.CLOCK_BOOTTIME)}
 
 
 def temporary_name(name: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from llama_orch.contract.common import Problem
 from llama_orch.contract.errors import ApiError
-from llama_orch.contract.hive import Worker
+from llama_orch.contract.hive import Worker, WorkerStatus
 from llama_orch.contract.model_ref import FileRef, HubRef
 from llama_orch.contract.process import EXIT_KNOWN_FAILURE, WorkerEnded
 from llama_orch.web.auth import Token
@@ -73,6 +73,7 @@ class WorkerKeeper:
         self._folder = around.records.folder(record.id)
         self._task: asyncio.Task[None] | None = None
         self._shim: subprocess.Popen[bytes] | None = None
+        self._forgetting = asyncio.Lock()
         self._port_races = 0
         self._asked_at = 0.0
         self._answered_at = 0.0
@@ -91,18 +92,37 @@ class WorkerKeeper:
             await asyncio.wait({self._task}, timeout=5)
 
     async def stop(self) -> None:
-        """Drain and end the worker. Raises worker_ending.WillNotEnd."""
-        drain_s = self._around.settings.drain_timeout_s if self.state.serving else 0
-        self.record.stopping = True
+        """Drain and end the worker, or go on with that where an earlier run of the agent began it.
+
+        Raises worker_ending.WillNotEnd.
+        """
+        record, settings = self.record, self._around.settings
+        if not record.stopping:
+            record.stopping = True
+            # Of its present process, which may have answers under way whether we have asked it yet or not.
+            was_ready = record.ready_at is not None
+            record.drain_until_s = process.uptime() + settings.drain_timeout_s if was_ready else None
         self._save()
         await self.leave()
         self.state.drain()
-        await self._end_processes(drain_s, self._around.settings.term_timeout_s)
+        if self.process is None:
+            self.process = await asyncio.to_thread(_recorded, self._folder)
+        await self._end_processes(self._drain_left(), settings.term_timeout_s)
 
-    def forget(self) -> None:
-        """Take its record away, once it has ended. Raises OSError where the disk does not let it."""
-        self._around.records.remove(self.record.id)
-        self.state.stop()
+    def _drain_left(self) -> float:
+        """Seconds that its running answers still have."""
+        if self.record.drain_until_s is None:
+            return 0.0
+        left = self.record.drain_until_s - process.uptime()
+        # After a reboot, when nothing of it runs any more, the time may be any.
+        return min(max(0.0, left), self._around.settings.drain_timeout_s)
+
+    async def forget(self) -> None:
+        """Take its record away, once it has ended; more than once is once. Raises OSError where the disk refuses."""
+        async with self._forgetting:
+            if self.state.status is not WorkerStatus.STOPPED:
+                await asyncio.to_thread(self._around.records.remove, self.record.id)
+                self.state.stop()
 
     def try_again(self) -> None:
         """Start a failed worker once more, as a user asked."""
@@ -177,7 +197,7 @@ class WorkerKeeper:
         if health.status in {"idle", "busy", "overloaded"}:
             self.state.serve(max(health.slots_busy, health.status == "overloaded"))
             if self.record.ready_at is None:
-                self.record.ready_at = datetime.now(UTC)
+                self.record.ready_at, self.record.ready_uptime_s = datetime.now(UTC), process.uptime()
                 self.record.ctx_per_slot = health.context_per_slot or self.record.ctx_per_slot
                 self._save()
 
@@ -295,7 +315,8 @@ class WorkerKeeper:
         settings = self._around.settings
         cpu_library = await self._around.engine.cpu_library(self.record.request.backend)
         await self._end_processes(0, settings.term_timeout_s)
-        self.record.boot_id, self.record.started_at, self.record.ready_at = process.boot_id(), datetime.now(UTC), None
+        self.record.boot_id, self.record.started_at = process.boot_id(), datetime.now(UTC)
+        self.record.ready_at = self.record.ready_uptime_s = None
         self._save()
         self._percentage = 0.0
         self._shim = worker_launch.start(
@@ -357,11 +378,11 @@ class WorkerKeeper:
         await asyncio.sleep(wait)
 
     def _served(self, ended: WorkerEnded | None) -> float:
-        """Seconds between its first readiness and its end."""
-        if self.record.ready_at is None:
+        """Seconds between its first readiness and its end, whatever the machine's clock was set to meanwhile."""
+        if self.record.ready_at is None or self.record.ready_uptime_s is None:
             return 0.0
-        until = ended.at if ended is not None else datetime.now(UTC)
-        return (until - self.record.ready_at).total_seconds()
+        until = ended.uptime_s if ended is not None else None
+        return (until if until is not None else process.uptime()) - self.record.ready_uptime_s
 
     async def _end_processes(self, drain_s: float, term_s: float) -> None:
         await worker_ending.end(self._around.settings.state_dir, self.record.id, drain_s=drain_s, term_s=term_s)
@@ -374,11 +395,18 @@ class WorkerKeeper:
         self.confined = None
 
     def _save(self) -> None:
+        if self.state.status is WorkerStatus.STOPPED:
+            return
         try:
             self._around.records.save(self.record)
         except OSError:
             # A full disk ends no worker, nor keeps one from being stopped.
             log.exception("the record of worker %s cannot be written", self.record.id)
+
+
+def _recorded(folder: Path) -> process.Process | None:
+    found = process.recorded(folder)
+    return found if found is not None and found.lives() else None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Collection
@@ -33,9 +34,14 @@ def cut(log_dir: Path) -> None:
 
 
 def prune(log_dir: Path, worker_ids: Collection[str]) -> None:
-    """Delete the oldest logs of workers that are not among these."""
+    """Delete the oldest logs of workers that are not among these. Raises OSError."""
     current = {f"worker-{worker_id}.log" for worker_id in worker_ids}
-    logs = [path for path in log_dir.glob("worker-*.log") if path.name not in current]
-    for path in sorted(logs, key=lambda path: path.stat().st_mtime)[:-LOGS_KEPT]:
+    # Several may be at this at the same time: what another deleted meanwhile is no log any more.
+    logs: list[tuple[float, Path]] = []
+    for path in log_dir.glob("worker-*.log"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.name not in current:
+                logs.append((path.stat().st_mtime, path))
+    for _, path in sorted(logs)[:-LOGS_KEPT]:
         path.unlink(missing_ok=True)
         path.with_name(path.name + ".1").unlink(missing_ok=True)

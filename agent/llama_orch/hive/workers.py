@@ -71,6 +71,8 @@ class Workers:
         self._probe = Probe(settings)
         self._keepers: dict[str, WorkerKeeper] = {}
         self._stopping: dict[str, asyncio.Task[Worker]] = {}
+        # Workers that have ended, and whose records cannot be removed yet.
+        self._forgetting: set[str] = set()
         self._ending: set[str] = set()
         self._admitting = asyncio.Lock()
         self._tasks = OwnedTasks()
@@ -102,8 +104,8 @@ class Workers:
 
     async def stop(self) -> None:
         """Leave all workers to themselves."""
-        await asyncio.gather(*(keeper.leave() for keeper in self._keepers.values()))
         await self._tasks.cancel_all(timeout=5)
+        await asyncio.gather(*(keeper.leave() for keeper in self._keepers.values()))
         await self._probe.close()
 
     async def all(self) -> list[WorkerKeeper]:
@@ -143,8 +145,11 @@ class Workers:
         return await self._tasks.finish(self._spawn(request), "spawn")
 
     async def stop_worker(self, worker_id: str) -> Worker:
-        """Drain, stop and forget a worker; answers it as it ended. Raises NotFound."""
-        return await asyncio.shield(self._begin_stop(self._keeper(worker_id)))
+        """Drain, stop and forget a worker; answers it as it ended, and all who ask meanwhile alike.
+
+        Raises NotFound; NotReady where that goes on without an answer; ApiError where its process does not end.
+        """
+        return await self._tasks.outcome(self._begin_stop(self._keeper(worker_id)))
 
     def _keeper(self, worker_id: str) -> WorkerKeeper:
         if worker_id not in self._keepers:
@@ -270,7 +275,8 @@ class Workers:
 
     async def _stop(self, keeper: WorkerKeeper) -> Worker:
         try:
-            await keeper.stop()
+            if keeper.record.id not in self._forgetting:
+                await keeper.stop()
         except worker_ending.WillNotEnd:
             log.exception("worker %s", keeper.record.id)
             raise ApiError(
@@ -278,7 +284,7 @@ class Workers:
                 code="process_stuck",
             ) from None
         try:
-            await asyncio.to_thread(keeper.forget)
+            await keeper.forget()
         except OSError as error:
             # Until then it counts as one that is being stopped, as the next start of the agent sees it.
             problem = Problem(
@@ -287,25 +293,33 @@ class Workers:
                 what_to_do="see that the disk of state_dir can be written to; the hive goes on trying",
             )
             keeper.record.last_error = problem
-            self._tasks.start(self._forget_once_it_can(keeper), f"forget {keeper.record.id}")
+            if keeper.record.id not in self._forgetting:
+                self._forgetting.add(keeper.record.id)
+                self._tasks.start(self._forget_once_it_can(keeper), f"forget {keeper.record.id}")
             raise NotReady(f"{problem.message}: {problem.what_to_do}", code=problem.code) from None
         await self._forgotten(keeper)
         return keeper.view()
 
     async def _forget_once_it_can(self, keeper: WorkerKeeper) -> None:
-        for attempt in itertools.count(1):
-            await asyncio.sleep(backoff.delay(attempt))
-            with contextlib.suppress(OSError):
-                await asyncio.to_thread(keeper.forget)
-                break
-        await self._forgotten(keeper)
+        try:
+            for attempt in itertools.count(1):
+                await asyncio.sleep(backoff.delay(attempt))
+                with contextlib.suppress(OSError):
+                    await keeper.forget()
+                    break
+            await self._forgotten(keeper)
+        finally:
+            self._forgetting.discard(keeper.record.id)
 
     async def _forgotten(self, keeper: WorkerKeeper) -> None:
         if self._keepers.pop(keeper.record.id, None) is None:
             return
         if keeper.record.download_id is not None:
             await self._release(keeper.record.download_id)
-        await asyncio.to_thread(worker_logs.prune, self._settings.log_dir, set(self._keepers))
+        try:
+            await asyncio.to_thread(worker_logs.prune, self._settings.log_dir, set(self._keepers))
+        except OSError as error:
+            log.warning("old logs of workers cannot be deleted: %s", error.strerror)
 
     async def _release(self, download_id: str) -> None:
         """End a download that only workers wanted and none does any more."""

@@ -50,3 +50,11 @@ def test_a_log_on_a_full_disk_makes_room(tmp_path: Path, monkeypatch: pytest.Mon
         log.truncate(worker_logs.MOST_BYTES + 1)
     worker_logs.cut(tmp_path)
     assert [(path.name, path.stat().st_size) for path in tmp_path.iterdir()] == [("worker-a.log", 0)]
+
+
+def test_a_log_that_another_deleted_meanwhile_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "worker-a.log").touch()
+    found = tmp_path.glob("worker-*.log")
+    monkeypatch.setattr(Path, "glob", lambda *_: [tmp_path / "worker-gone.log", *found])
+    worker_logs.prune(tmp_path, set())
+    assert [path.name for path in tmp_path.iterdir()] == ["worker-a.log"]

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,9 +15,20 @@ import pytest
 
 from llama_orch.contract.common import Problem
 from llama_orch.contract.devices import Condition, ConditionType, Gpu, GpuStatus, MemoryInfo
-from llama_orch.contract.errors import BadRequest, Conflict, DoesNotFit, NotReady
+from llama_orch.contract.errors import BadRequest, Conflict, DoesNotFit, NotFound, NotReady
 from llama_orch.contract.hive import SpawnRequest, Worker, WorkerStatus
-from llama_orch.hive import backoff, devices, engine_build, model_memory, model_reading
+from llama_orch.contract.process import WorkerEnded
+from llama_orch.hive import (
+    backoff,
+    devices,
+    engine_build,
+    model_memory,
+    model_reading,
+    process,
+    worker_ending,
+    worker_keeper,
+    worker_logs,
+)
 from llama_orch.hive.gpus import Reading
 from llama_orch.hive.model_facts import ModelFacts
 from llama_orch.hive.model_memory import Needed
@@ -303,6 +315,135 @@ async def test_a_record_that_cannot_be_removed_is_tried_again_and_keeps_its_name
     await asyncio.sleep(0.01)
     assert world.keepers() == []
     await world.spawn(name="chat")
+
+
+async def test_parallel_deletions_answer_the_same(world: World):
+    worker = await world.spawn(name="chat")
+    answers = await asyncio.gather(*(world.workers.stop_worker(worker.id) for _ in range(10)))
+    assert [answer.status for answer in answers] == [WorkerStatus.STOPPED] * 10
+    with pytest.raises(NotFound):
+        await world.workers.stop_worker(worker.id)
+
+
+async def test_a_deletion_while_an_earlier_ones_forgetting_is_tried_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    worker = await world.spawn(name="chat")
+    retries: list[int] = []
+    waiting, goes_on = asyncio.Event(), asyncio.Event()
+    really, broken = WorkerRecords.remove, True
+
+    def remove(records: WorkerRecords, worker_id: str) -> None:
+        if broken:
+            raise OSError(errno.EROFS, "Read-only file system")
+        really(records, worker_id)
+
+    async def sleep(attempt: int) -> None:
+        retries.append(attempt)
+        waiting.set()
+        await goes_on.wait()
+
+    monkeypatch.setattr(WorkerRecords, "remove", remove)
+    monkeypatch.setattr(backoff, "delay", lambda attempt: attempt)
+    monkeypatch.setattr("llama_orch.hive.workers.asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
+    answers = await asyncio.gather(*(world.workers.stop_worker(worker.id) for _ in range(5)), return_exceptions=True)
+    assert [getattr(answer, "error_code", answer) for answer in answers] == ["state_not_written"] * 5
+    await waiting.wait()
+    with pytest.raises(NotReady, match="goes on trying"):
+        await world.workers.stop_worker(worker.id)
+    assert retries == [1], "one task tries again, however many asked"
+    broken = False
+    # The disk is well: who asks now need not wait for the next try, and that one then finds nothing to do.
+    assert (await world.workers.stop_worker(worker.id)).status is WorkerStatus.STOPPED
+    goes_on.set()
+    await asyncio.sleep(0)
+    assert world.keepers() == []
+    assert not world.workers._records.folder(worker.id).exists()
+
+
+async def test_logs_that_cannot_be_deleted_are_no_failure_of_a_deletion(world: World, monkeypatch: pytest.MonkeyPatch):
+    def prune(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(worker_logs, "prune", prune)
+    worker = await world.spawn()
+    assert (await world.workers.stop_worker(worker.id)).status is WorkerStatus.STOPPED
+
+
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long the answers of workers that were stopped had to end."""
+    seen: list[float] = []
+
+    async def end(*_: object, drain_s: float, term_s: float) -> None:
+        seen.append(drain_s)
+
+    monkeypatch.setattr(worker_ending, "end", end)
+    return seen
+
+
+async def test_a_worker_that_was_ready_is_drained_whether_it_was_asked_yet_or_not(world: World, ended: list[float]):
+    for ready in (True, False):
+        worker = await world.spawn(name="chat")
+        (keeper,) = world.keepers()
+        keeper.record.ready_at = keeper.record.created_at if ready else None
+        await world.workers.stop_worker(worker.id)
+    assert ended == [pytest.approx(30, abs=1), 0]
+
+
+@pytest.mark.parametrize(("passed", "left"), [(0, 30), (20, 10), (31, 0), (-1e6, 30)])
+async def test_a_drain_that_an_earlier_agent_began_gets_what_is_left_of_its_time(
+    world: World, ended: list[float], passed: float, left: float
+):
+    worker = await world.spawn()
+    (keeper,) = world.keepers()
+    keeper.record.stopping, keeper.record.drain_until_s = True, process.uptime() + 30 - passed
+    await world.workers.stop_worker(worker.id)
+    assert ended == [pytest.approx(left, abs=1)]
+
+
+async def test_a_deletion_that_the_agents_stop_cuts_off_says_so(world: World, monkeypatch: pytest.MonkeyPatch):
+    begun = asyncio.Event()
+
+    async def end(*_: object, **__: object) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(worker_ending, "end", end)
+    worker = await world.spawn()
+    deleting = [asyncio.create_task(world.workers.stop_worker(worker.id)) for _ in range(3)]
+    await begun.wait()
+    await world.workers.stop()
+    for task in deleting:
+        with pytest.raises(NotReady, match="what was taken on is carried on") as error:
+            await task
+        assert error.value.error_code == "stopping"
+    for late in (world.workers.stop_worker(worker.id), world.spawn()):
+        with pytest.raises(NotReady, match="is being stopped"):
+            await late
+    (record,) = WorkerRecords(world.workers._settings.state_dir).load()
+    assert record.stopping
+
+
+@pytest.mark.parametrize("jump_s", [-3600, 3600])
+@pytest.mark.parametrize(("served_s", "streak"), [(10, 3), (400, 1)])
+async def test_a_clock_that_is_set_neither_makes_nor_hides_a_crash_loop(
+    world: World, monkeypatch: pytest.MonkeyPatch, jump_s: int, served_s: float, streak: int
+):
+    monkeypatch.setattr(backoff, "delay", lambda _: 0)
+    await world.spawn()
+    (keeper,) = world.keepers()
+    now = datetime.now(UTC)
+    keeper.record.streak, keeper.record.ready_at, keeper.record.ready_uptime_s = 2, now, 1000.0
+    how = WorkerEnded(
+        exit_code=1, signal=None, at=now + timedelta(seconds=served_s + jump_s), uptime_s=1000.0 + served_s
+    )
+    await keeper._after_end(worker_keeper._Ended(how, ""))
+    assert keeper.record.streak == streak
+    monkeypatch.setattr(process, "uptime", lambda: 1000.0 + served_s)
+    keeper.record.streak = 2
+    await keeper._after_end(worker_keeper._Ended(None, ""))
+    assert keeper.record.streak == streak
 
 
 @pytest.mark.parametrize(
