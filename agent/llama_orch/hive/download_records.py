@@ -88,8 +88,12 @@ class DownloadRecords:
                 old.unlink(missing_ok=True)
 
     def save(self, record: DownloadRecord) -> None:
-        """Write one record."""
-        atomic.write_text(self._folder / f"{record.download_id}.json", record.model_dump_json())
+        """Write one record. Raises OSError."""
+        self.write(record.download_id, record.model_dump_json())
+
+    def write(self, download_id: str, text: str) -> None:
+        """Write one record that is JSON already. Raises OSError."""
+        atomic.write_text(self._folder / f"{download_id}.json", text)
 
     def remove(self, download_id: str) -> None:
         """Forget one record."""

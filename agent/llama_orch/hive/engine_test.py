@@ -97,7 +97,7 @@ class EngineTest:
         # Nothing found is no result: the next start of the agent tries again.
         if self._status.libraries:
             self._status = self._status.model_copy(update={"tested_at": datetime.now(UTC)})
-            self._keep()
+            await asyncio.to_thread(self._keep)
         self._tell()
 
     def _kept(self) -> EngineStatus | None:

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from llama_orch.contract.common import Problem
-from llama_orch.contract.errors import ApiError, BadRequest, NotFound, UpstreamFailed
+from llama_orch.contract.errors import ApiError, BadRequest, DoesNotFit, NotFound, UpstreamFailed
 
 _AS_ANSWER: dict[str, type[ApiError]] = {
     "model_not_found": NotFound,
@@ -16,6 +16,8 @@ _AS_ANSWER: dict[str, type[ApiError]] = {
     "model_gated": BadRequest,
     "hub_token_refused": BadRequest,
 }
+# What may come by waiting: memory that others took, a GPU that is hot or does not answer, a port.
+_PASSING = frozenset({DoesNotFit.code, "device_cordoned", "no_free_port"})
 
 
 class Failed(Exception):
@@ -35,9 +37,14 @@ def as_answer(failed: Failed) -> ApiError:
     return _AS_ANSWER.get(problem.code, UpstreamFailed)(text, code=problem.code, **failed.details)
 
 
+class NeverFits(DoesNotFit):
+    """It needs more than the whole device has: no waiting helps."""
+
+
 def as_failed(error: ApiError) -> Failed:
     """An answer that nobody waits for, as the reason kept beside what failed."""
-    return Failed(error.error_code, error.message, **error.details)
+    retry = error.error_code in _PASSING and not isinstance(error, NeverFits)
+    return Failed(error.error_code, error.message, retry=retry, **error.details)
 
 
 def failed_as_json(failed: Failed) -> dict[str, Any]:

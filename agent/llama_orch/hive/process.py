@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
@@ -54,6 +55,7 @@ class Process:
             os.close(handle)
 
 
+@functools.cache
 def boot_id() -> str:
     """What changes with each boot of the machine."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -181,7 +183,11 @@ def environment() -> dict[str, str]:
     return kept | {"GGML_NO_BACKTRACE": "1"}
 
 
+@functools.cache
 def interpreter() -> str:
-    """This Python by the path of its own release: a worker must not change its code when `current` is switched."""
+    """This Python by the path of its own release: a worker must not change its code when `current` is switched.
+
+    Looked up at the agent's start, as it may be switched at any time.
+    """
     executable = Path(sys.executable)
     return str(executable.parent.resolve() / executable.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import subprocess
 import time
@@ -11,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from llama_orch.contract.common import Problem
 from llama_orch.contract.errors import ApiError
@@ -19,11 +21,12 @@ from llama_orch.contract.model_ref import FileRef, HubRef
 from llama_orch.contract.process import EXIT_KNOWN_FAILURE, WorkerEnded
 from llama_orch.web.auth import Token
 
-from . import backoff, model_memory, model_reading, placement, process, worker_ending, worker_launch
+from . import backoff, model_memory, model_reading, placement, process, worker_ending, worker_launch, worker_probe
 from .download_job import Job
 from .downloads import Downloads
 from .engine_test import EngineTest
 from .model_memory import Needed
+from .ordered_writes import OrderedWrites
 from .problems import Failed, as_failed
 from .settings import HiveSettings
 from .worker_probe import Probe
@@ -31,6 +34,7 @@ from .worker_records import WorkerRecord, WorkerRecords
 from .worker_state import WorkerState
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 LOOK_S = 0.25
 ASK_S = 1.0
 HUNG_S = 120.0
@@ -40,18 +44,20 @@ READY_SECONDS_PER_BYTE = 20 / 1e9
 
 @dataclass
 class Surroundings:
-    """What keepers share. `ports` and `threads_used` speak of all workers but the one with that id.
+    """What keepers share. `threads_used` speaks of all workers but the one with that id.
 
-    `take_on` promises a worker memory, and raises ApiError where it cannot be started there.
+    `take_on` promises a worker memory, and raises ApiError where it cannot be started there; `give_port` gives it a
+    port, and raises NotReady where there is none. What is written of a worker goes through `writes`, by its id.
     """
 
     settings: HiveSettings
     records: WorkerRecords
+    writes: OrderedWrites
     downloads: Downloads
     probe: Probe
     engine: EngineTest
     inference_token: Token
-    ports: Callable[[str], set[int]]
+    give_port: Callable[[WorkerRecord], Awaitable[None]]
     threads_used: Callable[[str], int]
     take_on: Callable[[WorkerRecord, Needed], Awaitable[None]]
     count_restart: Callable[[], None]
@@ -74,6 +80,8 @@ class WorkerKeeper:
         self._task: asyncio.Task[None] | None = None
         self._shim: subprocess.Popen[bytes] | None = None
         self._forgetting = asyncio.Lock()
+        # Not while its record is being removed: what is written then would bring it back.
+        self._writable = True
         self._port_races = 0
         self._asked_at = 0.0
         self._answered_at = 0.0
@@ -102,8 +110,10 @@ class WorkerKeeper:
             # Of its present process, which may have answers under way whether we have asked it yet or not.
             was_ready = record.ready_at is not None
             record.drain_until_s = process.uptime() + settings.drain_timeout_s if was_ready else None
-        self._save()
+        await self.saved()
         await self.leave()
+        # A start that its end came in between of is over then, and its process is found.
+        await self._around.writes.settled(record.id)
         self.state.drain()
         if self.process is None:
             self.process = await asyncio.to_thread(_recorded, self._folder)
@@ -120,9 +130,17 @@ class WorkerKeeper:
     async def forget(self) -> None:
         """Take its record away, once it has ended; more than once is once. Raises OSError where the disk refuses."""
         async with self._forgetting:
-            if self.state.status is not WorkerStatus.STOPPED:
-                await asyncio.to_thread(self._around.records.remove, self.record.id)
-                self.state.stop()
+            if self.state.status is WorkerStatus.STOPPED:
+                return
+            self._writable = False
+            try:
+                await self._around.writes.run(
+                    self.record.id, functools.partial(self._around.records.remove, self.record.id)
+                )
+            except OSError:
+                self._writable = True
+                raise
+            self.state.stop()
 
     def try_again(self) -> None:
         """Start a failed worker once more, as a user asked."""
@@ -186,7 +204,8 @@ class WorkerKeeper:
             return
         self._asked_at = now
         health = await self._around.probe.health(self.record.id, self.record.port)
-        if self.process is not asked or not asked.lives() or self.record.stopping:
+        alive = await asyncio.to_thread(asked.lives)
+        if self.process is not asked or not alive or self.record.stopping:
             return
         if health is None:
             self.tokens_per_second = 0.0
@@ -203,17 +222,16 @@ class WorkerKeeper:
 
     async def _live(self) -> None:
         try:
+            await asyncio.to_thread(worker_probe.load)
             ended = await self._take_over()
             while True:
                 if ended is not None:
                     await self._after_end(ended)
                 if self.process is None:
-                    await self._launch_once_it_can(await self._prepare())
+                    await self._launch_once_it_can(await self._once_it_can(self._prepare))
                 ended = await self._watch()
         except Failed as failed:
             self.fail(failed.problem)
-        except ApiError as error:
-            self.fail(as_failed(error).problem)
         except worker_ending.WillNotEnd as error:
             self.fail(Problem(code="process_stuck", message=str(error), what_to_do="restart the machine"))
         except Exception:
@@ -246,7 +264,7 @@ class WorkerKeeper:
         """The model's first file, downloaded where it is not there, and all of the record that depends on it."""
         record, request, around = self.record, self.record.request, self._around
         path = self._path_of_record()
-        if path is None or not path.exists():
+        if path is None or not await asyncio.to_thread(path.exists):
             path = await self._get_model()
         facts = await model_reading.facts(path, around.settings.state_dir)
         record.model_path = str(path)
@@ -258,7 +276,7 @@ class WorkerKeeper:
             await around.take_on(record, needed)
         record.threads = placement.threads(request.threads, around.threads_used(record.id))
         # Its own port again where that is free, so that those who know its address find it.
-        record.port = placement.free_port(around.settings, around.ports(record.id), prefer=record.port)
+        await around.give_port(record)
         return path
 
     def _path_of_record(self) -> Path | None:
@@ -292,20 +310,25 @@ class WorkerKeeper:
 
     async def _launch_once_it_can(self, model: Path) -> None:
         """Start the process, and try again where what is in the way passes: a full disk is no fault of the worker's."""
+        await self._once_it_can(lambda: self._launch(model))
+
+    async def _once_it_can(self, work: Callable[[], Awaitable[T]]) -> T:
+        """What `work` does or brings. What is in its way and may pass is shown, and waited for. Raises Failed."""
         attempt = 0
         while True:
             try:
-                await self._launch(model)
-            except Failed as failed:
-                if not failed.retry:
-                    raise
-                attempt += 1
-                wait = backoff.delay(attempt)
-                self.record.last_error, self.record.boot_id = failed.problem, None
-                log.warning("worker %s: %s; trying again in %.1f s", self.record.id, failed.problem.message, wait)
-                await asyncio.sleep(wait)
-            else:
-                return
+                return await work()
+            except Failed as error:
+                failed = error
+            except ApiError as error:
+                failed = as_failed(error)
+            if not failed.retry:
+                raise failed
+            attempt += 1
+            self.record.last_error, self.record.boot_id = failed.problem, None
+            wait = backoff.delay(attempt)
+            log.warning("worker %s: %s; trying again in %.1f s", self.record.id, failed.problem.message, wait)
+            await asyncio.sleep(wait)
 
     async def _launch(self, model: Path) -> None:
         """Start the process. The record says so before, so that a crash at any line is seen by the next start.
@@ -317,14 +340,21 @@ class WorkerKeeper:
         await self._end_processes(0, settings.term_timeout_s)
         self.record.boot_id, self.record.started_at = process.boot_id(), datetime.now(UTC)
         self.record.ready_at = self.record.ready_uptime_s = None
-        self._save()
+        await self.saved()
         self._percentage = 0.0
-        self._shim = worker_launch.start(
-            self.record, self._folder, model, settings, self._around.inference_token, cpu_library=cpu_library
-        )
+        record = self.record.model_copy(deep=True)
+        await self._around.writes.run(record.id, lambda: self._start_shim(record, model, cpu_library))
+        assert self._shim is not None  # noqa: S101  it was started
         self.process = await worker_launch.written_down(self._folder, self._shim)
         if self.process is None:
             await self._end_processes(0, settings.term_timeout_s)
+
+    def _start_shim(self, record: WorkerRecord, model: Path, cpu_library: str | None) -> None:
+        # In a thread, and to its end whoever leaves meanwhile: so that it is known, and reaped.
+        around = self._around
+        self._shim = worker_launch.start(
+            record, self._folder, model, around.settings, around.inference_token, cpu_library=cpu_library
+        )
 
     async def _watch(self) -> _Ended:
         """Ask the worker how it is until its process is gone."""
@@ -332,7 +362,7 @@ class WorkerKeeper:
         allowed = self._around.settings.ready_timeout_s
         allowed += self.record.promised().total() * READY_SECONDS_PER_BYTE
         killed = ""
-        while self.process is not None and self.process.lives():
+        while (watched := self.process) is not None and await asyncio.to_thread(watched.lives):
             now = time.monotonic()
             if now - self._asked_at >= (ASK_S if self.state.serving else LOOK_S):
                 await self.ask()
@@ -353,7 +383,7 @@ class WorkerKeeper:
     async def _after_end(self, end: _Ended) -> None:
         """Decide what follows an end that nobody asked for. Raises Failed where that is nothing."""
         record = self.record
-        known = worker_ending.known_failure(self._folder)
+        known = await asyncio.to_thread(worker_ending.known_failure, self._folder)
         if end.how is not None and end.how.exit_code == EXIT_KNOWN_FAILURE and known is not None:
             if known.code != "port_in_use" or self._port_races >= PORT_RACES:
                 raise Failed(known.code, known.message, known.what_to_do)
@@ -363,7 +393,8 @@ class WorkerKeeper:
             self._save()
             return
         log_file = worker_launch.log_file(self._around.settings, record.id)
-        problem = worker_ending.why(self._folder, log_file, end.how, end.when, by_us=end.by_us)
+        why = functools.partial(worker_ending.why, self._folder, log_file, end.how, end.when, by_us=end.by_us)
+        problem = await asyncio.to_thread(why)
         record.streak = backoff.streak_after(record.streak, self._served(end.how))
         record.last_error, record.boot_id = problem, None
         self.state.load()
@@ -395,13 +426,16 @@ class WorkerKeeper:
         self.confined = None
 
     def _save(self) -> None:
-        if self.state.status is WorkerStatus.STOPPED:
-            return
-        try:
-            self._around.records.save(self.record)
-        except OSError:
-            # A full disk ends no worker, nor keeps one from being stopped.
-            log.exception("the record of worker %s cannot be written", self.record.id)
+        """Have the record written as it is now. A full disk ends no worker, nor keeps one from being stopped."""
+        if self._writable:
+            around, worker_id = self._around, self.record.id
+            write = functools.partial(around.records.write, worker_id, self.record.model_dump_json())
+            around.writes.begin_or_tell(worker_id, write, f"the record of worker {worker_id} cannot be written")
+
+    async def saved(self) -> None:
+        """Return when the record is written as it is now, or when the log says why it cannot be."""
+        self._save()
+        await self._around.writes.settled(self.record.id)
 
 
 def _recorded(folder: Path) -> process.Process | None:

@@ -20,7 +20,7 @@ from .worker_records import WorkerRecord
 
 SHIM_START_S = 20.0
 ENDED_WRITTEN_S = 3.0
-_LOOK_S = 0.02
+_LOOK_S, _LOOK_SLOWER, _LOOK_MOST_S = 0.02, 1.5, 0.2
 # What ends by itself, or when somebody made room.
 _PASSING = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE}
@@ -98,10 +98,12 @@ async def written_down(folder: Path, shim: subprocess.Popen[bytes]) -> process.P
     None where it started none, and where that took too long: then whatever it started is to be ended.
     """
     deadline = time.monotonic() + SHIM_START_S
-    while (found := process.recorded(folder)) is None and time.monotonic() < deadline:
+    look = _LOOK_S
+    while (found := await asyncio.to_thread(process.recorded, folder)) is None and time.monotonic() < deadline:
         if shim.poll() is not None:
-            return process.recorded(folder)
-        await asyncio.sleep(_LOOK_S)
+            return await asyncio.to_thread(process.recorded, folder)
+        await asyncio.sleep(look)
+        look = min(look * _LOOK_SLOWER, _LOOK_MOST_S)
     return found
 
 
@@ -112,7 +114,7 @@ async def left_over(folder: Path, state_dir: Path) -> process.Process | None:
     """
     deadline = time.monotonic() + SHIM_START_S
     while True:
-        written = process.recorded(folder)
+        written = await asyncio.to_thread(process.recorded, folder)
         alive = (await asyncio.to_thread(process.find, state_dir)).get(folder.name, [])
         workers = [found for found in alive if not found.is_shim]
         if written in workers:
@@ -128,8 +130,10 @@ async def left_over(folder: Path, state_dir: Path) -> process.Process | None:
 async def how_it_ended(folder: Path) -> WorkerEnded | None:
     """How a process that is gone ended; the shim may need a moment to write it down."""
     deadline = time.monotonic() + ENDED_WRITTEN_S
-    while (ended := worker_ending.how_it_ended(folder)) is None:
+    look = _LOOK_S
+    while (ended := await asyncio.to_thread(worker_ending.how_it_ended, folder)) is None:
         if time.monotonic() >= deadline:
             break
-        await asyncio.sleep(_LOOK_S)
+        await asyncio.sleep(look)
+        look = min(look * _LOOK_SLOWER, _LOOK_MOST_S)
     return ended

@@ -168,10 +168,14 @@ class WorkerRecords:
         return record
 
     def save(self, record: WorkerRecord) -> None:
-        """Write a record."""
-        folder = self.folder(record.id)
+        """Write a record. Raises OSError."""
+        self.write(record.id, record.model_dump_json())
+
+    def write(self, worker_id: str, text: str) -> None:
+        """Write a record that is JSON already. Raises OSError."""
+        folder = self.folder(worker_id)
         folder.mkdir(mode=0o700, exist_ok=True)
-        atomic.write_text(folder / RECORD_FILE, record.model_dump_json())
+        atomic.write_text(folder / RECORD_FILE, text)
 
     def remove(self, worker_id: str) -> None:
         """Forget a worker: its record first, so that a crash in between leaves none that would be started again."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import logging
 import signal
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from .engine_test import EngineTest
 from .gpus import Gpus
 from .model_facts import ModelFacts
 from .model_memory import Needed
+from .ordered_writes import OrderedWrites
 from .problems import Failed
 from .settings import HiveSettings
 from .worker_keeper import Surroundings, WorkerKeeper
@@ -74,16 +76,22 @@ class Workers:
         # Workers that have ended, and whose records cannot be removed yet.
         self._forgetting: set[str] = set()
         self._ending: set[str] = set()
-        self._admitting = asyncio.Lock()
+        self._writes = OrderedWrites()
+        # Held while a worker is admitted, and while a model's files are deleted: none is started whose file then goes.
+        self.admitting = asyncio.Lock()
+        self._giving_port = asyncio.Lock()
+        # Spawns under way, by the download that they wait for.
+        self._claims: Counter[str] = Counter()
         self._tasks = OwnedTasks()
         self._around = Surroundings(
             settings=settings,
             records=self._records,
+            writes=self._writes,
             downloads=downloads,
             probe=self._probe,
             engine=engine,
             inference_token=inference_token,
-            ports=self._ports,
+            give_port=self._give_port,
             threads_used=self._threads_used,
             take_on=self._take_on,
             count_restart=count_restart,
@@ -94,7 +102,7 @@ class Workers:
         found = await asyncio.to_thread(process.find, self._settings.state_dir)
         for record in self._records.load():
             self._keepers[record.id] = WorkerKeeper(record, self._around)
-        self._end_strays(found)
+        await self._end_strays(found)
         for keeper in self._keepers.values():
             if keeper.record.stopping:
                 self._begin_stop(keeper)
@@ -106,6 +114,7 @@ class Workers:
         """Leave all workers to themselves."""
         await self._tasks.cancel_all(timeout=5)
         await asyncio.gather(*(keeper.leave() for keeper in self._keepers.values()))
+        await self._writes.settled(within_s=5)
         await self._probe.close()
 
     async def all(self) -> list[WorkerKeeper]:
@@ -128,9 +137,17 @@ class Workers:
         return [
             record.id
             for record in (keeper.record for keeper in self._keepers.values())
-            if record.model_path == str(path)
+            if self._model_path(record) == path
             or (record.request.ref.base == model_ref and record.filename in {filename, None})
         ]
+
+    def _model_path(self, record: WorkerRecord) -> Path | None:
+        """Where its model is, or will be when its download has ended."""
+        if record.model_path is not None:
+            return Path(record.model_path)
+        with contextlib.suppress(NotFound):
+            return self._downloads.path_of(self._downloads.get(record.download_id or "").record)
+        return None
 
     def of_process(self, pid: int) -> str | None:
         """The id of the worker that this process is, None where it is none of ours."""
@@ -168,15 +185,35 @@ class Workers:
             return worker
         # A download that only a worker wants which cannot be would be for nothing.
         placement.check_build(request, cuda=engine_build.has_cuda(), splits_rows=await _splits_rows(request))
+        try:
+            return await self._spawn_downloaded(request)
+        except _ModelGone:
+            # Deleted between the question and the answer: then it is downloaded anew.
+            return await self._spawn_downloaded(request)
+
+    async def _spawn_downloaded(self, request: SpawnRequest) -> Worker:
         job = await self._downloads.request(request.ref, request.origin, for_worker=True)
         try:
-            return await self._spawn_checked(request, self._downloads.path_of(job.record), job)
+            with self._claimed(job):
+                return await self._spawn_checked(request, self._downloads.path_of(job.record), job)
         except ApiError:
             await self._release(job.record.download_id)
             raise
 
+    @contextlib.contextmanager
+    def _claimed(self, job: Job) -> Iterator[None]:
+        """Keep a download going whose worker is not among the workers yet."""
+        download_id = job.record.download_id
+        self._claims[download_id] += 1
+        try:
+            yield
+        finally:
+            self._claims[download_id] -= 1
+            if not self._claims[download_id]:
+                del self._claims[download_id]
+
     async def _spawn_checked(self, request: SpawnRequest, path: Path, job: Job | None) -> Worker:
-        async with self._admitting:
+        async with self.admitting:
             if (keeper := self._named(request)) is not None:
                 return keeper.view()
             broken: Failed | None = None
@@ -190,18 +227,20 @@ class Workers:
                     record.ctx_per_slot = placement.context(request.ctx_per_slot, facts)
                 except Failed as failed:
                     if failed.problem.code == "model_not_found":
+                        if job is not None:
+                            raise _ModelGone(f"model_ref: {failed.problem.message}", code="model_not_found") from None
                         raise NotFound(f"model_ref: {failed.problem.message}", code="model_not_found") from None
                     if failed.retry:
                         problem = failed.problem
                         raise NotReady(f"{problem.message}: {problem.what_to_do}", code=problem.code) from None
                     broken = failed
-            spoken_for = self._spoken_for(record.id)
+            spoken_for = await self._spoken_for(record.id)
             # Again, and last: a GPU's memory may be taken by programs that are not ours at any moment.
             gpus = await self._the_gpus(request, now=True)
             record.device_uuids = [gpu.uuid for gpu in gpus]
             record.sharing_uuids = [gpu.uuid for gpu in gpus if gpu.shares_memory]
-            available = [placement.free_memory(self._settings, gpu, spoken_for)[0] for gpu in gpus]
-            record.tensor_split = placement.tensor_split(request, available)
+            if request.split is not None:
+                record.tensor_split = await asyncio.to_thread(self._tensor_split, request, gpus, spoken_for)
             if facts is not None and record.ctx_per_slot is not None:
                 record.promise(model_memory.of_worker(facts, request, record.ctx_per_slot, record.tensor_split))
             elif broken is None and job is not None and job.record.model:
@@ -209,11 +248,14 @@ class Workers:
                 record.promise(model_memory.of_weights(job.record.model.size_bytes, request, record.tensor_split))
             record.filename = job.record.filename if job else path.name
             record.download_id = job.record.download_id if job else None
-            self._check_fits(record, gpus, spoken_for)
+            await asyncio.to_thread(self._check_fits, record, gpus, spoken_for)
+            # What it needs as a whole is promised: from here on nothing that others take meanwhile fails it.
+            record.admitted = facts is not None
             placement.check_build(request, cuda=engine_build.has_cuda(), splits_rows=splits_rows)
-            record.port = placement.free_port(self._settings, self._ports(record.id))
-            self._save_new(record)
-            keeper = self._keepers[record.id] = WorkerKeeper(record, self._around)
+            async with self._giving_port:
+                record.port = await self._free_port(record)
+                await self._save_new(record)
+                keeper = self._keepers[record.id] = WorkerKeeper(record, self._around)
         await self._forget_failed()
         if broken is not None:
             keeper.fail(broken.problem)
@@ -228,9 +270,10 @@ class Workers:
         found = await self._gpus.read(now=now and request.backend == "cuda")
         return placement.the_gpus(request, found.status, found.gpus, found.conditions)
 
-    def _save_new(self, record: WorkerRecord) -> None:
+    async def _save_new(self, record: WorkerRecord) -> None:
+        write = functools.partial(self._records.write, record.id, record.model_dump_json())
         try:
-            self._records.save(record)
+            await self._writes.run(record.id, write)
         except OSError as error:
             log.error("the record of a worker cannot be written: %s", error)  # noqa: TRY400
             raise DoesNotFit(
@@ -242,12 +285,13 @@ class Workers:
         """The worker that this request names, started again if it failed. Raises ApiError where it cannot be."""
         keeper = self._named(request)
         if keeper is not None and keeper.state.status is WorkerStatus.FAILED:
-            async with self._admitting:
+            async with self.admitting:
                 await self._check(keeper.record)
                 # It may have been stopped, or started, meanwhile.
                 keeper = self._named(request)
                 if keeper is not None and keeper.state.status is WorkerStatus.FAILED:
                     keeper.try_again()
+                    await keeper.saved()
         return keeper.view() if keeper is not None else None
 
     def _named(self, request: SpawnRequest) -> WorkerKeeper | None:
@@ -325,7 +369,9 @@ class Workers:
         """End a download that only workers wanted and none does any more."""
         with contextlib.suppress(NotFound):
             record = self._downloads.get(download_id).record
-            wanted = any(keeper.record.download_id == download_id for keeper in self._keepers.values())
+            wanted = self._claims[download_id] or any(
+                keeper.record.download_id == download_id for keeper in self._keepers.values()
+            )
             if record.for_workers and record.is_open and not wanted:
                 await self._downloads.cancel(download_id)
 
@@ -334,12 +380,12 @@ class Workers:
         while True:
             await asyncio.sleep(LOOK_AFTER_S)
             try:
-                self._end_strays(await asyncio.to_thread(process.find, self._settings.state_dir))
+                await self._end_strays(await asyncio.to_thread(process.find, self._settings.state_dir))
                 await asyncio.to_thread(worker_logs.cut, self._settings.log_dir)
             except OSError:
                 log.exception("not all workers could be looked after")
 
-    def _end_strays(self, found: dict[str, list[process.Process]]) -> None:
+    async def _end_strays(self, found: dict[str, list[process.Process]]) -> None:
         """End what runs and is not to: workers that nobody knows, that have failed, and second processes of one."""
         for worker_id, processes in found.items():
             keeper = self._keepers.get(worker_id)
@@ -356,7 +402,7 @@ class Workers:
                         log.warning(
                             "worker %s is pid %d; a second one, %d, is ended", worker_id, keeper.process.pid, one.pid
                         )
-                        one.send(signal.SIGKILL)
+                        await asyncio.to_thread(one.send, signal.SIGKILL)
 
     async def _end_stray(self, worker_id: str) -> None:
         try:
@@ -385,42 +431,73 @@ class Workers:
     def _wanted(self, but: str) -> list[WorkerKeeper]:
         return [k for k in self._keepers.values() if k.record.id != but and not k.record.failed]
 
+    async def _free_port(self, record: WorkerRecord) -> int:
+        """A port that no other has; `_giving_port` is held until the record that gets it is known."""
+        taken = self._ports(record.id)
+        return await asyncio.to_thread(placement.free_port, self._settings, taken, prefer=record.port)
+
+    async def _give_port(self, record: WorkerRecord) -> None:
+        async with self._giving_port:
+            record.port = await self._free_port(record)
+
     async def _take_on(self, record: WorkerRecord, needed: Needed) -> None:
-        """Promise a worker that is about to be started so much. Raises ApiError where it cannot be."""
-        async with self._admitting:
+        """Promise a worker that is about to be started so much. Raises ApiError where it cannot be.
+
+        Then what it was promised before stays promised to it, and no more.
+        """
+        wanted = record.model_copy()
+        wanted.promise(needed)
+        async with self.admitting:
+            await self._check(wanted)
             record.promise(needed)
-            await self._check(record)
             record.admitted = True
 
     async def _check(self, record: WorkerRecord) -> None:
         """Raises ApiError where the worker cannot be started on its devices as they are now."""
-        spoken_for = self._spoken_for(record.id)
+        spoken_for = await self._spoken_for(record.id)
         gpus: list[Gpu] = []
         if record.device_uuids:
             found = await self._gpus.read(now=True)
             gpus = placement.bound_gpus(record.device_uuids, found.gpus, found.conditions)
-        self._check_fits(record, gpus, spoken_for)
+        await asyncio.to_thread(self._check_fits, record, gpus, spoken_for)
 
     def _check_fits(self, record: WorkerRecord, gpus: list[Gpu], spoken_for: Counter[str]) -> None:
-        """Raises DoesNotFit, naming the device. `gpus` are those of the record, read after `spoken_for`."""
+        """Raises DoesNotFit, naming the device. `gpus` are those of the record, read after `spoken_for`. It blocks."""
         by_uuid = {gpu.uuid: gpu for gpu in gpus}
         for memory, needed in record.promised().items():
             gpu = by_uuid.get(memory)
             available, of_what = placement.free_memory(self._settings, gpu, spoken_for)
-            placement.check_memory(needed, available, of_what, device=gpu.index if gpu else None)
+            whole = placement.whole_memory(self._settings, gpu)
+            placement.check_memory(needed, available, of_what, whole=whole, device=gpu.index if gpu else None)
 
-    def _spoken_for(self, but: str) -> Counter[str]:
+    def _tensor_split(self, request: SpawnRequest, gpus: list[Gpu], spoken_for: Counter[str]) -> list[float] | None:
+        available = [placement.free_memory(self._settings, gpu, spoken_for)[0] for gpu in gpus]
+        return placement.tensor_split(request, available)
+
+    async def _spoken_for(self, but: str) -> Counter[str]:
         """Bytes of each memory that other workers were promised and do not hold yet.
 
         To be taken before the memory is read: one that is ready in between counts twice then, and not never.
         """
-        total: Counter[str] = Counter()
-        for keeper in self._wanted(but):
-            left = keeper.record.promised(serving=keeper.state.serving)
-            if left[RAM] and keeper.process:
-                left[RAM] = max(0, left[RAM] - devices.held_memory(keeper.process.pid))
-            total.update(left)
-        return total
+        left = [
+            (keeper.record.promised(serving=keeper.state.serving), keeper.process.pid if keeper.process else None)
+            for keeper in self._wanted(but)
+        ]
+        return await asyncio.to_thread(_not_held, left)
+
+
+def _not_held(promised: list[tuple[Counter[str], int | None]]) -> Counter[str]:
+    """What of these promises their processes do not hold of the machine's memory, and all of GPUs'."""
+    total: Counter[str] = Counter()
+    for left, pid in promised:
+        if left[RAM] and pid is not None:
+            left[RAM] = max(0, left[RAM] - devices.held_memory(pid))
+        total.update(left)
+    return total
+
+
+class _ModelGone(NotFound):
+    """A model that was there is not any more: it was deleted meanwhile."""
 
 
 async def _splits_rows(request: SpawnRequest) -> bool:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from llama_orch.contract import model_ref as refs
-from llama_orch.contract.errors import UpstreamFailed
+from llama_orch.contract.devices import MemoryInfo
+from llama_orch.contract.errors import Conflict, DoesNotFit, UpstreamFailed
 from llama_orch.contract.hive import DownloadStatus
-from llama_orch.hive import downloads
+from llama_orch.hive import devices, download_run, downloads, model_files
+from llama_orch.hive.download_job import Job
 from llama_orch.hive.download_records import DownloadRecord, now
 from llama_orch.hive.downloads import Downloads
 from llama_orch.hive.hub_model import HubFile, Resolved
@@ -134,6 +139,113 @@ async def test_what_came_of_a_download_whose_record_is_damaged_is_deleted(
         fcntl.flock(held, fcntl.LOCK_EX)
         assert start() == ["a", "c"], "one is of a known download, and another process writes to one"
     assert f"{'b' * 64}.part" in caplog.text
+
+
+class Child:
+    """Stands for a download's process, which ends when the test lets it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.running = 0
+        self.ends = asyncio.Event()
+        monkeypatch.setattr(download_run, "until_ready", self._run)
+
+    async def _run(self, *_: object, **__: object) -> None:
+        self.running += 1
+        assert self.running == 1, "two would write to the same file"
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await self.ends.wait()
+            self.running -= 1
+
+
+@pytest.fixture
+async def going_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Downloads, Child]]:
+    async def ask(ref: refs.HubRef, *_: object) -> Resolved:
+        return Resolved(
+            repo=ref.repo,
+            revision=ref.revision or "main",
+            commit="c" * 40,
+            filename="m.gguf",
+            files=[HubFile(name="m.gguf", size=5, etag="a" * 64)],
+        )
+
+    monkeypatch.setattr(downloads, "_ask_hub", ask)
+    child = Child(monkeypatch)
+    (tmp_path / "models").mkdir()
+    known = Downloads(HiveSettings(state_dir=tmp_path / "state", models_dir=tmp_path / "models"), None)
+    yield known, child
+    child.ends.set()
+    await known.stop()
+
+
+@pytest.mark.parametrize("again", ["hf:org/repo", "hf:org/repo@main", "hf:org/repo::file=m.gguf"])
+async def test_who_asks_while_a_download_is_cancelled_gets_a_new_one_after_its_end(
+    going_on: tuple[Downloads, Child], tmp_path: Path, again: str
+):
+    known, child = going_on
+    first = await known.request(refs.parse("hf:org/repo"), "rest")
+    part = model_files.parts(tmp_path / "models", cast("Resolved", first.record.model))[0]
+    part.parent.mkdir(parents=True)
+    part.touch()
+    await asyncio.sleep(0)
+    cancelling = [asyncio.create_task(known.cancel(first.record.download_id)) for _ in range(3)]
+    await asyncio.sleep(0)
+    asked = [asyncio.create_task(known.request(refs.parse(again), "rest")) for _ in range(3)]
+    await asyncio.sleep(0.05)
+    assert first.record.is_open and not any(task.done() for task in asked)
+    child.ends.set()
+    assert {(await task).record.status for task in cancelling} == {DownloadStatus.CANCELLED}
+    (second,) = {(await task).record.download_id: await task for task in asked}.values()
+    assert second is not first
+    assert not part.exists()
+    await asyncio.sleep(0)
+    assert (second.record.is_open, child.running) == (True, 1)
+
+
+async def test_a_cancelled_download_that_does_not_end_is_a_conflict(
+    going_on: tuple[Downloads, Child], monkeypatch: pytest.MonkeyPatch
+):
+    known, _ = going_on
+    first = await known.request(refs.parse("hf:org/repo"), "rest")
+    await asyncio.sleep(0)
+
+    async def never(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    cancelling = first.cancelling = asyncio.create_task(never())
+    monkeypatch.setattr(downloads, "CANCELLED_S", 0.01)
+    with pytest.raises(Conflict, match="is being cancelled"):
+        await known.request(refs.parse("hf:org/repo"), "rest")
+    cancelling.cancel()
+    assert len(known.all()) == 1
+
+
+async def test_downloads_that_begin_together_do_not_get_the_same_room(
+    going_on: tuple[Downloads, Child], monkeypatch: pytest.MonkeyPatch
+):
+    known, _ = going_on
+    room = MemoryInfo(total_bytes=100, available_bytes=8)
+    monkeypatch.setattr(devices, "disk", lambda _: room)
+    known._settings = known._settings.model_copy(update={"reserve_disk_bytes": 1})
+    wanted = [known.request(refs.parse(f"hf:org/{name}"), "rest") for name in ("one", "two", "three")]
+    found = await asyncio.gather(*wanted, return_exceptions=True)
+    assert [type(one) for one in found if isinstance(one, Exception)] == [DoesNotFit] * 2
+
+
+async def test_what_a_deleted_model_left_goes_but_not_what_a_new_download_writes_to(
+    going_on: tuple[Downloads, Child], tmp_path: Path
+):
+    known, _ = going_on
+    failed = a_failed_download("a" * 64)
+    known._jobs["d1"] = Job(failed)
+    new = await known.request(refs.parse("hf:org/repo"), "rest")
+    part = model_files.parts(tmp_path / "models", cast("Resolved", new.record.model))[0]
+    part.parent.mkdir(parents=True)
+    part.touch()
+    await known.forget("hf:org/repo", "m.gguf")
+    assert known.all() == [new]
+    assert part.exists()
 
 
 def a_failed_download(etag: str) -> DownloadRecord:

@@ -24,6 +24,7 @@ from llama_orch.hive import (
     engine_build,
     model_memory,
     model_reading,
+    placement,
     process,
     worker_ending,
     worker_keeper,
@@ -195,6 +196,7 @@ async def test_what_a_worker_on_a_gpu_needs_of_memory_is_promised_too(world: Wor
 async def test_a_gpu_with_something_wrong_since_takes_no_worker_whose_model_came_late(world: World):
     await world.spawn()
     (keeper,) = world.keepers()
+    keeper.record.admitted = False
     world.conditions = [HOT]
     with pytest.raises(Conflict, match="GPU 0 takes no new workers: 99 °C") as error:
         await keeper._prepare()
@@ -277,6 +279,98 @@ async def test_a_model_on_its_way_is_promised_what_its_file_takes(world: World):
     with pytest.raises(DoesNotFit) as error:
         await world.spawn()
     assert error.value.details["available_bytes"] == GIB
+
+
+async def test_what_was_accepted_is_started_though_others_took_the_memory_meanwhile(world: World):
+    await world.spawn()
+    (keeper,) = world.keepers()
+    world.gpus = [a_gpu(0, memory_free_bytes=0)]
+    await keeper._prepare()
+    assert keeper.record.port is not None
+
+
+LACKS = {
+    "memory": ({"gpus": [a_gpu(0, memory_free_bytes=GIB)]}, "does_not_fit"),
+    "a GPU that is hot": ({"conditions": [HOT]}, "device_cordoned"),
+}
+
+
+@pytest.mark.parametrize(("lack", "code"), LACKS.values(), ids=LACKS)
+async def test_a_lack_at_launch_that_may_pass_is_shown_and_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch, lack: dict[str, Any], code: str
+):
+    await world.spawn()
+    (keeper,) = world.keepers()
+    # As of one whose model came late: what it needs as a whole was not known when it was accepted.
+    keeper.record.admitted = False
+    keeper.record.promise(Needed([10 * GIB]))
+    well = {name: getattr(world, name) for name in lack}
+    tries: list[Any] = []
+
+    def wait(attempt: int) -> float:
+        tries.append((attempt, keeper.view().status, keeper.record.last_error, keeper.record.device_memory_bytes))
+        vars(world).update(well if attempt == 3 else lack)
+        return 0
+
+    monkeypatch.setattr(backoff, "delay", wait)
+    vars(world).update(lack)
+    await keeper._once_it_can(keeper._prepare)
+    assert [(attempt, status, error.code) for attempt, status, error, _ in tries] == [
+        (attempt, WorkerStatus.LOADING, code) for attempt in (1, 2, 3)
+    ]
+    assert [promised for *_, promised in tries] == [[10 * GIB]] * 3, "what was promised stays so, and no more is"
+    assert (keeper.record.device_memory_bytes, keeper.record.admitted) == ([15 * GIB], True)
+
+
+async def test_no_port_at_launch_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch):
+    await world.spawn()
+    (keeper,) = world.keepers()
+    taken, waits = True, 0
+
+    def free_port(*_: object, **__: object) -> int:
+        if taken:
+            raise NotReady("all ports are in use", code="no_free_port")
+        return 8100
+
+    def wait(_: int) -> float:
+        nonlocal taken, waits
+        taken, waits = False, waits + 1
+        return 0
+
+    monkeypatch.setattr(placement, "free_port", free_port)
+    monkeypatch.setattr(backoff, "delay", wait)
+    await keeper._once_it_can(keeper._prepare)
+    assert (waits, keeper.record.port) == (1, 8100)
+
+
+async def test_what_is_more_than_the_whole_device_has_is_not_waited_for(world: World):
+    await world.spawn()
+    (keeper,) = world.keepers()
+    keeper.record.admitted = False
+    world.gpus, world.needed = [a_gpu(0, memory_total_bytes=24 * GIB)], 25 * GIB
+    with pytest.raises(Failed) as failed:
+        await keeper._once_it_can(keeper._prepare)
+    assert (failed.value.problem.code, failed.value.retry) == ("does_not_fit", False)
+    await world.workers.stop_worker(keeper.record.id)
+    world.needed = GIB
+    await world.spawn(backend="cpu")
+    (keeper,) = world.keepers()
+    keeper.record.admitted = False
+    world.needed = world.ram_bytes + 1
+    with pytest.raises(Failed, match="of memory may be used"):
+        await keeper._once_it_can(keeper._prepare)
+
+
+async def test_ports_are_given_to_one_worker_each_however_many_start_together(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    world.needed = 1
+    workers = [await world.spawn() for _ in range(5)]
+    monkeypatch.setattr(placement, "_is_free", lambda *_: True)
+    for keeper in world.keepers():
+        keeper.record.port = None
+    await asyncio.gather(*(keeper._prepare() for keeper in world.keepers()))
+    assert len({keeper.record.port for keeper in world.keepers()}) == len(workers)
 
 
 async def test_a_model_that_cannot_be_read_is_a_failed_worker_and_takes_nothing(world: World):
