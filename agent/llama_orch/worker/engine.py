@@ -64,6 +64,7 @@ class LlamaEngine:
         # None where the vocabulary is of a kind that cuts no text up beforehand.
         self._pre_tokenizer: str | None = None
         self.grammar_steps = GrammarSteps()
+        self._longest_step = 0.0
 
     def load(self, progress: Callable[[float], bool]) -> ModelInfo:
         """Load the model onto its device and warm it up; see `generation.Engine.load`."""
@@ -102,6 +103,7 @@ class LlamaEngine:
                 or llama_cpp.llama_model_is_recurrent(self._model)
                 or llama_cpp.llama_model_is_hybrid(self._model)
             ),
+            step_seconds=self._longest_step,
         )
 
     # --- text
@@ -354,6 +356,7 @@ class LlamaEngine:
 
     def _try_out(self, parts: list[Part]) -> None:
         """Compute the parts, and let their sequences hold nothing afterwards. Raises CannotServe."""
+        began = time.monotonic()
         try:
             self.decode(parts)
         except GenerationFailed:
@@ -364,6 +367,7 @@ class LlamaEngine:
             ) from None
         # A GPU may still be at it.
         llama_cpp.llama_synchronize(self._context)
+        self._longest_step = max(self._longest_step, time.monotonic() - began)
         for sequence in {part.sequence for part in parts}:
             self.keep(sequence, 0)
 

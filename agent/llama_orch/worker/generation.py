@@ -59,6 +59,8 @@ class ModelInfo:
     embedding_length: int = 0
     # Whether a sequence may take over what another one holds.
     can_copy: bool = False
+    # What the longest step of its warm-up took.
+    step_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
