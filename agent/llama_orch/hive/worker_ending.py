@@ -59,8 +59,8 @@ Reason = Literal["hung", "ready_timeout"]
 # And where the hive did.
 ADVICE_BY_US: dict[Reason, str] = {
     "hung": (
-        "it is started again by itself; where that repeats, dmesg tells of a driver or a disk that hangs; a machine that "
-        "swaps needs fewer workers or smaller models"
+        "it is started again by itself; where that repeats, dmesg tells of a driver or a disk that hangs; a machine "
+        "that swaps needs fewer workers or smaller models"
     ),
     "ready_timeout": "a slow disk or a large model needs more: raise ready_timeout_s",
 }
