@@ -59,7 +59,7 @@ class ModelInfo:
     embedding_length: int = 0
     # Whether a sequence may take over what another one holds.
     can_copy: bool = False
-    # What the longest step of its warm-up took.
+    # What the longest step that a request can bring takes, as the warm-up measured or reckoned it.
     step_seconds: float = 0.0
 
 
