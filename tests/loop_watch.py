@@ -45,23 +45,24 @@ class _Watch:
         sys.addaudithook(self._on_event)
         for name in _CALLS:
             setattr(os, name, self._noted(name, getattr(os, name)))
-        run = asyncio.events.Handle._run
+        asyncio.events.Handle._run = self._timed(asyncio.events.Handle._run)
+        threading.Thread(target=self._look, daemon=True).start()
 
-        def timed(handle: asyncio.Handle) -> None:
+    def _timed(self, run: Callable[[asyncio.Handle], None]) -> Callable[[asyncio.Handle], None]:
+        def timed(self_: asyncio.Handle) -> None:
             waited, began = self._waited(), time.perf_counter()
-            run(handle)
+            run(self_)
             took = (time.perf_counter() - began) * 1000 - (self._waited() - waited)
             if self._begun:
-                self._held_up_ms.append((took, repr(handle)[:200] if took > 10 else ""))
+                self._held_up_ms.append((took, repr(self_)[:200] if took > 10 else ""))
 
-        asyncio.events.Handle._run = timed
-        threading.Thread(target=self._look, daemon=True).start()
+        return timed
 
     def _waited(self) -> float:
         """Milliseconds in which the thread could have run and had no processor."""
         return int(os.pread(self._schedstat, 100, 0).split()[1]) / 1e6
 
-    def _on_event(self, event: str, arguments: tuple[Any, ...]) -> None:
+    def _on_event(self, event: str, arguments: Any) -> None:
         if not self._begun or self._inside or threading.get_ident() != self._loop_thread:
             return
         if event == "open" and not isinstance(arguments[0], int):

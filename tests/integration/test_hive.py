@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -245,6 +246,31 @@ async def test_a_broken_model_fails_with_the_reason(hive: HiveProcess, tmp_path:
     again = await hive.spawn(f"file:{tmp_path / 'broken.gguf'}", name="broken")
     assert again["id"] == worker["id"]
     await hive.worker(worker["id"], status="idle")
+
+
+async def test_a_worker_that_failed_leaves_no_zombie(hive: HiveProcess, tmp_path: Path):
+    model = write_demo_model(tmp_path / "unknown.gguf")
+    # Its header can be read, and llama.cpp knows no such architecture.
+    model.write_bytes(model.read_bytes().replace(b"llama", b"lhama"))
+    worker = await hive.worker((await hive.spawn(f"file:{model}"))["id"], status="failed")
+    assert (worker["last_error"]["code"], worker["started_at"] is not None) == ("model_unreadable", True)
+
+    async def none_left() -> bool:
+        assert hive.agent is not None
+        return zombies_of(hive.agent.pid) == []
+
+    await until(none_left, "the shim is reaped")
+
+
+def zombies_of(parent: int) -> list[int]:
+    """The children of a process that have ended and that it does not reap."""
+    found: list[int] = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
+            if fields[0] == b"Z" and int(fields[1]) == parent:
+                found.append(int(entry.name))
+    return found
 
 
 async def test_a_port_in_use_is_not_given(hive: HiveProcess, demo: str):

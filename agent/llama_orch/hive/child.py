@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
 # Longer than any line that one of ours writes.
@@ -28,11 +28,10 @@ class Child:
         self.stderr = asyncio.StreamReader(limit=LONGEST_LINE)
         self._process = process
         self._loop = asyncio.get_running_loop()
-        self._ended = self._loop.create_future()
+        self._ended: asyncio.Future[int] = self._loop.create_future()
         self._pipes: list[asyncio.BaseTransport] = []
         self._stdin: asyncio.WriteTransport | None = None
-        self._handle = os.pidfd_open(process.pid)
-        self._loop.add_reader(self._handle, self._reap)
+        reap_at_end(process, self._ended.set_result)
 
     @classmethod
     async def start(
@@ -103,14 +102,23 @@ class Child:
         transport, _ = await self._loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(into), pipe)
         self._pipes.append(transport)
 
-    def _reap(self) -> None:
-        status = self._process.poll()
-        if status is None:
-            return
-        self._loop.remove_reader(self._handle)
-        os.close(self._handle)
-        if not self._ended.done():
-            self._ended.set_result(status)
+
+def reap_at_end(process: subprocess.Popen[bytes], then: Callable[[int], object] = lambda _: None) -> None:
+    """See to it that it is no zombie when it has ended, whoever looks at it; `then` gets its status."""
+    loop = asyncio.get_running_loop()
+    if (status := process.poll()) is not None:
+        then(status)
+        return
+    # It is not reaped yet, so its pid is still its own.
+    handle = os.pidfd_open(process.pid)
+
+    def reap() -> None:
+        if (status := process.poll()) is not None:
+            loop.remove_reader(handle)
+            os.close(handle)
+            then(status)
+
+    loop.add_reader(handle, reap)
 
 
 def _start(

@@ -21,7 +21,17 @@ from llama_orch.contract.model_ref import FileRef, HubRef
 from llama_orch.contract.process import EXIT_KNOWN_FAILURE, WorkerEnded
 from llama_orch.web.auth import Token
 
-from . import backoff, model_memory, model_reading, placement, process, worker_ending, worker_launch, worker_probe
+from . import (
+    backoff,
+    child,
+    model_memory,
+    model_reading,
+    placement,
+    process,
+    worker_ending,
+    worker_launch,
+    worker_probe,
+)
 from .download_job import Job
 from .downloads import Downloads
 from .engine_test import EngineTest
@@ -345,6 +355,7 @@ class WorkerKeeper:
         record = self.record.model_copy(deep=True)
         await self._around.writes.run(record.id, lambda: self._start_shim(record, model, cpu_library))
         assert self._shim is not None  # noqa: S101  it was started
+        child.reap_at_end(self._shim)
         self.process = await worker_launch.written_down(self._folder, self._shim)
         if self.process is None:
             await self._end_processes(0, settings.term_timeout_s)

@@ -14,6 +14,7 @@ from llama_orch.contract.hive import SpawnRequest, WorkerStatus
 from llama_orch.demo_model import write_demo_model
 from llama_orch.hive import downloads, model_cache
 from llama_orch.hive.downloads import Downloads
+from llama_orch.hive.engine_test import EngineTest
 from llama_orch.hive.gpus import Gpus
 from llama_orch.hive.hub_model import HubFile, Resolved
 from llama_orch.hive.models import Models
@@ -36,11 +37,7 @@ class World:
         )
         self.downloads = Downloads(settings, None)
         self.workers = Workers(
-            settings,
-            self.downloads,
-            Gpus(),
-            engine=None,
-            inference_token=Token("t" * 16),  # pyright: ignore
+            settings, self.downloads, Gpus(), engine=EngineTest(folder), inference_token=Token("t" * 16)
         )
         self.models = Models(self.cache, self.downloads, self.workers.using, self.workers.admitting)
         self.path = add(self.cache, "c" * 40, NAME, "8" * 64)

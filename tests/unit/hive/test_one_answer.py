@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from llama_orch.hive import backoff, one_answer, process
+from llama_orch.hive import backoff, child, one_answer, process
 from llama_orch.hive.one_answer import NoAnswer
 from llama_orch.hive.problems import Failed, answered
 
@@ -140,3 +140,13 @@ async def test_no_process_is_started_by_the_loop(programs: Programs, monkeypatch
     programs.are(WHOLE)
     assert await programs.ask() == 7
     assert len(started_by) == 1 and started_by[0] is not threading.main_thread()
+
+
+async def test_a_process_that_nobody_waits_for_is_no_zombie():
+    ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    process = await asyncio.to_thread(subprocess.Popen, ["/bin/sh", "-c", "exit 3"])
+    child.reap_at_end(process, ended.set_result)
+    assert await asyncio.wait_for(ended, 30) == 3
+    with pytest.raises(ProcessLookupError):
+        os.kill(process.pid, 0)
+    child.reap_at_end(process)

@@ -56,7 +56,7 @@ async def test_a_worker_whose_disk_is_full_starts_when_there_is_room(tmp_path: P
         tries.append(record.last_error.code if record.last_error else None)
         if len(tries) < 4:
             raise Failed("cannot_start", "No space left on device", retry=True)
-        return SimpleNamespace(poll=lambda: None)
+        return SimpleNamespace(poll=lambda: 0)
 
     async def written_down(*_: object) -> Process:
         return Process(os.getpid(), 1)
