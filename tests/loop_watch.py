@@ -45,7 +45,7 @@ class _Watch:
         sys.addaudithook(self._on_event)
         for name in _CALLS:
             setattr(os, name, self._noted(name, getattr(os, name)))
-        asyncio.events.Handle._run = self._timed(asyncio.events.Handle._run)
+        asyncio.events.Handle._run = self._timed(asyncio.events.Handle._run)  # pyright: ignore[reportAttributeAccessIssue]
         threading.Thread(target=self._look, daemon=True).start()
 
     def _timed(self, run: Callable[[asyncio.Handle], None]) -> Callable[[asyncio.Handle], None]:

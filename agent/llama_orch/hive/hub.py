@@ -149,7 +149,7 @@ class _WrongContent(Failed):
     """The file's content is not what the hub states."""
 
     def __init__(self, message: str, what_to_do: str) -> None:
-        super().__init__("checksum_mismatch", message, what_to_do)
+        super().__init__(code="checksum_mismatch", message=message, what_to_do=what_to_do)
 
 
 def _receive_and_verify(job: FetchJob, file: HubFile, target: BinaryIO, report: Report) -> None:

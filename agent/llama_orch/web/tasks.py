@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 from llama_orch.contract.errors import NotReady
 
 T = TypeVar("T")
-STOPPING = "stopping"
 _ASK_AGAIN = "when it answers again, see how things stand and ask again; what was taken on is carried on"
 
 
@@ -27,7 +26,7 @@ class OwnedTasks:
         """
         if self._stopping:
             work.close()
-            raise NotReady(f"the service is being stopped: {_ASK_AGAIN}", code=STOPPING)
+            raise NotReady(f"the service is being stopped: {_ASK_AGAIN}", code="stopping")
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -44,7 +43,9 @@ class OwnedTasks:
         except asyncio.CancelledError:
             if not task.cancelled():
                 raise
-            raise NotReady(f"the service was stopped while this was being done: {_ASK_AGAIN}", code=STOPPING) from None
+            raise NotReady(
+                f"the service was stopped while this was being done: {_ASK_AGAIN}", code="stopping"
+            ) from None
 
     async def cancel_all(self, timeout: float) -> None:
         """Cancel what still runs, wait up to `timeout` seconds for it to end, and let nothing begin any more."""
