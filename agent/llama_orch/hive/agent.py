@@ -52,7 +52,7 @@ class Agent:
             inference_token=inference_token,
             count_restart=self.metrics.worker_restarts.inc,
         )
-        self.models = Models(settings.models_dir, self.downloads, self.workers.using, self.workers.admitting)
+        self.models = Models(settings.models_dir, self.downloads, self.workers.using, self.workers.admission.lock)
         self._landlock = landlock.abi()
         self._started_at = datetime.now(UTC)
 

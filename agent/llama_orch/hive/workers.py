@@ -7,7 +7,6 @@ import contextlib
 import functools
 import itertools
 import logging
-import signal
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,7 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from llama_orch.contract.common import Problem
-from llama_orch.contract.devices import Gpu
 from llama_orch.contract.errors import ApiError, Conflict, DoesNotFit, NotFound, NotReady
 from llama_orch.contract.hive import SpawnRequest, Worker, WorkerStatus
 from llama_orch.contract.model_ref import FileRef
@@ -24,7 +22,6 @@ from llama_orch.web.tasks import OwnedTasks
 
 from . import (
     backoff,
-    devices,
     engine_build,
     model_memory,
     model_reading,
@@ -33,18 +30,19 @@ from . import (
     worker_ending,
     worker_logs,
 )
+from .admission import Admission
 from .download_job import Job
 from .downloads import Downloads
 from .engine_test import EngineTest
 from .gpus import Gpus
 from .model_facts import ModelFacts
-from .model_memory import Needed
 from .ordered_writes import OrderedWrites
 from .problems import Failed
 from .settings import HiveSettings
 from .worker_keeper import Surroundings, WorkerKeeper
 from .worker_probe import Probe
-from .worker_records import RAM, WorkerRecord, WorkerRecords
+from .worker_records import WorkerRecord, WorkerRecords
+from .worker_strays import Strays
 
 log = logging.getLogger(__name__)
 FRESH_S = 0.2
@@ -68,21 +66,18 @@ class Workers:
     ) -> None:
         self._settings = settings
         self._downloads = downloads
-        self._gpus = gpus
         self._records = WorkerRecords(settings.state_dir)
         self._probe = Probe(settings)
         self._keepers: dict[str, WorkerKeeper] = {}
         self._stopping: dict[str, asyncio.Task[Worker]] = {}
         # Workers that have ended, and whose records cannot be removed yet.
         self._forgetting: set[str] = set()
-        self._ending: set[str] = set()
         self._writes = OrderedWrites()
-        # Held while a worker is admitted, and while a model's files are deleted: none is started whose file then goes.
-        self.admitting = asyncio.Lock()
-        self._giving_port = asyncio.Lock()
         # Spawns under way, by the download that they wait for.
         self._claims: Counter[str] = Counter()
         self._tasks = OwnedTasks()
+        self.admission = Admission(settings, gpus, self._keepers)
+        self._strays = Strays(settings, self._keepers, self._records.left_alone, self._tasks)
         self._around = Surroundings(
             settings=settings,
             records=self._records,
@@ -91,9 +86,9 @@ class Workers:
             probe=self._probe,
             engine=engine,
             inference_token=inference_token,
-            give_port=self._give_port,
-            threads_used=self._threads_used,
-            take_on=self._take_on,
+            give_port=self.admission.give_port,
+            threads_used=self.admission.threads_used,
+            take_on=self.admission.take_on,
             count_restart=count_restart,
         )
 
@@ -102,7 +97,7 @@ class Workers:
         found = await asyncio.to_thread(process.find, self._settings.state_dir)
         for record in self._records.load():
             self._keepers[record.id] = WorkerKeeper(record, self._around)
-        await self._end_strays(found)
+        await self._strays.end(found)
         for keeper in self._keepers.values():
             if keeper.record.stopping:
                 self._begin_stop(keeper)
@@ -176,7 +171,7 @@ class Workers:
     async def _spawn(self, request: SpawnRequest) -> Worker:
         if (existing := await self._existing(request)) is not None:
             return existing
-        await self._the_gpus(request)
+        await self.admission.the_gpus(request)
         if isinstance(request.ref, FileRef):
             worker = await self._spawn_checked(request, Path(request.ref.path), None)
             with contextlib.suppress(ApiError):
@@ -213,7 +208,7 @@ class Workers:
                 del self._claims[download_id]
 
     async def _spawn_checked(self, request: SpawnRequest, path: Path, job: Job | None) -> Worker:
-        async with self.admitting:
+        async with self.admission.lock:
             if (keeper := self._named(request)) is not None:
                 return keeper.view()
             broken: Failed | None = None
@@ -234,13 +229,12 @@ class Workers:
                         problem = failed.problem
                         raise NotReady(f"{problem.message}: {problem.what_to_do}", code=problem.code) from None
                     broken = failed
-            spoken_for = await self._spoken_for(record.id)
+            spoken_for = await self.admission.spoken_for(record.id)
             # Again, and last: a GPU's memory may be taken by programs that are not ours at any moment.
-            gpus = await self._the_gpus(request, now=True)
+            gpus = await self.admission.the_gpus(request, now=True)
             record.device_uuids = [gpu.uuid for gpu in gpus]
             record.sharing_uuids = [gpu.uuid for gpu in gpus if gpu.shares_memory]
-            if request.split is not None:
-                record.tensor_split = await asyncio.to_thread(self._tensor_split, request, gpus, spoken_for)
+            record.tensor_split = await self.admission.tensor_split(request, gpus, spoken_for)
             if facts is not None and record.ctx_per_slot is not None:
                 record.promise(model_memory.of_worker(facts, request, record.ctx_per_slot, record.tensor_split))
             elif broken is None and job is not None and job.record.model:
@@ -248,12 +242,12 @@ class Workers:
                 record.promise(model_memory.of_weights(job.record.model.size_bytes, request, record.tensor_split))
             record.filename = job.record.filename if job else path.name
             record.download_id = job.record.download_id if job else None
-            await asyncio.to_thread(self._check_fits, record, gpus, spoken_for)
+            await self.admission.check_fits(record, gpus, spoken_for)
             # What it needs as a whole is promised: from here on nothing that others take meanwhile fails it.
             record.admitted = facts is not None
             placement.check_build(request, cuda=engine_build.has_cuda(), splits_rows=splits_rows)
-            async with self._giving_port:
-                record.port = await self._free_port(record)
+            async with self.admission.giving_port:
+                record.port = await self.admission.free_port(record)
                 await self._save_new(record)
                 keeper = self._keepers[record.id] = WorkerKeeper(record, self._around)
         await self._forget_failed()
@@ -264,11 +258,6 @@ class Workers:
             keeper.state.download()
         keeper.start()
         return keeper.view()
-
-    async def _the_gpus(self, request: SpawnRequest, *, now: bool = False) -> list[Gpu]:
-        """The GPUs that are meant, none for the CPU; `now` as in `Gpus.read`. Raises ApiError where one is unfit."""
-        found = await self._gpus.read(now=now and request.backend == "cuda")
-        return placement.the_gpus(request, found.status, found.gpus, found.conditions)
 
     async def _save_new(self, record: WorkerRecord) -> None:
         write = functools.partial(self._records.write, record.id, record.model_dump_json())
@@ -285,8 +274,8 @@ class Workers:
         """The worker that this request names, started again if it failed. Raises ApiError where it cannot be."""
         keeper = self._named(request)
         if keeper is not None and keeper.state.status is WorkerStatus.FAILED:
-            async with self.admitting:
-                await self._check(keeper.record)
+            async with self.admission.lock:
+                await self.admission.check(keeper.record)
                 # It may have been stopped, or started, meanwhile.
                 keeper = self._named(request)
                 if keeper is not None and keeper.state.status is WorkerStatus.FAILED:
@@ -380,39 +369,10 @@ class Workers:
         while True:
             await asyncio.sleep(LOOK_AFTER_S)
             try:
-                await self._end_strays(await asyncio.to_thread(process.find, self._settings.state_dir))
+                await self._strays.end(await asyncio.to_thread(process.find, self._settings.state_dir))
                 await asyncio.to_thread(worker_logs.cut, self._settings.log_dir)
             except OSError:
                 log.exception("not all workers could be looked after")
-
-    async def _end_strays(self, found: dict[str, list[process.Process]]) -> None:
-        """End what runs and is not to: workers that nobody knows, that have failed, and second processes of one."""
-        for worker_id, processes in found.items():
-            keeper = self._keepers.get(worker_id)
-            if worker_id in self._records.left_alone:
-                continue
-            if keeper is None or keeper.record.failed:
-                if worker_id not in self._ending:
-                    log.warning("worker %s runs without a record that wants it: ended", worker_id)
-                    self._ending.add(worker_id)
-                    self._tasks.start(self._end_stray(worker_id), f"end {worker_id}")
-            elif keeper.process is not None and keeper.process in processes:
-                for one in processes:
-                    if one != keeper.process and not one.is_shim:
-                        log.warning(
-                            "worker %s is pid %d; a second one, %d, is ended", worker_id, keeper.process.pid, one.pid
-                        )
-                        await asyncio.to_thread(one.send, signal.SIGKILL)
-
-    async def _end_stray(self, worker_id: str) -> None:
-        try:
-            await worker_ending.end(
-                self._settings.state_dir, worker_id, drain_s=0, term_s=self._settings.term_timeout_s
-            )
-        except worker_ending.WillNotEnd as error:
-            log.error("%s: restart the machine", error)  # noqa: TRY400
-        finally:
-            self._ending.discard(worker_id)
 
     async def _forget_failed(self) -> None:
         """Failed workers that nobody gave a name are kept to be looked at, but not without end."""
@@ -421,79 +381,6 @@ class Workers:
         for keeper in oldest:
             with contextlib.suppress(ApiError):
                 await self._begin_stop(keeper)
-
-    def _ports(self, but: str) -> set[int]:
-        return {k.record.port for k in self._keepers.values() if k.record.id != but and k.record.port is not None}
-
-    def _threads_used(self, but: str) -> int:
-        return sum(k.record.cpu_threads for k in self._wanted(but) if k.record.request.backend == "cpu")
-
-    def _wanted(self, but: str) -> list[WorkerKeeper]:
-        return [k for k in self._keepers.values() if k.record.id != but and not k.record.failed]
-
-    async def _free_port(self, record: WorkerRecord) -> int:
-        """A port that no other has; `_giving_port` is held until the record that gets it is known."""
-        taken = self._ports(record.id)
-        return await asyncio.to_thread(placement.free_port, self._settings, taken, prefer=record.port)
-
-    async def _give_port(self, record: WorkerRecord) -> None:
-        async with self._giving_port:
-            record.port = await self._free_port(record)
-
-    async def _take_on(self, record: WorkerRecord, needed: Needed) -> None:
-        """Promise a worker that is about to be started so much. Raises ApiError where it cannot be.
-
-        Then what it was promised before stays promised to it, and no more.
-        """
-        wanted = record.model_copy()
-        wanted.promise(needed)
-        async with self.admitting:
-            await self._check(wanted)
-            record.promise(needed)
-            record.admitted = True
-
-    async def _check(self, record: WorkerRecord) -> None:
-        """Raises ApiError where the worker cannot be started on its devices as they are now."""
-        spoken_for = await self._spoken_for(record.id)
-        gpus: list[Gpu] = []
-        if record.device_uuids:
-            found = await self._gpus.read(now=True)
-            gpus = placement.bound_gpus(record.device_uuids, found.gpus, found.conditions)
-        await asyncio.to_thread(self._check_fits, record, gpus, spoken_for)
-
-    def _check_fits(self, record: WorkerRecord, gpus: list[Gpu], spoken_for: Counter[str]) -> None:
-        """Raises DoesNotFit, naming the device. `gpus` are those of the record, read after `spoken_for`. It blocks."""
-        by_uuid = {gpu.uuid: gpu for gpu in gpus}
-        for memory, needed in record.promised().items():
-            gpu = by_uuid.get(memory)
-            available, of_what = placement.free_memory(self._settings, gpu, spoken_for)
-            whole = placement.whole_memory(self._settings, gpu)
-            placement.check_memory(needed, available, of_what, whole=whole, device=gpu.index if gpu else None)
-
-    def _tensor_split(self, request: SpawnRequest, gpus: list[Gpu], spoken_for: Counter[str]) -> list[float] | None:
-        available = [placement.free_memory(self._settings, gpu, spoken_for)[0] for gpu in gpus]
-        return placement.tensor_split(request, available)
-
-    async def _spoken_for(self, but: str) -> Counter[str]:
-        """Bytes of each memory that other workers were promised and do not hold yet.
-
-        To be taken before the memory is read: one that is ready in between counts twice then, and not never.
-        """
-        left = [
-            (keeper.record.promised(serving=keeper.state.serving), keeper.process.pid if keeper.process else None)
-            for keeper in self._wanted(but)
-        ]
-        return await asyncio.to_thread(_not_held, left)
-
-
-def _not_held(promised: list[tuple[Counter[str], int | None]]) -> Counter[str]:
-    """What of these promises their processes do not hold of the machine's memory, and all of GPUs'."""
-    total: Counter[str] = Counter()
-    for left, pid in promised:
-        if left[RAM] and pid is not None:
-            left[RAM] = max(0, left[RAM] - devices.held_memory(pid))
-        total.update(left)
-    return total
 
 
 class _ModelGone(NotFound):

@@ -39,7 +39,7 @@ class World:
         self.workers = Workers(
             settings, self.downloads, Gpus(), engine=EngineTest(folder), inference_token=Token("t" * 16)
         )
-        self.models = Models(self.cache, self.downloads, self.workers.using, self.workers.admitting)
+        self.models = Models(self.cache, self.downloads, self.workers.using, self.workers.admission.lock)
         self.path = add(self.cache, "c" * 40, NAME, "8" * 64)
         write_demo_model(self.path.resolve())
 
@@ -100,7 +100,7 @@ async def test_a_spawn_during_a_deletion_waits_and_downloads_the_model_anew(
 async def test_a_model_that_goes_between_the_question_and_the_admission_is_downloaded_anew(
     world: World, monkeypatch: pytest.MonkeyPatch
 ):
-    async with world.workers.admitting:
+    async with world.workers.admission.lock:
         spawning = asyncio.create_task(world.spawn())
         while not world.downloads.all():  # noqa: ASYNC110  no event tells of it
             await asyncio.sleep(0.001)
@@ -110,7 +110,7 @@ async def test_a_model_that_goes_between_the_question_and_the_admission_is_downl
 
 
 async def test_a_spawn_of_a_users_file_that_is_deleted_is_refused(world: World, tmp_path: Path):
-    async with world.workers.admitting:
+    async with world.workers.admission.lock:
         path = write_demo_model(tmp_path / "mine.gguf")
         spawning = asyncio.create_task(world.spawn(f"file:{path}"))
         await asyncio.sleep(0.05)
@@ -121,7 +121,7 @@ async def test_a_spawn_of_a_users_file_that_is_deleted_is_refused(world: World, 
 
 @pytest.mark.parametrize("named", [REF, f"hf:org/repo@{'c' * 40}"])
 async def test_a_model_of_which_a_spawn_is_under_way_is_not_deleted(world: World, named: str):
-    async with world.workers.admitting:
+    async with world.workers.admission.lock:
         spawning = asyncio.create_task(world.spawn(named))
         while not world.downloads.all():  # noqa: ASYNC110  no event tells of it
             await asyncio.sleep(0.001)

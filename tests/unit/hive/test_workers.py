@@ -160,7 +160,9 @@ async def test_a_worker_that_turns_out_larger_and_a_new_one_do_not_get_the_same_
     world.needed = 15 * GIB
     (first,) = world.keepers()
     results = await asyncio.gather(
-        world.workers._take_on(first.record, Needed([world.needed])), world.spawn(name="second"), return_exceptions=True
+        world.workers.admission.take_on(first.record, Needed([world.needed])),
+        world.spawn(name="second"),
+        return_exceptions=True,
     )
     assert [type(result) for result in results] == [type(None), DoesNotFit]
 
