@@ -185,9 +185,12 @@ class Downloads:
             for_workers=True,
             started_at=now(),
         )
-        job = await self._add(record)
+        job = self._jobs[record.download_id] = Job(record)
         job.pace.done = found.present_bytes
+        # Before anything is waited for: from here on it may be cancelled.
         job.task = asyncio.create_task(self._run(job))
+        await self._saved(record)
+        self._prune()
         return job
 
     async def _file(self, ref: FileRef, origin: Origin) -> Job:
@@ -238,10 +241,24 @@ class Downloads:
         self._save(record)
         await self._writes.settled(record.download_id)
 
-    def _forget(self, download_id: str) -> None:
+    def _forget(self, record: DownloadRecord) -> None:
+        """Have its record removed, and what came of it: nothing else would find that again."""
+        download_id = record.download_id
         del self._jobs[download_id]
-        remove = functools.partial(self._records.remove, download_id)
-        self._writes.begin_or_tell(download_id, remove, f"the record of download {download_id} cannot be removed")
+        remove = functools.partial(self._remove, download_id, self._left(record))
+        self._writes.begin_or_tell(download_id, remove, f"what is left of download {download_id} cannot be removed")
+
+    def _left(self, record: DownloadRecord) -> list[Path]:
+        """What came of an ended download, but for what one that goes on writes to."""
+        going_on = (job.record.model for job in self._jobs.values() if job.record.is_open)
+        kept = {part for model in going_on if model for part in model_files.parts(self._cache, model)}
+        parts = model_files.parts(self._cache, record.model) if record.model is not None else []
+        return [part for part in parts if part not in kept]
+
+    def _remove(self, download_id: str, parts: list[Path]) -> None:
+        for part in parts:
+            part.unlink(missing_ok=True)
+        self._records.remove(download_id)
 
     async def _add(self, record: DownloadRecord) -> Job:
         job = self._jobs[record.download_id] = Job(record)
@@ -311,7 +328,10 @@ class Downloads:
         task.cancel()
         await asyncio.wait({task}, timeout=CANCELLED_S)
         if job.record.is_open and job.record.model is not None:
-            await asyncio.to_thread(model_files.drop_parts, self._cache, job.record.model)
+            try:
+                await asyncio.to_thread(model_files.drop_parts, self._cache, job.record.model)
+            except OSError as error:
+                log.error("what came of download %s cannot be deleted: %s", job.record.download_id, error)  # noqa: TRY400
             self._end(job, DownloadStatus.CANCELLED)
             await self._writes.settled(job.record.download_id)
 
@@ -320,17 +340,8 @@ class Downloads:
         for job in list(self._jobs.values()):
             record = job.record
             if record.model_ref == model_ref and record.filename == filename and not record.is_open:
-                self._forget(record.download_id)
-                await self._drop_parts(record)
-
-    async def _drop_parts(self, record: DownloadRecord) -> None:
-        """Delete what came of an ended download, but for what one that goes on writes to."""
-        if record.model is None:
-            return
-        going_on = (job.record.model for job in self._jobs.values() if job.record.is_open)
-        kept = {part for model in going_on if model for part in model_files.parts(self._cache, model)}
-        parts = [part for part in model_files.parts(self._cache, record.model) if part not in kept]
-        await asyncio.to_thread(lambda: [part.unlink(missing_ok=True) for part in parts])
+                self._forget(record)
+                await self._writes.settled(record.download_id)
 
     async def events(self, download_id: str) -> AsyncIterator[Download]:
         """The download each time it changed, until it ends. Raises NotFound."""
@@ -350,7 +361,7 @@ class Downloads:
         # Records of models that are there stay: they hold who asked for them.
         ended = [job for job in self._jobs.values() if not job.record.is_open and not job.ready]
         for job in ended[:-KEEP_ENDED]:
-            self._forget(job.record.download_id)
+            self._forget(job.record)
 
 
 @dataclass(frozen=True)

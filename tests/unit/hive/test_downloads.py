@@ -203,6 +203,48 @@ async def test_who_asks_while_a_download_is_cancelled_gets_a_new_one_after_its_e
     assert (second.record.is_open, child.running) == (True, 1)
 
 
+async def test_a_download_is_cancelled_at_any_moment(going_on: tuple[Downloads, Child]):
+    known, child = going_on
+    child.ends.set()
+    asking = asyncio.create_task(known.request(refs.parse("hf:org/repo"), "rest"))
+    while not known.all():  # noqa: ASYNC110  no event tells of it
+        await asyncio.sleep(0)
+    (job,) = known.all()
+    assert (await known.cancel(job.record.download_id)).record.status is DownloadStatus.CANCELLED
+    assert await asking is job
+
+
+async def test_a_cancelled_download_whose_part_cannot_be_deleted_has_ended(
+    going_on: tuple[Downloads, Child], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def drop_parts(*_: object) -> None:
+        raise OSError("Read-only file system")
+
+    known, child = going_on
+    child.ends.set()
+    job = await known.request(refs.parse("hf:org/repo"), "rest")
+    monkeypatch.setattr(model_files, "drop_parts", drop_parts)
+    assert (await known.cancel(job.record.download_id)).record.status is DownloadStatus.CANCELLED
+    assert "Read-only file system" in caplog.text
+
+
+async def test_what_came_of_a_failed_download_goes_with_its_record(
+    going_on: tuple[Downloads, Child], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    known, _ = going_on
+    monkeypatch.setattr(downloads, "KEEP_ENDED", 1)
+    parts: list[Path] = []
+    for number, etag in enumerate("bc"):
+        record = a_failed_download(etag * 64).model_copy(update={"download_id": f"d{number}"})
+        known._jobs[record.download_id] = Job(record)
+        parts += model_files.parts(tmp_path / "models", cast("Resolved", record.model))
+        parts[-1].parent.mkdir(parents=True, exist_ok=True)
+        parts[-1].touch()
+    await known.request(refs.parse("hf:org/repo"), "rest")
+    await known._writes.settled()
+    assert [part.exists() for part in parts] == [False, True]
+
+
 async def test_a_cancelled_download_that_does_not_end_is_a_conflict(
     going_on: tuple[Downloads, Child], monkeypatch: pytest.MonkeyPatch
 ):
