@@ -11,6 +11,7 @@ from llama_orch.contract.hive import SpawnRequest
 
 from . import devices, placement
 from .gpus import Gpus
+from .looking import look
 from .model_memory import Needed
 from .settings import HiveSettings
 from .worker_keeper import WorkerKeeper
@@ -49,7 +50,7 @@ class Admission:
         """A port that nobody has; `giving_port` is held. Raises NotReady where there is none."""
         keepers = self._keepers.values()
         taken = {k.record.port for k in keepers if k.record.id != record.id and k.record.port is not None}
-        return await asyncio.to_thread(placement.free_port, self._settings, taken, prefer=record.port)
+        return await look(placement.free_port, self._settings, taken, prefer=record.port)
 
     async def take_on(self, record: WorkerRecord, needed: Needed) -> None:
         """Promise a worker that is about to be started so much. Raises ApiError where it cannot be.
@@ -74,7 +75,7 @@ class Admission:
 
     async def check_fits(self, record: WorkerRecord, gpus: list[Gpu], spoken_for: Counter[str]) -> None:
         """Raises DoesNotFit, naming the device. `gpus` are those of the record, read after `spoken_for`."""
-        await asyncio.to_thread(self._check_fits, record, gpus, spoken_for)
+        await look(self._check_fits, record, gpus, spoken_for)
 
     def _check_fits(self, record: WorkerRecord, gpus: list[Gpu], spoken_for: Counter[str]) -> None:
         by_uuid = {gpu.uuid: gpu for gpu in gpus}
@@ -90,9 +91,7 @@ class Admission:
         """The part of the model that each of several GPUs gets, None on one."""
         if request.split is None:
             return None
-        found = await asyncio.to_thread(
-            lambda: [placement.free_memory(self._settings, gpu, spoken_for) for gpu in gpus]
-        )
+        found = await look(lambda: [placement.free_memory(self._settings, gpu, spoken_for) for gpu in gpus])
         return placement.tensor_split(request, [available for available, _ in found])
 
     async def spoken_for(self, but: str) -> Counter[str]:
@@ -104,7 +103,7 @@ class Admission:
             (keeper.record.promised(serving=keeper.state.serving), keeper.process.pid if keeper.process else None)
             for keeper in self._wanted(but)
         ]
-        return await asyncio.to_thread(_not_held, promised)
+        return await look(_not_held, promised)
 
     def _wanted(self, but: str) -> list[WorkerKeeper]:
         return [k for k in self._keepers.values() if k.record.id != but and not k.record.failed]

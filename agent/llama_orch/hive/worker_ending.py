@@ -22,6 +22,7 @@ from llama_orch.contract.process import (
 )
 
 from . import atomic, last_words, process
+from .looking import look
 
 KILL_TIMEOUT_S = 20.0
 BEFORE_READY = " while it loaded its model or tried it out, before it was ready"
@@ -86,12 +87,12 @@ async def _signalled(state_dir: Path, worker_id: str, number: signal.Signals, ti
     deadline = time.monotonic() + timeout
     told: set[process.Process] = set()
     while True:
-        alive = await asyncio.to_thread(_tell, state_dir, worker_id, number, told)
+        alive = await look(_tell, state_dir, worker_id, number, told)
         if not alive:
             return True
         look_again = min(deadline, time.monotonic() + _SCAN_S)
         while (  # noqa: ASYNC110  /proc tells no events
-            lives := await asyncio.to_thread(_any_lives, alive)
+            lives := await look(_any_lives, alive)
         ) and time.monotonic() < look_again:
             await asyncio.sleep(_LOOK_S)
         if lives and time.monotonic() >= deadline:

@@ -35,6 +35,7 @@ from . import (
 from .download_job import Job
 from .downloads import Downloads
 from .engine_test import EngineTest
+from .looking import look
 from .model_memory import Needed
 from .ordered_writes import OrderedWrites
 from .problems import Failed, as_failed
@@ -126,7 +127,7 @@ class WorkerKeeper:
         await self._around.writes.settled(record.id)
         self.state.drain()
         if self.process is None:
-            self.process = await asyncio.to_thread(_recorded, self._folder)
+            self.process = await look(_recorded, self._folder)
         await self._end_processes(self._drain_left(), settings.term_timeout_s)
 
     def _drain_left(self) -> float:
@@ -214,7 +215,7 @@ class WorkerKeeper:
             return
         self._asked_at = now
         health = await self._around.probe.health(self.record.id, self.record.port)
-        alive, progress = await asyncio.to_thread(_look_at, asked)
+        alive, progress = await look(_look_at, asked)
         if self.process is not asked or not alive or self.record.stopping:
             return
         self._pulse.asked(health, progress, time.monotonic())
@@ -375,7 +376,7 @@ class WorkerKeeper:
         allowed += self.record.promised().total() * READY_SECONDS_PER_BYTE
         hangs: str | None = None
         late = False
-        while (watched := self.process) is not None and await asyncio.to_thread(watched.lives):
+        while (watched := self.process) is not None and await look(watched.lives):
             now = time.monotonic()
             if now - self._asked_at >= (ASK_S if self.state.serving else LOOK_S):
                 await self.ask()
@@ -399,7 +400,7 @@ class WorkerKeeper:
     async def _after_end(self, end: _Ended) -> None:
         """Decide what follows an end that nobody asked for. Raises Failed where that is nothing."""
         record = self.record
-        known = await asyncio.to_thread(worker_ending.known_failure, self._folder)
+        known = await look(worker_ending.known_failure, self._folder)
         if end.how is not None and end.how.exit_code == EXIT_KNOWN_FAILURE and known is not None:
             if known.code != "port_in_use" or self._port_races >= PORT_RACES:
                 raise Failed(known.code, known.message, known.what_to_do)
@@ -409,8 +410,7 @@ class WorkerKeeper:
             self._save()
             return
         log_file = worker_launch.log_file(self._around.settings, record.id)
-        why = functools.partial(worker_ending.why, self._folder, log_file, end.how, end.when, by_us=end.by_us)
-        problem = await asyncio.to_thread(why)
+        problem = await look(worker_ending.why, self._folder, log_file, end.how, end.when, by_us=end.by_us)
         record.streak = backoff.streak_after(record.streak, self._served(end.how))
         record.last_error, record.boot_id = problem, None
         self.state.load()

@@ -13,6 +13,7 @@ from llama_orch.contract.process import ENDED_FILE, FAILURE_FILE, SPEC_FILE, Wor
 from llama_orch.web.auth import Token
 
 from . import atomic, process, worker_ending
+from .looking import look
 from .problems import Failed
 from .settings import HiveSettings
 from .shim import LAUNCH_FILE, PROCESS_FILE, temporary_name
@@ -98,12 +99,12 @@ async def written_down(folder: Path, shim: subprocess.Popen[bytes]) -> process.P
     None where it started none, and where that took too long: then whatever it started is to be ended.
     """
     deadline = time.monotonic() + SHIM_START_S
-    look = _LOOK_S
-    while (found := await asyncio.to_thread(process.recorded, folder)) is None and time.monotonic() < deadline:
+    pause = _LOOK_S
+    while (found := await look(process.recorded, folder)) is None and time.monotonic() < deadline:
         if shim.poll() is not None:
-            return await asyncio.to_thread(process.recorded, folder)
-        await asyncio.sleep(look)
-        look = min(look * _LOOK_SLOWER, _LOOK_MOST_S)
+            return await look(process.recorded, folder)
+        await asyncio.sleep(pause)
+        pause = min(pause * _LOOK_SLOWER, _LOOK_MOST_S)
     return found
 
 
@@ -114,8 +115,8 @@ async def left_over(folder: Path, state_dir: Path) -> process.Process | None:
     """
     deadline = time.monotonic() + SHIM_START_S
     while True:
-        written = await asyncio.to_thread(process.recorded, folder)
-        alive = (await asyncio.to_thread(process.find, state_dir)).get(folder.name, [])
+        written = await look(process.recorded, folder)
+        alive = (await look(process.find, state_dir)).get(folder.name, [])
         workers = [found for found in alive if not found.is_shim]
         if written in workers:
             return written
@@ -130,10 +131,10 @@ async def left_over(folder: Path, state_dir: Path) -> process.Process | None:
 async def how_it_ended(folder: Path) -> WorkerEnded | None:
     """How a process that is gone ended; the shim may need a moment to write it down."""
     deadline = time.monotonic() + ENDED_WRITTEN_S
-    look = _LOOK_S
-    while (ended := await asyncio.to_thread(worker_ending.how_it_ended, folder)) is None:
+    pause = _LOOK_S
+    while (ended := await look(worker_ending.how_it_ended, folder)) is None:
         if time.monotonic() >= deadline:
             break
-        await asyncio.sleep(look)
-        look = min(look * _LOOK_SLOWER, _LOOK_MOST_S)
+        await asyncio.sleep(pause)
+        pause = min(pause * _LOOK_SLOWER, _LOOK_MOST_S)
     return ended

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import signal
 from collections.abc import Collection, Mapping
@@ -10,6 +9,7 @@ from collections.abc import Collection, Mapping
 from llama_orch.web.tasks import OwnedTasks
 
 from . import process, worker_ending
+from .looking import look
 from .settings import HiveSettings
 from .worker_keeper import WorkerKeeper
 
@@ -49,7 +49,7 @@ class Strays:
                         log.warning(
                             "worker %s is pid %d; a second one, %d, is ended", worker_id, keeper.process.pid, one.pid
                         )
-                        await asyncio.to_thread(one.send, signal.SIGKILL)
+                        await look(one.send, signal.SIGKILL)
 
     async def _end_all(self, worker_id: str) -> None:
         try:

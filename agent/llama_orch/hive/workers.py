@@ -35,6 +35,7 @@ from .download_job import Job
 from .downloads import Downloads
 from .engine_test import EngineTest
 from .gpus import Gpus
+from .looking import look
 from .model_facts import ModelFacts
 from .ordered_writes import OrderedWrites
 from .problems import Failed
@@ -94,7 +95,7 @@ class Workers:
 
     async def start(self) -> None:
         """Adopt what lives, start what should, end what nobody knows. Raises nothing: the agent must come up."""
-        found = await asyncio.to_thread(process.find, self._settings.state_dir)
+        found = await look(process.find, self._settings.state_dir)
         for record in self._records.load():
             self._keepers[record.id] = WorkerKeeper(record, self._around)
         await self._strays.end(found)
@@ -369,7 +370,7 @@ class Workers:
         while True:
             await asyncio.sleep(LOOK_AFTER_S)
             try:
-                await self._strays.end(await asyncio.to_thread(process.find, self._settings.state_dir))
+                await self._strays.end(await look(process.find, self._settings.state_dir))
                 await asyncio.to_thread(worker_logs.cut, self._settings.log_dir)
             except OSError:
                 log.exception("not all workers could be looked after")
