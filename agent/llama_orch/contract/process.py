@@ -75,8 +75,12 @@ class WorkerFailure(Response):
 
 
 class WorkerEnded(Response):
-    """`ended.json`, written by the worker's shim: one of `exit_code` and `signal` (its number) is set."""
+    """`ended.json`, written by the worker's shim: one of `exit_code` and `signal` (its number) is set.
+
+    `uptime_s` is the same moment as `at` in seconds since the machine's boot, which no setting of its clock changes.
+    """
 
     exit_code: int | None
     signal: int | None
     at: AwareDatetime
+    uptime_s: float | None = None

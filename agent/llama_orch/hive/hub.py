@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ from .gguf_header import part_names
 from .hub_model import FetchJob, HubFile, Resolved, is_file_name
 from .problems import Failed
 
+log = logging.getLogger(__name__)
 TIMEOUT_S = 10
 # The library's 10 MiB would lose as much when a download is cut, and show progress in jumps.
 _CHUNK = 64 * 1024
@@ -122,11 +124,14 @@ def _fetch_file(job: FetchJob, file: HubFile, report: Report) -> None:
         part.parent.mkdir(parents=True, exist_ok=True)
         with part.open("ab") as target:
             _lock(target, file.name)
-            _receive(job, file, target, report)
-            report("verifying", 0)
-            target.flush()
-            os.fsync(target.fileno())
-            _verify(part, file, report)
+            resumed = target.tell() > 0
+            try:
+                _receive_and_verify(job, file, target, report)
+            except _WrongContent:
+                if not resumed:
+                    part.unlink()
+                    raise
+                _from_its_beginning(job, file, target, report)
             part.replace(blob)
     report("downloading", file.size)
     hf_hub_download(
@@ -138,6 +143,34 @@ def _fetch_file(job: FetchJob, file: HubFile, report: Report) -> None:
         token=token,
         etag_timeout=TIMEOUT_S,
     )
+
+
+class _WrongContent(Failed):
+    """The file's content is not what the hub states."""
+
+    def __init__(self, message: str, what_to_do: str) -> None:
+        super().__init__(code="checksum_mismatch", message=message, what_to_do=what_to_do)
+
+
+def _receive_and_verify(job: FetchJob, file: HubFile, target: BinaryIO, report: Report) -> None:
+    """Take up what is there and check the whole. Raises Failed."""
+    _receive(job, file, target, report)
+    report("verifying", 0)
+    target.flush()
+    os.fsync(target.fileno())
+    _verify(Path(target.name), file, report)
+
+
+def _from_its_beginning(job: FetchJob, file: HubFile, target: BinaryIO, report: Report) -> None:
+    """Once more and without what was there before, as that may be what is damaged. Raises Failed."""
+    log.warning("what there was of %s is damaged: it is downloaded again from its beginning", file.name)
+    target.seek(0)
+    target.truncate()
+    try:
+        _receive_and_verify(job, file, target, report)
+    except _WrongContent:
+        Path(target.name).unlink()
+        raise
 
 
 def _lock(target: BinaryIO, name: str) -> None:
@@ -192,8 +225,7 @@ def _bar(report: Report, file: HubFile) -> type:
         def update(self, count: int) -> None:
             self.done += count
             if self.done > file.size:
-                raise Failed(
-                    "checksum_mismatch",
+                raise _WrongContent(
                     f"the hub sent more of {file.name} than the {file.size} bytes that it has",
                     "see that hub_endpoint is a hub, and that no proxy on the way changes what it sends",
                 )
@@ -212,9 +244,7 @@ def _verify(part: Path, file: HubFile, report: Report) -> None:
             done += len(chunk)
             report("verifying", done)
     if digest.hexdigest() != file.etag:
-        part.unlink()
-        raise Failed(
-            "checksum_mismatch",
+        raise _WrongContent(
             f"{file.name} arrived with another checksum than the hub states; what arrived was deleted",
             "download it again; if that repeats, a proxy or a disk on the way changes it",
         )

@@ -6,8 +6,11 @@ its hash was checked, so a model whose parts are all there is ready.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import re
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,6 +118,27 @@ def remove(cache: Path, model: CachedModel) -> None:
 def part_file(cache: Path, repo: str, etag: str) -> Path:
     """Where a file is kept while it is downloaded, beside the blob that it will become. Raises ValueError."""
     return _in(repo_folder(cache, repo) / "blobs", f"{etag}.part")
+
+
+def drop_parts(cache: Path, keep: Collection[Path]) -> list[Path]:
+    """Delete the begun files that are not among these and that nobody writes to; answers which they were."""
+    dropped: list[Path] = []
+    for part in cache.glob("models--*--*/blobs/*.part"):
+        with contextlib.suppress(OSError):
+            if part not in keep and _is_left(part):
+                part.unlink()
+                dropped.append(part)
+    return dropped
+
+
+def _is_left(part: Path) -> bool:
+    """Whether no process holds it, as one that downloads into it does."""
+    with part.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
 
 
 def revision_file(cache: Path, repo: str, revision: str) -> Path:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from llama_orch.web.auth import Token
 
 from .atomic import read_json
 from .shim import PROCESS_FILE
+from .worker_pulse import Progress
 
 log = logging.getLogger(__name__)
 SHIM = "llama_orch.hive.shim"
@@ -57,9 +60,18 @@ class Process:
             os.close(handle)
 
 
+@functools.cache
 def boot_id() -> str:
     """What changes with each boot of the machine."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def uptime() -> float:
+    """Seconds since the machine's boot, its sleep included: no clock that is set changes it.
+
+    What one run of the agent noted the next can compare with, within the same `boot_id`.
+    """
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def start_time(pid: int) -> int | None:
@@ -69,6 +81,32 @@ def start_time(pid: int) -> int | None:
     except OSError:
         return None
     return None if fields[0] in {b"Z", b"X"} else int(fields[19])
+
+
+def progress(pid: int) -> Progress | None:
+    """What a process has had of the machine so far; None where it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    # In nanoseconds of each thread, where the kernel counts them; else in ticks of 10 ms, in which much goes unseen.
+    ran = [_ran(entry) for entry in _threads(pid)]
+    cpu = sum(ran) if any(ran) else int(fields[11]) + int(fields[12])
+    return Progress(cpu=cpu, major_faults=int(fields[9]))
+
+
+def _threads(pid: int) -> list[Path]:
+    try:
+        return list(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:
+        return []
+
+
+def _ran(thread: Path) -> int:
+    try:
+        return int((thread / "schedstat").read_bytes().split()[0])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def recorded(folder: Path) -> Process | None:
@@ -176,7 +214,11 @@ def environment() -> dict[str, str]:
     return kept | {"GGML_NO_BACKTRACE": "1"}
 
 
+@functools.cache
 def interpreter() -> str:
-    """This Python by the path of its own release: a worker must not change its code when `current` is switched."""
+    """This Python by the path of its own release: a worker must not change its code when `current` is switched.
+
+    Looked up at the agent's start, as it may be switched at any time.
+    """
     executable = Path(sys.executable)
     return str(executable.parent.resolve() / executable.name)

@@ -7,6 +7,7 @@ import re
 import signal
 import time
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -21,6 +22,7 @@ from llama_orch.contract.process import (
 )
 
 from . import atomic, last_words, process
+from .looking import look
 
 KILL_TIMEOUT_S = 20.0
 BEFORE_READY = " while it loaded its model or tried it out, before it was ready"
@@ -54,6 +56,17 @@ ADVICE = {
 }
 
 
+Reason = Literal["hung", "ready_timeout"]
+# And where the hive did.
+ADVICE_BY_US: dict[Reason, str] = {
+    "hung": (
+        "it is started again by itself; where that repeats, dmesg tells of a driver or a disk that hangs; a machine "
+        "that swaps needs fewer workers or smaller models"
+    ),
+    "ready_timeout": "a slow disk or a large model needs more: raise ready_timeout_s",
+}
+
+
 class WillNotEnd(Exception):
     """Processes survive SIGKILL: the kernel holds them, as a driver or a disk that hangs does."""
 
@@ -74,19 +87,31 @@ async def _signalled(state_dir: Path, worker_id: str, number: signal.Signals, ti
     deadline = time.monotonic() + timeout
     told: set[process.Process] = set()
     while True:
-        alive = (await asyncio.to_thread(process.find, state_dir)).get(worker_id, [])
-        for found in alive:
-            # The shim is to see how its worker ends; it is killed only where it outlives that.
-            if found not in told and (not found.is_shim or len(alive) == 1):
-                found.send(number)
-                told.add(found)
+        alive = await look(_tell, state_dir, worker_id, number, told)
         if not alive:
             return True
         look_again = min(deadline, time.monotonic() + _SCAN_S)
-        while any(found.lives() for found in alive) and time.monotonic() < look_again:  # noqa: ASYNC110  /proc tells no events
+        while (  # noqa: ASYNC110  /proc tells no events
+            lives := await look(_any_lives, alive)
+        ) and time.monotonic() < look_again:
             await asyncio.sleep(_LOOK_S)
-        if time.monotonic() >= deadline and any(found.lives() for found in alive):
+        if lives and time.monotonic() >= deadline:
             return False
+
+
+def _tell(state_dir: Path, worker_id: str, number: signal.Signals, told: set[process.Process]) -> list[process.Process]:
+    """Send the signal to those of its processes that were not told; answers all that live."""
+    alive = process.find(state_dir).get(worker_id, [])
+    for found in alive:
+        # The shim is to see how its worker ends; it is killed only where it outlives that.
+        if found not in told and (not found.is_shim or len(alive) == 1):
+            found.send(number)
+            told.add(found)
+    return alive
+
+
+def _any_lives(processes: list[process.Process]) -> bool:
+    return any(found.lives() for found in processes)
 
 
 def how_it_ended(folder: Path) -> WorkerEnded | None:
@@ -110,8 +135,8 @@ def known_failure(folder: Path) -> WorkerFailure | None:
     )
 
 
-def why(folder: Path, log_file: Path, ended: WorkerEnded | None, when: str, *, by_us: bool) -> Problem:
-    """A crash, with all that the worker's folder and its log tell of it. `by_us`: the hive ended it."""
+def why(folder: Path, log_file: Path, ended: WorkerEnded | None, when: str, *, by_us: Reason | None) -> Problem:
+    """A crash, with all that the worker's folder and its log tell of it. `by_us`: why the hive ended it."""
     gave_up = ended is not None and ended.signal == signal.SIGABRT
     said = last_words.of(log_file, folder.name) if gave_up else ""
     return describe(ended, when, _order(folder), by_us=by_us, said=said)
@@ -126,7 +151,12 @@ def _order(folder: Path) -> WorkerSpec | None:
 
 
 def describe(
-    ended: WorkerEnded | None, when: str, spec: WorkerSpec | None = None, *, by_us: bool = False, said: str = ""
+    ended: WorkerEnded | None,
+    when: str,
+    spec: WorkerSpec | None = None,
+    *,
+    by_us: Reason | None = None,
+    said: str = "",
 ) -> Problem:
     """A crash as the API shows it. `said` is what llama.cpp said where it gave up."""
     if ended is None:
@@ -140,8 +170,11 @@ def describe(
         message += f" (model {spec.model_name}, {_engine(spec)})"
     if said:
         message += f": {said}"
-    advice = None if by_us or ended is None or ended.signal is None else ADVICE.get(_signal_name(ended.signal))
-    return Problem(code=code, message=message, what_to_do="; ".join(filter(None, (advice, _LOG))))
+    if by_us is not None:
+        advice = ADVICE_BY_US[by_us]
+    else:
+        advice = None if ended is None or ended.signal is None else ADVICE.get(_signal_name(ended.signal))
+    return Problem(code=by_us or code, message=message, what_to_do="; ".join(filter(None, (advice, _LOG))))
 
 
 def _engine(spec: WorkerSpec) -> str:

@@ -73,8 +73,8 @@ def make_token_file(path: Path) -> None:
     """Write a new random token to `path` (0600, folder 0700) unless a file is there already."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{os.getpid()}"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(secrets.token_urlsafe(32) + "\n")
             file.flush()
@@ -83,4 +83,4 @@ def make_token_file(path: Path) -> None:
     except FileExistsError:
         pass
     finally:
-        temporary.unlink(missing_ok=True)
+        temporary.unlink()
