@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from pydantic import BaseModel, ValidationError
@@ -16,7 +16,7 @@ from llama_orch.contract.errors import BadRequest
 from llama_orch.contract.operations import METRICS, OPENAPI, PROOF, Operation
 from llama_orch.contract.proof import NONCE, Proof, proof_of
 
-from . import connections, correlation, errors, gate, openapi
+from . import connections, correlation, cors, errors, gate, openapi
 from .auth import Token
 from .events import EventStream, send
 from .scrape import Scrape
@@ -25,6 +25,8 @@ MAX_BODY_BYTES = 1024 * 1024
 # Counts until the first byte of an answer, so it must exceed the longest wait for one (a model that loads).
 RESPONSE_TIMEOUT_SECONDS = 900
 GRACEFUL_STOP_SECONDS = 10.0
+# Whatever can be read can be asked for without its content (RFC 9110, 9.3.2); Sanic leaves that out by itself.
+_GET = ["GET", "HEAD"]
 
 Handler = Callable[..., Awaitable[BaseModel | EventStream]]
 
@@ -57,11 +59,13 @@ def create_app(
     registry: CollectorRegistry,
     refresh_metrics: Callable[[Sanic], Awaitable[None]] | None = None,
     identity: str | None = None,
+    cors_origins: Iterable[str] = (),
 ) -> Sanic:
     """A Sanic application that serves every operation of `routes` and nothing else.
 
     `part` is queen, hive or worker: the prefix of its metrics. `refresh_metrics` rebuilds gauges at a scrape.
-    `identity` is the name that it proves itself by, where there is more than one of its part.
+    `identity` is the name that it proves itself by, where there is more than one of its part. Web pages of
+    `cors_origins` may ask it.
     Raises ValueError where an operation has no handler.
     """
     app = Sanic(name, configure_logging=False)
@@ -79,7 +83,9 @@ def create_app(
     app.ctx.connections = connections.OpenConnections(most=connections.most_with_descriptors())
     errors.install(app)
     _observe(app, part, registry)
-    gate.install(app, routes.operations, token)
+    origins = cors.Origins(cors_origins)
+    cors.install(app, origins)
+    gate.install(app, routes.operations, token, origins)
     for operation in routes.operations:
         if operation == METRICS:
             _serve_metrics(app, registry, refresh_metrics)
@@ -108,7 +114,8 @@ def _serve(app: Sanic, operation: Operation, handler: Handler) -> None:
         return HTTPResponse(result.model_dump_json(), content_type="application/json")
 
     path = operation.path.replace("{", "<").replace("}", ":str>")
-    app.add_route(endpoint, path, methods=[operation.method], name=operation.name)
+    methods = _GET if operation.method == "GET" else [operation.method]
+    app.add_route(endpoint, path, methods=methods, name=operation.name)
 
 
 def _parse(request: Request, operation: Operation) -> BaseModel:
@@ -131,7 +138,7 @@ def _serve_description(app: Sanic, title: str, operations: tuple[Operation, ...]
     async def endpoint(_request: Request) -> HTTPResponse:
         return json_response(describe())
 
-    app.add_route(endpoint, OPENAPI.path, methods=["GET"], name=OPENAPI.name)
+    app.add_route(endpoint, OPENAPI.path, methods=_GET, name=OPENAPI.name)
 
 
 def _serve_metrics(app: Sanic, registry: CollectorRegistry, refresh: Callable[[Sanic], Awaitable[None]] | None) -> None:
@@ -140,7 +147,7 @@ def _serve_metrics(app: Sanic, registry: CollectorRegistry, refresh: Callable[[S
     async def endpoint(_request: Request) -> HTTPResponse:
         return HTTPResponse(await scrape.text(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
-    app.add_route(endpoint, METRICS.path, methods=["GET"], name=METRICS.name)
+    app.add_route(endpoint, METRICS.path, methods=_GET, name=METRICS.name)
 
 
 def _prover(part: str, name: str, token: Token) -> Handler:

@@ -122,6 +122,7 @@ class _Process:
             registry=registry,
             refresh_metrics=refresh,
             identity=spec.worker_id,
+            cors_origins=spec.cors_origins,
         )
         self._app.after_server_start(self._begin)
         self._server = serve.Server(
