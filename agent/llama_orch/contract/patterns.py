@@ -34,13 +34,14 @@ _BEYOND_ASCII = (
     "\u00a1-\u00ac\u00ae-\u061b\u061d-\u167f\u1681-\u180d\u180f-\u1fff\u2010-\u2027\u2030-\u205e"
     "\u2070-\u2fff\u3001-\ud7ff\ue000-\ufefe\uff00-\uffef\U00010000-\U000dffff"
 )
-_BEGINS = rf"A-Za-z0-9_(\[{_BEYOND_ASCII}"
-_GOES_ON = rf"A-Za-z0-9 !#&'()+,.=@\[\]^_~{_BEYOND_ASCII}-"
-_ENDS = r"\.[Gg][Gg][Uu][Ff]"
+_FIRST = rf"[A-Za-z0-9_(\[{_BEYOND_ASCII}]"
+_FIRST_OF_PATH = rf"[A-Za-z0-9_(\[!#&')+,.=@\]^~{_BEYOND_ASCII}]"
+_FURTHER = rf"[A-Za-z0-9 !#&'()+,.=@\[\]^_~{_BEYOND_ASCII}-]"
+_ENDING = r"\.[Gg][Gg][Uu][Ff]"
 # A file in a repository: folders allowed; no part begins with what an option, a hidden file or a home begins with.
-GGUF_FILE = rf"^[{_BEGINS}][{_GOES_ON}]*(?:/[{_BEGINS}][{_GOES_ON}]*)*{_ENDS}$"
+GGUF_FILE = rf"^{_FIRST}{_FURTHER}*(?:/{_FIRST}{_FURTHER}*)*{_ENDING}$"
 # A file on a disk, by its absolute path: hidden folders are allowed, `.` and `..` are not.
-GGUF_PATH = rf"^(?:/(?!\.{{1,2}}/)[{_BEGINS}!#&')+,.=@\]^~][{_GOES_ON}]*)+{_ENDS}$"
+GGUF_PATH = rf"^(?:/(?!\.{{1,2}}/){_FIRST_OF_PATH}{_FURTHER}*)+{_ENDING}$"
 LONGEST_NAME_BYTES = 255
 HF_REPO = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
 HF_REVISION = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
@@ -91,13 +92,12 @@ WEB_ORIGIN = (
     r"^(?P<scheme>[a-z][a-z0-9+.-]{0,31})://"
     r"(?P<host>[a-z0-9_](?:[a-z0-9._-]{0,251}[a-z0-9])?|\[[0-9a-f:]{2,45}\])(?::(?P<port>[0-9]{1,5}))?$"
 )
-EVERY_ORIGIN = "*"
 # Browsers leave these out.
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 
 def _web_origin(text: str) -> str:
-    if text == EVERY_ORIGIN:
+    if text == "*":
         return text
     found = re.fullmatch(WEB_ORIGIN, text.lower().removesuffix("/"))
     if found is None:

@@ -117,6 +117,8 @@ class Downloads:
             async with self._questions_at_once:
                 found = await _ask_hub(ref, self._settings.hub_endpoint, self._token, self._cache)
         except Failed as failed:
+            if (there := _on_disk(ref, here, even_beside=True)) is not None:
+                return self._ready(ref, there, origin)
             raise as_answer(failed) from None
         # No await from here on: what is looked up now is still so when the new one is known.
         if (same := self._same_model(found)) is not None:
@@ -286,12 +288,16 @@ class Downloads:
             self._records.remove(job.record.download_id)
 
 
-def _on_disk(ref: HubRef, here: list[model_cache.CachedModel]) -> Resolved | None:
-    """What of the models that are here a reference means; None where only the hub can tell."""
+def _on_disk(ref: HubRef, here: list[model_cache.CachedModel], *, even_beside: bool = False) -> Resolved | None:
+    """What of the models that are here a reference means; None where only the hub can tell.
+
+    Where nothing is here but what goes beside models, the hub may have the model itself; `even_beside` takes that.
+    """
     cached = {model.filename: model for model in here if model.answers(ref.repo, ref.revision)}
     name, because = ref.filename, None
     if name is None:
-        if (choice := quantisation.choose(cached)) is None:
+        choice = quantisation.choose(cached)
+        if choice is None or (quantisation.goes_beside(choice[0]) and not even_beside):
             return None
         name, why = choice
         several = len(quantisation.models_of(cached)) > 1
