@@ -12,10 +12,11 @@ from collections.abc import Iterable
 from sanic import HTTPResponse, Request, Sanic
 
 from llama_orch.contract.errors import Forbidden
-from llama_orch.contract.patterns import EVERY_ORIGIN
 
 from . import correlation
 
+# What the settings say where every origin is meant, and what browsers are told then.
+EVERY = "*"
 _METHODS = "GET, HEAD, POST, DELETE"
 # What a page may read beside those that each may (Fetch, "CORS-safelisted response-header name").
 _EXPOSED = f"{correlation.HEADER}, Retry-After"
@@ -32,7 +33,7 @@ class Origins:
 
     def __init__(self, named: Iterable[str] = ()) -> None:
         self._named = frozenset(named)
-        self.every = EVERY_ORIGIN in self._named
+        self.every = EVERY in self._named
 
     def name(self, origin: str | None) -> bool:
         """Whether it is named itself: only such pages are answered what needs no token."""
@@ -53,7 +54,7 @@ def install(app: Sanic, origins: Origins) -> None:
         if not origins.every:
             response.headers.add("Vary", "Origin")
         if origin is not None and origins.allow(origin):
-            response.headers["Access-Control-Allow-Origin"] = EVERY_ORIGIN if origins.every else origin
+            response.headers["Access-Control-Allow-Origin"] = EVERY if origins.every else origin
             response.headers["Access-Control-Expose-Headers"] = _EXPOSED
 
 
