@@ -350,7 +350,7 @@ async def test_a_name_of_any_language_comes_serves_and_goes(hive: HiveProcess, h
     assert (download["filename"], download["chosen_because"]) == (ODD, "it is the only model in the repository")
     await hive.end(signal.SIGKILL)
     await hive.start()
-    assert (await hive.ok("GET", f"/api/v1/workers/{worker['id']}"))["pid"] == worker["pid"]
+    assert (await hive.worker(worker["id"], status="idle"))["pid"] == worker["pid"]
     await hive.ok("DELETE", f"/api/v1/workers/{worker['id']}")
     query = f"/api/v1/models?model_ref={quote(REF, safe='')}&filename={quote(ODD, safe='')}"
     assert (await hive.ok("DELETE", query))["filename"] == ODD
