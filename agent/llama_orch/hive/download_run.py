@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from llama_orch.contract.common import Problem
@@ -22,6 +24,10 @@ log = logging.getLogger(__name__)
 STARTING_S = 60.0
 # Between two reports lies the flushing of all that came to a disk that may be slow.
 VERIFYING_S = 900.0
+_ENVIRONMENT = (
+    *("PATH", "LANG", "LC_ALL", "PYTHONPATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "HF_ENDPOINT"),
+    *("http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"),
+)
 OnEvent = Callable[[dict[str, Any]], None]
 
 
@@ -80,7 +86,7 @@ async def _attempt(job: FetchJob, on_event: OnEvent, stall_s: float) -> None:
         *(interpreter(), "-m", "llama_orch.hive.download_child"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        env=hub_environment.environment(job.endpoint, job.cache),
+        env=environment(job.endpoint, job.cache),
         start_new_session=True,
     )
     try:
@@ -111,6 +117,15 @@ async def _attempt(job: FetchJob, on_event: OnEvent, stall_s: float) -> None:
         with contextlib.suppress(ProcessLookupError):
             child.kill()
         await child.wait()
+
+
+def environment(endpoint: str, cache: Path) -> dict[str, str]:
+    """What a process that speaks to the hub gets of the agent's environment. Raises Failed where that cannot work."""
+    hub_environment.check(endpoint)
+    # An empty variable is none: the library would take it for an address.
+    kept = {name: os.environ[name] for name in _ENVIRONMENT if os.environ.get(name)}
+    hub = {"HF_ENDPOINT": endpoint} if endpoint else {}
+    return {**kept, **hub, "HF_HOME": str(cache / ".home")}
 
 
 def monotonic() -> float:

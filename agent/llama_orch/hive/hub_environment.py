@@ -1,4 +1,4 @@
-"""The environment of processes that speak to the hub, and what of it cannot work: said before one is started.
+"""What of the agent's environment keeps the hub away: said before a process that asks it is started.
 
 The hub's library, and the HTTP client below it, read these variables by themselves. Where one is wrong they raise
 whatever comes first, some of it while they are imported.
@@ -14,10 +14,6 @@ from urllib.request import getproxies_environment
 
 from .problems import Failed
 
-_PASSED_ON = (
-    *("PATH", "LANG", "LC_ALL", "PYTHONPATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "HF_ENDPOINT"),
-    *("http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"),
-)
 # As the library reads them (huggingface_hub.constants): it asks nobody where one of them is set.
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _TRUE = {"1", "ON", "YES", "TRUE"}
@@ -25,19 +21,15 @@ _PROXIED = ("http", "https", "all")
 _SOCKS = {"socks5", "socks5h"}
 
 
-def environment(endpoint: str, cache: Path) -> dict[str, str]:
-    """What a process that speaks to the hub gets of the agent's environment; `endpoint` is the setting, or empty.
-
-    Raises Failed, naming the setting, where the hub cannot be asked so.
-    """
+def check(endpoint: str) -> None:
+    """Raise Failed, naming the setting, where the hub cannot be asked so; `endpoint` is the setting, or empty."""
     _refuse_offline()
-    # An empty variable is none: the library would take it for an address.
-    kept = {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)}
-    _check_endpoint(*(("hub_endpoint", endpoint) if endpoint else ("HF_ENDPOINT", kept.get("HF_ENDPOINT", ""))))
+    if endpoint:
+        _check_endpoint("hub_endpoint", endpoint)
+    else:
+        _check_endpoint("HF_ENDPOINT", os.environ.get("HF_ENDPOINT", ""))
     _check_proxies()
-    _check_certificates(kept.get("SSL_CERT_FILE", ""))
-    hub = {"HF_ENDPOINT": endpoint} if endpoint else {}
-    return {**kept, **hub, "HF_HOME": str(cache / ".home")}
+    _check_certificates(os.environ.get("SSL_CERT_FILE", ""))
 
 
 def _refuse_offline() -> None:

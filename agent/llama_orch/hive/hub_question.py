@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from .hub_environment import environment
+from .download_run import environment
 from .hub_model import LONGEST_QUESTION_S, Question, Resolved
 from .one_answer import answer_of
 from .problems import Failed, failed_from

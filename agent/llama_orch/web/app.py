@@ -25,8 +25,6 @@ MAX_BODY_BYTES = 1024 * 1024
 # Counts until the first byte of an answer, so it must exceed the longest wait for one (a model that loads).
 RESPONSE_TIMEOUT_SECONDS = 900
 GRACEFUL_STOP_SECONDS = 10.0
-# Whatever can be read can be asked for without its content (RFC 9110, 9.3.2); Sanic leaves that out by itself.
-_GET = ["GET", "HEAD"]
 
 Handler = Callable[..., Awaitable[BaseModel | EventStream]]
 
@@ -56,17 +54,18 @@ def create_app(
     routes: Routes,
     *,
     token: Token,
+    cors_origins: Iterable[str] = (),
     registry: CollectorRegistry,
     refresh_metrics: Callable[[Sanic], Awaitable[None]] | None = None,
     identity: str | None = None,
-    cors_origins: Iterable[str] = (),
 ) -> Sanic:
     """A Sanic application that serves every operation of `routes` and nothing else.
 
     `part` is queen, hive or worker: the prefix of its metrics. `refresh_metrics` rebuilds gauges at a scrape.
-    `identity` is the name that it proves itself by, where there is more than one of its part. Web pages of
-    `cors_origins` may ask it.
+    `identity` is the name that it proves itself by, where there is more than one of its part.
     Raises ValueError where an operation has no handler.
+
+    Web pages of `cors_origins` may ask it.
     """
     app = Sanic(name, configure_logging=False)
     app.config.update(
@@ -83,9 +82,8 @@ def create_app(
     app.ctx.connections = connections.OpenConnections(most=connections.most_with_descriptors())
     errors.install(app)
     _observe(app, part, registry)
-    origins = cors.Origins(cors_origins)
-    cors.install(app, origins)
-    gate.install(app, routes.operations, token, origins)
+    gate.install(app, routes.operations, token)
+    cors.install(app, cors.Origins(cors_origins))
     for operation in routes.operations:
         if operation == METRICS:
             _serve_metrics(app, registry, refresh_metrics)
@@ -114,8 +112,12 @@ def _serve(app: Sanic, operation: Operation, handler: Handler) -> None:
         return HTTPResponse(result.model_dump_json(), content_type="application/json")
 
     path = operation.path.replace("{", "<").replace("}", ":str>")
-    methods = _GET if operation.method == "GET" else [operation.method]
-    app.add_route(endpoint, path, methods=methods, name=operation.name)
+    app.add_route(endpoint, path, methods=_methods(operation), name=operation.name)
+
+
+def _methods(operation: Operation) -> list[str]:
+    # Whatever can be read can be asked for without its content (RFC 9110, 9.3.2); Sanic leaves that out by itself.
+    return ["GET", "HEAD"] if operation.method == "GET" else [operation.method]
 
 
 def _parse(request: Request, operation: Operation) -> BaseModel:
@@ -138,7 +140,7 @@ def _serve_description(app: Sanic, title: str, operations: tuple[Operation, ...]
     async def endpoint(_request: Request) -> HTTPResponse:
         return json_response(describe())
 
-    app.add_route(endpoint, OPENAPI.path, methods=_GET, name=OPENAPI.name)
+    app.add_route(endpoint, OPENAPI.path, methods=_methods(OPENAPI), name=OPENAPI.name)
 
 
 def _serve_metrics(app: Sanic, registry: CollectorRegistry, refresh: Callable[[Sanic], Awaitable[None]] | None) -> None:
@@ -147,7 +149,7 @@ def _serve_metrics(app: Sanic, registry: CollectorRegistry, refresh: Callable[[S
     async def endpoint(_request: Request) -> HTTPResponse:
         return HTTPResponse(await scrape.text(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
-    app.add_route(endpoint, METRICS.path, methods=_GET, name=METRICS.name)
+    app.add_route(endpoint, METRICS.path, methods=_methods(METRICS), name=METRICS.name)
 
 
 def _prover(part: str, name: str, token: Token) -> Handler:

@@ -46,6 +46,7 @@ class Origins:
 
 def install(app: Sanic, origins: Origins) -> None:
     """Tell browsers whose pages may read the answers of `app`."""
+    app.ctx.origins = origins
     app.exception(MayAsk)(_say_yes)
 
     @app.on_response
@@ -58,15 +59,20 @@ def install(app: Sanic, origins: Origins) -> None:
             response.headers["Access-Control-Expose-Headers"] = _EXPOSED
 
 
+def is_named(request: Request) -> bool:
+    """Whether a page of an origin that is named itself sent it."""
+    return request.app.ctx.origins.name(request.headers.get("Origin"))
+
+
 def asks_beforehand(request: Request) -> bool:
     """Whether it is a browser's question, before it sends what a page wants it to send."""
     headers = request.headers
     return request.method == "OPTIONS" and "Origin" in headers and "Access-Control-Request-Method" in headers
 
 
-def answer(request: Request, origins: Origins) -> None:
+def answer(request: Request) -> None:
     """Raise MayAsk, or Forbidden where pages of that origin may not."""
-    if origins.allow(request.headers.get("Origin")):
+    if request.app.ctx.origins.allow(request.headers.get("Origin")):
         raise MayAsk
     raise Forbidden("web pages of this origin may not ask this service: name it in the setting cors_origins")
 

@@ -20,11 +20,11 @@ from .http1 import Connection
 TOKEN_HEADERS = ("x-api-key", "api-key")
 
 
-def install(app: Sanic, operations: tuple[Operation, ...], token: Token, origins: cors.Origins) -> None:
+def install(app: Sanic, operations: tuple[Operation, ...], token: Token) -> None:
     """Let through requests with the token, and those of operations that need none, unless a web page sent them.
 
     A browser adds no token by itself, so what has one was sent on purpose, whatever Host or Origin it names. What it
-    asks before it sends what a page of another site wants is answered by `origins` alone.
+    asks before it sends what a page of another site wants is answered by `cors.py` alone.
     """
     open_paths = {operation.path for operation in operations if not operation.auth}
 
@@ -34,12 +34,12 @@ def install(app: Sanic, operations: tuple[Operation, ...], token: Token, origins
         request.ctx.correlation_id = correlation.take_or_make(request.headers.get(correlation.HEADER))
         request.ctx.started = time.monotonic()
         if cors.asks_beforehand(request):
-            cors.answer(request, origins)
+            cors.answer(request)
         given = _tokens_of(request)
         if len(given) == 1 and token.matches(*given):
             _tell(request)
         elif (request.path.removesuffix("/") or "/") in open_paths:
-            _refuse_web_pages(request, origins)
+            _refuse_web_pages(request)
         else:
             if request.stream is not None:
                 request.stream.keep_alive = False  # pyright: ignore[reportAttributeAccessIssue]
@@ -62,11 +62,11 @@ def _tell(request: Request) -> None:
         connection.authenticated()
 
 
-def _refuse_web_pages(request: Request, origins: cors.Origins) -> None:
+def _refuse_web_pages(request: Request) -> None:
     """Raise Forbidden where a page of another site asks, also one whose name was made to mean this machine."""
     host = request.headers.get("Host") or ""
     origin = request.headers.get("Origin")
-    if origin is not None and not origins.name(origin) and urlsplit(origin).netloc.lower() != host.lower():
+    if origin is not None and not cors.is_named(request) and urlsplit(origin).netloc.lower() != host.lower():
         raise Forbidden("a web page of another site may not ask this: send no Origin header, or the token")
     if _is_loopback(request) and not _means_this_machine(host):
         raise Forbidden("the Host header names another machine: ask for localhost or 127.0.0.1, or send the token")

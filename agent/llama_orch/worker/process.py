@@ -119,10 +119,10 @@ class _Process:
             "worker",
             routes.build(self._service),
             token=token,
+            cors_origins=spec.cors_origins,
             registry=registry,
             refresh_metrics=refresh,
             identity=spec.worker_id,
-            cors_origins=spec.cors_origins,
         )
         self._app.after_server_start(self._begin)
         self._server = serve.Server(
