@@ -38,7 +38,7 @@ def install(app: Sanic, operations: tuple[Operation, ...], token: Token) -> None
         given = _tokens_of(request)
         if len(given) == 1 and token.matches(*given):
             _tell(request)
-        elif (request.path.removesuffix("/") or "/") in open_paths:
+        elif request.path in open_paths:
             _refuse_web_pages(request)
         else:
             if request.stream is not None:

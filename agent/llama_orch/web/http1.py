@@ -10,6 +10,7 @@ import contextlib
 import re
 from typing import Any
 
+from sanic import Request
 from sanic.exceptions import RequestTimeout
 from sanic.headers import format_http1_response
 from sanic.http import Http
@@ -37,6 +38,15 @@ _HEAD = re.compile(
 HTTP_1_0 = "1.0"
 _DECIMAL = re.compile(r"[0-9]{1,16}")
 _HEXADECIMAL = re.compile(r"[0-9A-Fa-f]{1,8}")
+
+
+class PlainRequest(Request):
+    """A request to a path, whether or not a slash stands behind it: also where the last parameter may hold slashes."""
+
+    @property
+    def path(self) -> str:
+        """The path without that slash."""
+        return super().path.removesuffix("/") or "/"
 
 
 class _Http(Http):
