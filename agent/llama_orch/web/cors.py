@@ -34,6 +34,8 @@ class Origins:
     def __init__(self, named: Iterable[str] = ()) -> None:
         self._named = frozenset(named)
         self.every = EVERY in self._named
+        # Whether an answer is one page's and not another's.
+        self.differ = bool(self._named) and not self.every
 
     def name(self, origin: str | None) -> bool:
         """Whether it is named itself: only such pages are answered what needs no token."""
@@ -52,7 +54,7 @@ def install(app: Sanic, origins: Origins) -> None:
     @app.on_response
     async def tell(request: Request, response: HTTPResponse) -> None:
         origin = request.headers.get("Origin")
-        if not origins.every:
+        if origins.differ:
             response.headers.add("Vary", "Origin")
         if origin is not None and origins.allow(origin):
             response.headers["Access-Control-Allow-Origin"] = EVERY if origins.every else origin
