@@ -204,7 +204,7 @@ def test_its_folder_may_have_any_name(place: Place):
 
 @pytest.mark.parametrize("variable", ["LLAMA_ORCH_HIVE_HUB_ENDPOINT", "HTTP_PROXY"])
 def test_an_address_that_is_none_does_not_end_the_run(place: Place, variable: str):
-    up = place.up_by_itself("--exit-after-answer", **{variable: "http://[::1"})
+    up = place.up_by_itself("--exit-after-answer", package=None, **{variable: "http://[::1"})
     up.read_until("cannot be had")
     assert "Traceback" not in up.output
 
