@@ -16,10 +16,9 @@ from llama_orch.contract.errors import BadRequest
 from llama_orch.contract.operations import METRICS, OPENAPI, PROOF, Operation
 from llama_orch.contract.proof import NONCE, Proof, proof_of
 
-from . import connections, correlation, cors, errors, gate, openapi
+from . import connections, correlation, cors, errors, gate, http1, openapi
 from .auth import Token
 from .events import EventStream, send
-from .http1 import PlainRequest
 from .scrape import Scrape
 
 MAX_BODY_BYTES = 1024 * 1024
@@ -68,7 +67,7 @@ def create_app(
 
     Web pages of `cors_origins` may ask it.
     """
-    app = Sanic(name, configure_logging=False, request_class=PlainRequest)
+    app = Sanic(name, configure_logging=False, request_class=http1.PlainRequest)
     app.config.update(
         REQUEST_MAX_SIZE=MAX_BODY_BYTES,
         # Of silence; `http1.py` bounds a head and a body as a whole.

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
@@ -22,7 +22,7 @@ from tests.serving import serving
 TOKEN = "a-token-of-enough-length"
 
 
-def an_app(*, events: AsyncIterator[JobEvent | str] | None = None, cors_origins: Sequence[str] = ()):
+def an_app(*, events: AsyncIterator[JobEvent | str] | None = None, cors_origins: tuple[str, ...] = ()):
     served = (ops.QUEEN_HEALTH, ops.CREATE_NODE, ops.GET_NODE, ops.JOB_EVENTS, METRICS, OPENAPI, PROOF)
     routes = Routes(served)
 

@@ -21,7 +21,7 @@ HEADERS = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Head
 
 async def ask(method: str, path: str, origins: list[str], **headers: str) -> tuple[int, CIMultiDictProxy[str], bytes]:
     async with (
-        serving(an_app(cors_origins=origins)) as url,
+        serving(an_app(cors_origins=tuple(origins))) as url,
         aiohttp.ClientSession() as session,
         session.request(method, url + path, headers=headers) as answer,
     ):
