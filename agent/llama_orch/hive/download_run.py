@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from llama_orch.contract.home import HOME_VARIABLE
 
-from . import backoff
+from . import backoff, hub_environment
 from .child import LONGEST_LINE, Child
 from .hub_model import FetchJob
 from .problems import Failed, ToldFailure
@@ -151,8 +151,10 @@ def _broken(how: str) -> Failed:
 
 
 def environment(endpoint: str, cache: Path) -> dict[str, str]:
-    """What a process that speaks to the hub gets of the agent's environment."""
-    kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    """What a process that speaks to the hub gets of the agent's environment. Raises Failed where that cannot work."""
+    hub_environment.check(endpoint)
+    # An empty variable is none: the library would take it for an address.
+    kept = {name: os.environ[name] for name in _ENVIRONMENT if os.environ.get(name)}
     hub = {"HF_ENDPOINT": endpoint} if endpoint else {}
     return {**kept, **hub, "HF_HOME": str(cache / ".home")}
 

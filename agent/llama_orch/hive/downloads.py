@@ -144,6 +144,9 @@ class Downloads:
             async with self._questions_at_once:
                 found = await _ask_hub(ref, self._settings.hub_endpoint, self._token, self._cache)
         except Failed as failed:
+            there = await asyncio.to_thread(_on_disk, ref, self._cache, even_beside=True)
+            if there is not None:
+                return await self._ready(ref, there, origin)
             raise as_answer(failed) from None
         while True:
             async with self.beginning:
@@ -391,13 +394,17 @@ def _is_of(job: Job, wanted: Resolved) -> bool:
     return (model.repo, model.commit, model.filename) == (wanted.repo, wanted.commit, wanted.filename)
 
 
-def _on_disk(ref: HubRef, cache: Path) -> Resolved | None:
-    """What of the models that are here a reference means; None where only the hub can tell."""
+def _on_disk(ref: HubRef, cache: Path, *, even_beside: bool = False) -> Resolved | None:
+    """What of the models that are here a reference means; None where only the hub can tell.
+
+    Where nothing is here but what goes beside models, the hub may have the model itself; `even_beside` takes that.
+    """
     here = model_cache.models(cache)
     cached = {model.filename: model for model in here if model.answers(ref.repo, ref.revision)}
     name, because = ref.filename, None
     if name is None:
-        if (choice := quantisation.choose(cached)) is None:
+        choice = quantisation.choose(cached)
+        if choice is None or (quantisation.goes_beside(choice[0]) and not even_beside):
             return None
         name, why = choice
         several = len(quantisation.models_of(cached)) > 1

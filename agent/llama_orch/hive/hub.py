@@ -1,4 +1,7 @@
-"""The model hub; the only importer of huggingface_hub. Everything here blocks: call it in a thread or a process."""
+"""The model hub; with `hub_failures.py` the only importer of huggingface_hub.
+
+Everything here blocks: call it in a thread or a process.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,24 +18,14 @@ from types import TracebackType
 from typing import Any, BinaryIO, Literal, Self
 from urllib.parse import urlsplit
 
-import httpx2
-from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi, HfFileMetadata, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
 from pydantic import ValidationError
 
 from llama_orch.contract.model_ref import HubRef
 
-from . import model_cache, quantisation
+from . import hub_failures, model_cache, quantisation
 from .gguf_header import part_names
 from .hub_model import FetchJob, HubFile, Resolved, is_file_name
 from .problems import Failed
@@ -46,7 +40,7 @@ Report = Callable[[Phase, int], None]
 
 def resolve(ref: HubRef, endpoint: str, token: str | None) -> Resolved:
     """Ask the hub what a reference means, and whether it lets us have it. Raises Failed."""
-    with _explained(ref.repo, ref.revision):
+    with hub_failures.explained(ref.repo, ref.revision):
         info = HfApi(endpoint=endpoint or None, token=token or False).model_info(
             ref.repo, revision=ref.revision, files_metadata=True, timeout=TIMEOUT_S
         )
@@ -73,12 +67,7 @@ def resolve(ref: HubRef, endpoint: str, token: str | None) -> Resolved:
                 files=models[:200],
             )
         # Asking what a repository holds is open to all even where its files are not.
-        get_hf_file_metadata(
-            hf_hub_url(ref.repo, names[0], revision=info.sha, endpoint=endpoint or None),
-            token=token or False,
-            timeout=TIMEOUT_S,
-            endpoint=endpoint or None,
-        )
+        _metadata(ref.repo, names[0], str(info.sha), endpoint or constants.ENDPOINT, token)
     try:
         return Resolved(
             repo=ref.repo,
@@ -95,6 +84,20 @@ def resolve(ref: HubRef, endpoint: str, token: str | None) -> Resolved:
         ) from None
 
 
+def _metadata(repo: str, name: str, commit: str, endpoint: str, token: str | None) -> HfFileMetadata:
+    """Where a file is, and whether the hub lets us have it. Raises Failed where no hub answers."""
+    meta = get_hf_file_metadata(
+        hf_hub_url(repo, name, revision=commit, endpoint=endpoint),
+        token=token or False,
+        timeout=TIMEOUT_S,
+        endpoint=endpoint,
+    )
+    # Each file of a hub has one; what else would come would be written behind the bytes that are there.
+    if meta.etag is None:
+        raise hub_failures.no_hub()
+    return meta
+
+
 def _file(name: str, sibling: Any) -> HubFile:
     if sibling.lfs is not None:
         return HubFile(name=name, size=sibling.lfs.size, etag=sibling.lfs.sha256)
@@ -109,7 +112,7 @@ def fetch(job: FetchJob, report: Report) -> None:
     """
     constants.DOWNLOAD_CHUNK_SIZE = _CHUNK
     before = 0
-    with _explained(job.model.repo, job.model.revision), _disk_full_explained():
+    with hub_failures.explained(job.model.repo, job.model.revision), _disk_full_explained():
         for file in job.model.files:
             _fetch_file(job, file, lambda phase, done, start=before: report(phase, start + done))
             before += file.size
@@ -182,12 +185,7 @@ def _lock(target: BinaryIO, name: str) -> None:
 
 def _receive(job: FetchJob, file: HubFile, target: BinaryIO, report: Report) -> None:
     endpoint = job.endpoint or constants.ENDPOINT
-    meta = get_hf_file_metadata(
-        hf_hub_url(job.model.repo, file.name, revision=job.model.commit, endpoint=endpoint),
-        token=job.token or False,
-        timeout=TIMEOUT_S,
-        endpoint=endpoint,
-    )
+    meta = _metadata(job.model.repo, file.name, job.model.commit, endpoint, job.token)
     if target.tell() > file.size:
         target.truncate(0)
         target.seek(0)
@@ -262,6 +260,9 @@ def _point_revision(job: FetchJob) -> None:
 def _disk_full_explained() -> Iterator[None]:
     try:
         yield
+    except ssl.SSLError:
+        # Its numbers are not the system's.
+        raise
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise Failed(
@@ -269,46 +270,6 @@ def _disk_full_explained() -> Iterator[None]:
             ) from None
         if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
             raise Failed("disk_refused", "models_dir cannot be written", "let the hive's user write there") from None
-        raise
-
-
-@contextmanager
-def _explained(repo: str, revision: str | None) -> Iterator[None]:
-    try:
-        yield
-    except Failed:
-        raise
-    except GatedRepoError:
-        raise Failed(
-            "model_gated",
-            f"{repo} is gated: its owner lets in only who asked",
-            "accept its terms on its page, then put a token of that account into the hive's hub_token_file",
-        ) from None
-    except RevisionNotFoundError:
-        raise Failed("model_not_found", f"{repo} has no revision {revision}", "correct the part after '@'") from None
-    except RemoteEntryNotFoundError:
-        raise Failed("file_not_found", f"the file is no longer in {repo}", "choose another file") from None
-    except RepositoryNotFoundError:
-        raise Failed(
-            "model_not_found",
-            f"the hub has no repository {repo} that this hive may see",
-            "check the name; for a private one put a token into the hive's hub_token_file",
-        ) from None
-    except HFValidationError:
-        raise Failed("model_not_found", f"the hub does not take {repo} as a name", "check the name") from None
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else 0
-        if status == 401:
-            raise Failed("hub_token_refused", "the hub refuses the hive's token", "renew hub_token_file") from None
-        raise Failed("hub_failed", f"the hub answered {status}", "try again later", retry=True) from None
-    except (httpx2.HTTPError, LocalEntryNotFoundError) as error:
-        raise Failed(
-            "hub_unreachable",
-            f"the hub cannot be reached ({type(error).__name__})",
-            "check the hive's network and hub_endpoint; a model on its disk can be named as file:/path.gguf",
-            retry=True,
-        ) from None
-    except ValueError as error:
-        if "too large" in str(error):
-            raise Failed("file_too_large", "files over 50 GB must be in parts", "choose a split model") from None
+        if "Consistency check failed" in str(error):
+            raise Failed("hub_failed", "the hub sent less of a file than it has", "ask again", retry=True) from None
         raise

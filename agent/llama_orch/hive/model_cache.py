@@ -62,8 +62,8 @@ def models(cache: Path) -> list[CachedModel]:
             revisions = tuple(sorted(name for name, commit in refs.items() if commit == snapshot.name))
             found += [
                 model
-                for path in sorted(snapshot.rglob("*.gguf"))
-                if (model := _model(repo, snapshot, revisions, path)) is not None
+                for path in sorted(snapshot.rglob("*"))
+                if path.suffix.lower() == ".gguf" and (model := _model(repo, snapshot, revisions, path)) is not None
             ]
     return found
 
@@ -77,7 +77,8 @@ def _refs(home: Path) -> dict[str, str]:
 
 def _model(repo: str, snapshot: Path, revisions: tuple[str, ...], path: Path) -> CachedModel | None:
     parts = split_name(path.name)
-    if parts is not None and parts[1] != 1:
+    # A name that is no UTF-8 is none that an answer can have.
+    if (parts is not None and parts[1] != 1) or not _is_text(path):
         return None
     files = [path.parent / name for name in part_names(path.name)]
     # exists() follows the link: one whose blob was taken away is no model.
@@ -94,6 +95,14 @@ def _model(repo: str, snapshot: Path, revisions: tuple[str, ...], path: Path) ->
         sha256=blob if len(files) == 1 and _SHA256.fullmatch(blob) else None,
         parts=len(files),
     )
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def remove(cache: Path, model: CachedModel) -> None:

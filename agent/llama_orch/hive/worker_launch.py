@@ -73,6 +73,7 @@ def start(
         gpu_layers=request.gpu_layers,
         cpu_library=cpu_library,
         gateways=settings.gateways,
+        cors_origins=settings.cors_origins,
         reuse_across_scopes=request.reuse_across_scopes,
         confined=settings.confine_workers,
         record=record.model_dump(mode="json"),

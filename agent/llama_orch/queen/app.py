@@ -194,6 +194,7 @@ def build(settings: QueenSettings, token: Token) -> Sanic:
         token=token,
         registry=metrics.registry,
         refresh_metrics=refresh,
+        cors_origins=settings.cors_origins,
     )
 
     @app.before_server_start

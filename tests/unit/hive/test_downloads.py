@@ -106,11 +106,25 @@ async def test_what_is_no_model_is_not_taken_for_one(tmp_path: Path, asked: list
     assert len(asked) == 1
 
 
+async def test_a_draft_alone_is_the_hubs_to_judge_and_is_taken_where_that_is_silent(
+    tmp_path: Path, asked: list[refs.HubRef]
+):
+    cache = tmp_path / "models"
+    add(cache, "c" * 40, "m-draft-Q4_K_M.gguf", "8" * 64)
+    known = Downloads(HiveSettings(state_dir=tmp_path / "state", models_dir=cache), None)
+    job = await known.request(refs.HubRef("org/repo"), "rest")
+    assert (job.ready, job.view().filename, len(asked)) == (True, "m-draft-Q4_K_M.gguf", 1)
+    add(cache, "c" * 40, "m-Q8_0.gguf", "9" * 64)
+    known = Downloads(HiveSettings(state_dir=tmp_path / "state", models_dir=cache), None)
+    assert (await known.request(refs.HubRef("org/repo"), "rest")).view().filename == "m-Q8_0.gguf"
+    assert len(asked) == 1
+
+
 async def test_what_lies_in_the_cache_under_a_name_that_is_none_of_ours_is_the_hubs_to_say(
     tmp_path: Path, asked: list[refs.HubRef]
 ):
     cache = tmp_path / "models"
-    add(cache, "c" * 40, "a model of mine.gguf", "8" * 64)
+    add(cache, "c" * 40, "a {{ model }}.gguf", "8" * 64)
     known = Downloads(HiveSettings(state_dir=tmp_path / "state", models_dir=cache), None)
     with pytest.raises(UpstreamFailed):
         await known.request(refs.HubRef("org/repo"), "rest")

@@ -25,7 +25,7 @@ from tests.serving import serving
 TOKEN = "a-token-of-enough-length"
 
 
-def an_app(*, events: AsyncIterator[JobEvent | str] | None = None):
+def an_app(*, events: AsyncIterator[JobEvent | str] | None = None, cors_origins: tuple[str, ...] = ()):
     served = (ops.QUEEN_HEALTH, ops.CREATE_NODE, ops.GET_NODE, ops.JOB_EVENTS, METRICS, OPENAPI, PROOF)
     routes = Routes(served)
 
@@ -48,7 +48,9 @@ def an_app(*, events: AsyncIterator[JobEvent | str] | None = None):
         assert events is not None
         return EventStream(events)
 
-    return create_app("test", "queen", routes, token=Token(TOKEN), registry=CollectorRegistry())
+    return create_app(
+        "test", "queen", routes, token=Token(TOKEN), registry=CollectorRegistry(), cors_origins=cors_origins
+    )
 
 
 AUTH = {"Authorization": f"Bearer {TOKEN}"}
@@ -71,6 +73,96 @@ async def test_a_missing_or_wrong_token_is_401(http: aiohttp.ClientSession, head
         assert answer.status == 401
         assert answer.headers["WWW-Authenticate"] == "Bearer"
         assert (await answer.json())["error"]["code"] == "unauthorized"
+
+
+@pytest.mark.parametrize("name", ["x-api-key", "Api-Key", "X-API-KEY"])
+async def test_other_headers_show_the_token_as_well(http: aiohttp.ClientSession, name: str):
+    for authorization in ("", "Basic dXNlcjpwYXNz", f"Bearer {TOKEN}"):
+        async with http.get("/api/v1/nodes/x", headers={"Authorization": authorization, name: TOKEN}) as answer:
+            assert answer.status == 404
+    async with http.get("/api/v1/nodes/x", headers={"Authorization": "", name: f"Bearer {TOKEN}"}) as answer:
+        assert answer.status == 401
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("Authorization", f"Bearer {TOKEN}"), ("x-api-key", "another-token-of-length")],
+        [("x-api-key", TOKEN), ("api-key", "another-token-of-length")],
+        [("Authorization", f"Bearer {TOKEN}"), ("Authorization", "Bearer another-token-of-length")],
+        [("Authorization", "Bearer another-token-of-length"), ("Authorization", f"Bearer {TOKEN}")],
+        [("x-api-key", TOKEN), ("x-api-key", "another-token-of-length")],
+    ],
+)
+async def test_different_tokens_are_refused(headers: list[tuple[str, str]]):
+    async with serving(an_app()) as url, aiohttp.ClientSession(url) as session:
+        async with session.get("/api/v1/nodes/x", headers=headers) as answer:
+            assert answer.status == 401 and "different tokens" in (await answer.json())["error"]["message"]
+        async with session.get("/health", headers=headers) as answer:
+            assert answer.status == 200
+
+
+@pytest.mark.parametrize("path", ["/health", "/metrics", "/api/v1/proof", "/openapi.json", "/api/v1/nodes/x"])
+async def test_a_slash_behind_a_path_changes_nothing(http: aiohttp.ClientSession, path: str):
+    for authorization in ("", AUTH["Authorization"]):
+        seen: list[tuple[int, str]] = []
+        for asked in (path, f"{path}/"):
+            async with http.get(asked, headers={"Authorization": authorization}) as answer:
+                seen.append((answer.status, answer.headers["Content-Type"]))
+        assert seen[0] == seen[1]
+    async with http.get("/health//", headers={"Authorization": ""}) as answer:
+        assert answer.status == 401
+
+
+async def test_a_body_may_go_to_a_path_with_a_slash(http: aiohttp.ClientSession):
+    async with http.post("/api/v1/nodes/", json={"node_name": "a", "ssh_host": "h"}) as answer:
+        assert (answer.status, (await answer.json())["version"]) == (200, "a")
+
+
+@pytest.mark.parametrize(
+    ("path", "token"), [("/health", ""), ("/metrics", ""), ("/openapi.json", TOKEN), ("/api/v1/nodes/x", TOKEN)]
+)
+async def test_the_head_of_whatever_can_be_read(http: aiohttp.ClientSession, path: str, token: str):
+    async with http.get(path, headers={"Authorization": f"Bearer {token}"}) as answer:
+        status, kind, body = answer.status, answer.content_type, await answer.read()
+    for _ in range(2):
+        async with http.head(path, headers={"Authorization": f"Bearer {token}"}) as answer:
+            assert (answer.status, answer.content_type, await answer.read()) == (status, kind, b"")
+            # Counts change between two scrapes.
+            assert path == "/metrics" or int(answer.headers["Content-Length"]) == len(body)
+    async with http.head("/api/v1/nodes") as answer:
+        assert answer.status == 405
+
+
+async def test_the_head_of_a_stream_ends_its_source_and_keeps_the_connection():
+    ended = asyncio.Event()
+
+    async def forever() -> AsyncIterator[JobEvent | str]:
+        try:
+            yield "first"
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async with serving(an_app(events=forever())) as url, aiohttp.ClientSession(url, headers=AUTH) as session:
+        async with session.head("/api/v1/jobs/j/events") as answer:
+            assert (answer.status, answer.content_type, await answer.read()) == (200, "text/event-stream", b"")
+        await asyncio.wait_for(ended.wait(), 5)
+        async with session.get("/health") as answer:
+            assert answer.status == 200
+
+
+async def test_the_head_of_a_stream_that_cannot_begin_is_its_refusal():
+    async def fail() -> AsyncIterator[JobEvent | str]:
+        raise NotFound("no such job")
+        yield ""
+
+    async with (
+        serving(an_app(events=fail())) as url,
+        aiohttp.ClientSession(url, headers=AUTH) as session,
+        session.head("/api/v1/jobs/j/events") as answer,
+    ):
+        assert answer.status == 404
 
 
 async def test_an_unknown_path_needs_the_token_too(http: aiohttp.ClientSession):
