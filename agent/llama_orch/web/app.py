@@ -57,16 +57,18 @@ def create_app(
     registry: CollectorRegistry,
     refresh_metrics: Callable[[Sanic], Awaitable[None]] | None = None,
     identity: str | None = None,
+    max_body_bytes: int = MAX_BODY_BYTES,
 ) -> Sanic:
     """A Sanic application that serves every operation of `routes` and nothing else.
 
     `part` is queen, hive or worker: the prefix of its metrics. `refresh_metrics` rebuilds gauges at a scrape.
-    `identity` is the name that it proves itself by, where there is more than one of its part.
+    `identity` is the name that it proves itself by, where there is more than one of its part. A larger body than
+    `max_body_bytes` is refused.
     Raises ValueError where an operation has no handler.
     """
     app = Sanic(name, configure_logging=False)
     app.config.update(
-        REQUEST_MAX_SIZE=MAX_BODY_BYTES,
+        REQUEST_MAX_SIZE=max_body_bytes,
         # Of silence; `http1.py` bounds a head and a body as a whole.
         REQUEST_TIMEOUT=30,
         RESPONSE_TIMEOUT=RESPONSE_TIMEOUT_SECONDS,
@@ -107,7 +109,7 @@ def _serve(app: Sanic, operation: Operation, handler: Handler) -> None:
             return None
         return HTTPResponse(result.model_dump_json(), content_type="application/json")
 
-    path = operation.path.replace("{", "<").replace("}", ":str>")
+    path = operation.path.replace("{", "<").replace("}", ":path>" if operation.slashes else ":str>")
     app.add_route(endpoint, path, methods=[operation.method], name=operation.name)
 
 

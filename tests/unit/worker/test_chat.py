@@ -54,11 +54,11 @@ def test_a_models_file_without_a_template_says_what_to_use():
     ("source", "reason"),
     [
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
-        ("{{ messages[9].content }}", "UndefinedError"),
-        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{{ messages[9].content }}", "reads what is not there"),
+        ("{{ 1 / 0 }}", "computes with what it cannot"),
         ("{% if %}", "chat template"),
-        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "SecurityError"),
-        ("{{ messages.append(1) }}", "SecurityError"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "not for templates"),
+        ("{{ messages.append(1) }}", "not for templates"),
     ],
 )
 def test_a_template_that_fails_or_misbehaves_is_a_400(source: str, reason: str):
@@ -199,23 +199,29 @@ AMPLIFIERS = [
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "TimeoutError"),
-        ("{% for a in range(99999) %}{{ range(99999) | list | length }}{% endfor %}", "TimeoutError"),
-        ("{% macro f(n) %}{{ f(n + 1) if n < 40 }}{{ f(n + 1) if n < 40 }}{% endmacro %}{{ f(0) }}", "TimeoutError"),
-        ("{% for a in [0] recursive %}{{ loop(range(99999)) }}{% endfor %}", "TimeoutError|RecursionError"),
-        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
-        ("{% for a in range(10 ** 9) %}{% endfor %}", "OverflowError"),
-        ("{% for a in range(999999) %}{% endfor %}", "OverflowError"),
-        ("{{ 'x' * 10000000000 }}", "OverflowError"),
-        ("{{ 9 ** 9 ** 9 }}", "OverflowError"),
-        ("{% set n = namespace(x=9) %}{% for a in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}", "OverflowError"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "seconds of computing"),
+        ("{% for a in range(99999) %}{{ range(99999) | list | length }}{% endfor %}", "seconds of computing"),
+        (
+            "{% macro f(n) %}{{ f(n + 1) if n < 40 }}{{ f(n + 1) if n < 40 }}{% endmacro %}{{ f(0) }}",
+            "seconds of computing",
+        ),
+        ("{% for a in [0] recursive %}{{ loop(range(99999)) }}{% endfor %}", "seconds of computing|without end"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "without end"),
+        ("{% for a in range(10 ** 9) %}{% endfor %}", "powers|becomes too l"),
+        ("{% for a in range(999999) %}{% endfor %}", "powers|becomes too l"),
+        ("{{ 'x' * 10000000000 }}", "powers|becomes too l"),
+        ("{{ 9 ** 9 ** 9 }}", "powers|becomes too l"),
+        (
+            "{% set n = namespace(x=9) %}{% for a in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}",
+            "powers|becomes too l",
+        ),
         (
             "{% set n = namespace(x='xx') %}{% for a in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
-            "OverflowError",
+            "becomes too l",
         ),
         (
             "{% set n = namespace(x='xx') %}{% for a in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
-            "OverflowError",
+            "becomes too l",
         ),
     ],
 )
@@ -246,7 +252,7 @@ def test_a_few_characters_cannot_ask_for_much_memory(source: str, monkeypatch: p
         with pytest.raises(
             BadRequest,
             match=r"too long|too wide|MiB of texts|too large|not for templates|namespace|"
-            r"lipsum|only numbers",
+            r"is not there|only numbers",
         ):
             made.render(HELLO)
 
