@@ -40,6 +40,8 @@ from .schema_parts import (
 MAX_SCHEMAS = 4000
 MAX_DEPTH = 64
 MAX_NAME = 256
+# Of more values that are objects or lists, each is spaced in one way alone: then they can be read letter by letter.
+MAX_SPACED = 64
 # What the rules together may hold: parts that are put together again and again grow without end.
 MAX_CHARACTERS = 2_000_000
 
@@ -144,8 +146,7 @@ class _Converter:
             return self._visit_combination(schema, depth)
         kinds = kinds_of(schema)
         if _is_of_values(schema):
-            plain, structured = _values(schema)
-            return self._any_of([*self._one_of(plain), *map(self._value, structured)])
+            return self._any_value(*_values(schema))
         return self._any_of([self._of_kind(schema, kind, depth + 1) for kind in kinds]) if kinds else "value"
 
     def _of_kind(self, schema: dict[str, Any], kind: str, depth: int) -> str:
@@ -174,6 +175,12 @@ class _Converter:
         if isinstance(value, list):
             return self._define(_between('"["', [self._value(one) for one in value], '"]"'))
         return self._define(_text(value))
+
+    def _any_value(self, plain: set[str], structured: list[Any]) -> str:
+        """The name of the rule for any of these values: plain ones as JSON, and objects and lists."""
+        if len(structured) > MAX_SPACED:
+            plain, structured = plain | {_json(value) for value in structured}, []
+        return self._any_of([*self._one_of(plain), *map(self._value, structured)])
 
     def _one_of(self, texts: set[str]) -> list[str]:
         """One of these texts, each letter looked at once: as so many choices they would all judge every token."""
@@ -229,19 +236,22 @@ class _Converter:
         """The name of the rule for any of the options that allow something."""
         # Values that stand alone are looked at together, as those of one enum.
         plain: set[str] = set()
+        structured: list[Any] = []
         choices: list[str] = []
         for option in options:
             try:
                 merged = option()
                 if isinstance(merged, dict) and _is_of_values(merged) and not merged.keys() & {*COMBINED, "$ref"}:
-                    texts, structured = _values(merged)
+                    texts, others = _values(merged)
                     plain |= texts
-                    choices += map(self._value, structured)
+                    structured += others
                 else:
                     choices.append(self._visit(merged, depth))
             except NothingFits:
                 continue
-        return self._any_of([*self._one_of(plain), *choices])
+        if plain or structured:
+            choices.append(self._any_value(plain, structured))
+        return self._any_of(choices)
 
     # --- objects and arrays
 
