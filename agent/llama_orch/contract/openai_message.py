@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from .openai_fields import unreadable, unsupported
+from .openai_fields import unreadable
 from .openai_request import MAX_TEXT, OpenAIRequest
 
 MAX_MESSAGES = 4096
@@ -130,15 +130,14 @@ def _texts(parts: list[Any]) -> list[Any]:
         if isinstance(part, str):
             found.append({"text": part})
             continue
-        if not isinstance(part, dict):
-            found.append(part)
-            continue
-        kind = part.get("type") or "text"
+        kind = part.get("type") or "text" if isinstance(part, dict) else None
         if not isinstance(kind, str):
-            raise unsupported(f"content.{place}.type", "it is the name of a kind of part")
+            raise ValueError(f"content.{place}: must be a text, or an object with a type")  # noqa: TRY004  pydantic's
         if kind in _TEXTS:
-            text = part.get(_TEXTS[kind])
-            found.append({"text": "" if text is None and _TEXTS[kind] in part else text})
+            if _TEXTS[kind] not in part:
+                raise ValueError(f"content.{place}.{_TEXTS[kind]}: required, but missing")
+            text = part[_TEXTS[kind]]
+            found.append({"text": "" if text is None else text})
         elif kind not in _THOUGHTS:
             raise unreadable(f"content.{place}", _KINDS.get(kind, f"parts of the type {kind[:40]}"))
     return found

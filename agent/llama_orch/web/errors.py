@@ -61,8 +61,7 @@ def from_validation(error: ValidationError, what: str = "body") -> BadRequest:
     code = None
     for item in error.errors(include_input=False, include_url=False, include_context=False):
         unknown = item["type"] == "extra_forbidden"
-        unsupported = item["type"] in UNSUPPORTED
-        code = item["type"] if unsupported else code
+        code = item["type"] if item["type"] in UNSUPPORTED else code
         # The name of an unknown field is the client's own, whatever it looks like.
         shown = [str(part) for part in item["loc"][:-1] if not _is_internal(part)]
         shown += [str(part) for part in item["loc"][-1:] if unknown or not _is_internal(part)]
@@ -73,8 +72,8 @@ def from_validation(error: ValidationError, what: str = "body") -> BadRequest:
             problem = "required, but missing"
         else:
             problem = _PLAINER.get(item["type"], item["msg"].removeprefix("Value error, "))
-            # What concerns several fields together names the one to change first.
-            if (unsupported or not path) and (found := _FIELD_FIRST.match(problem)):
+            # What concerns several fields of one part names the one to change first.
+            if found := _FIELD_FIRST.match(problem):
                 path, problem = ".".join(filter(None, (path, found[1]))), found[2]
         fields.append({"field": path or what, "problem": problem})
     summary = "; ".join(f"{entry['field']}: {entry['problem']}" for entry in fields[:10])

@@ -66,6 +66,63 @@ def test_a_template_that_fails_or_misbehaves_is_a_400(source: str, reason: str):
         template(source).render(HELLO)
 
 
+def talk(*texts: str) -> list[ChatMessage]:
+    """A conversation in which the user and the assistant take turns."""
+    roles = ("user", "assistant")
+    return [ChatMessage(role=roles[number % 2], content=text) for number, text in enumerate(texts)]
+
+
+PLAIN_TURNS = "{% for m in messages %}[{{ m.role }}]{{ m.content }};{% endfor %}"
+BEGINS = "{% if add_generation_prompt %}[assistant]{% endif %}"
+
+
+@pytest.mark.parametrize("content", ["The answer is", "The answer is ", " The\n", "a", "[user]x;", ""])
+@pytest.mark.parametrize(
+    "source",
+    [
+        PLAIN_TURNS + BEGINS,
+        PLAIN_TURNS + "[assistant]",
+        # Some put what a model thinks before what it says, and only where it goes on.
+        "{% for m in messages %}[{{ m.role }}]{{ '<think></think>' if loop.last and m.role == 'assistant' }}"
+        "{{ m.content }};{% endfor %}" + BEGINS,
+        # Some insist that the user speaks last.
+        "{% if messages[-1].role != 'user' %}{{ raise_exception('the user speaks last') }}{% endif %}"
+        + PLAIN_TURNS
+        + BEGINS,
+        # And some do not show the assistant's last words.
+        "{% for m in messages %}{% if not (loop.last and m.role == 'assistant') %}[{{ m.role }}]{{ m.content }};"
+        "{% endif %}{% endfor %}" + BEGINS,
+        # Parts only.
+        "{% for m in messages %}[{{ m.role }}]{% for p in m.content %}{{ p.text }}{% endfor %};{% endfor %}" + BEGINS,
+    ],
+)
+def test_the_last_words_of_the_assistant_are_continued(source: str, content: str):
+    text = template(source).render(talk("Hello", content), turn="continued")
+    assert text.replace("<think></think>", "") == f"[user]Hello;[assistant]{content}"
+    # As a new turn they are one of many.
+    if "speaks last" not in source and "{% if not" not in source:
+        assert template(source).render(talk("Hello", content)).endswith(";[assistant]")
+
+
+def test_what_a_template_trims_is_kept_where_the_answer_goes_on():
+    source = "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }};{% endfor %}" + BEGINS
+    assert template(source).render(talk(" Hello ", "The answer is "), turn="continued") == (
+        "[user]Hello;[assistant]The answer is "
+    )
+
+
+def test_a_turn_need_not_begin():
+    assert template(PLAIN_TURNS + BEGINS).render(talk("Hello"), turn="none") == "[user]Hello;"
+
+
+def test_a_template_may_take_more_where_conversations_may_be_longer():
+    long = talk("x" * (template_sandbox.MAX_TEXT - 1))
+    with pytest.raises(BadRequest, match="too long"):
+        template(PLAIN_TURNS).render(long)
+    larger = ChatTemplate(PLAIN_TURNS, bos_text="", eos_text="", scale=2)
+    assert len(larger.render(long)) > template_sandbox.MAX_TEXT
+
+
 CALLS = [
     ChatMessage.model_validate(message)
     for message in (
