@@ -18,10 +18,11 @@ from llama_orch.contract.proof import NONCE, Proof, proof_of
 
 from . import connections, correlation, errors, gate, openapi
 from .auth import Token
+from .body_room import SMALL_BYTES, BodyRoom
 from .events import EventStream, send
 from .scrape import Scrape
 
-MAX_BODY_BYTES = 1024 * 1024
+MAX_BODY_BYTES = SMALL_BYTES
 # Counts until the first byte of an answer, so it must exceed the longest wait for one (a model that loads).
 RESPONSE_TIMEOUT_SECONDS = 900
 GRACEFUL_STOP_SECONDS = 10.0
@@ -79,6 +80,7 @@ def create_app(
         FALLBACK_ERROR_FORMAT="json",
     )
     app.ctx.connections = connections.OpenConnections(most=connections.most_with_descriptors())
+    app.ctx.body_room = BodyRoom(max_body_bytes)
     errors.install(app)
     _observe(app, part, registry)
     gate.install(app, routes.operations, token)
@@ -103,10 +105,15 @@ def _serve(app: Sanic, operation: Operation, handler: Handler) -> None:
             raise BadRequest(f"unknown query parameters: {', '.join(sorted(unknown))[:200]}")
         if operation.request is not None:
             parameters["body"] = _parse(request, operation)  # pyright: ignore[reportArgumentType]
-        result = await handler(request, **parameters)
-        if isinstance(result, EventStream):
-            await send(request, result)
-            return None
+            # It is there twice now, and may be large.
+            request.body = b""
+        try:
+            result = await handler(request, **parameters)
+            if isinstance(result, EventStream):
+                await send(request, result)
+                return None
+        finally:
+            request.app.ctx.body_room.give_back(getattr(request.stream, "protocol", None))
         return HTTPResponse(result.model_dump_json(), content_type="application/json")
 
     path = operation.path.replace("{", "<").replace("}", ":path>" if operation.slashes else ":str>")
