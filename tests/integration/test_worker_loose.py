@@ -146,7 +146,7 @@ async def test_the_model_is_found_by_each_of_its_names(client: openai.AsyncOpenA
     assert names == ["demo.Q8_0.gguf", REFERENCE, "org/repo@main", "demo.Q8_0"]
     for name in names:
         assert (await client.models.retrieve(name)).id == listed.id
-        async with http.get(f"/v1/models/{name}") as answer:
+        async with http.get(f"/v1/models/{name}?api-version=2026-01-01") as answer:
             assert (await answer.json())["id"] == listed.id
         answer = await client.completions.create(model=name, prompt="A", max_tokens=2)
         assert (answer.choices[0].text, answer.model) == ("BC", listed.id)

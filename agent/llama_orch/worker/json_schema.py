@@ -164,7 +164,7 @@ class _Converter:
                 return "positive" if any(isinstance(one, (int, float)) and one >= 0 for one in low) else "number"
             case "boolean" | "null":
                 return kind
-        raise WrongGrammar(f"there is no type {kind!r}")
+        raise WrongGrammar(f"there is no type '{kind[:40]}'")
 
     def _value(self, value: Any) -> str:
         """The one JSON value, however it is spaced."""

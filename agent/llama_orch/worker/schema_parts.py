@@ -35,7 +35,7 @@ class Parts:
     def target(self, reference: Any) -> Any:
         """What a `$ref` points to. Raises WrongGrammar where that is nothing of this schema."""
         if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
-            shown = repr(reference[:80]) if isinstance(reference, str) else "of another kind than a text"
+            shown = f"'{reference[:80]}'" if isinstance(reference, str) else "of another kind than a text"
             raise WrongGrammar(f"$ref {shown}: only places within the schema itself, as #/$defs/name")
         budget.spend(1 + len(reference) // 16)
         found: Any = self._schema
@@ -46,7 +46,7 @@ class Parts:
             elif isinstance(found, dict) and name in found:
                 found = found[name]
             else:
-                raise WrongGrammar(f"$ref {reference[:80]!r} points nowhere")
+                raise WrongGrammar(f"$ref '{reference[:80]}' points nowhere")
         return found
 
     def merge(self, one: Any, other: Any) -> Any:
@@ -123,11 +123,14 @@ def object_of(schema: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def kinds_of(schema: dict[str, Any]) -> list[str]:
-    """The types that a schema names, or else those that its keywords are about."""
+    """The types that a schema names, or else those that its keywords are about. Raises WrongGrammar."""
     given = schema.get("type")
     if given is None:
         return [kind for kind, keys in _HINTS.items() if keys & schema.keys()]
-    return list(dict.fromkeys(map(str, given))) if isinstance(given, list) else [str(given)]
+    named = given if isinstance(given, list) else [given]
+    if not all(isinstance(one, str) for one in named):
+        raise WrongGrammar("type is a name, or a list of names")
+    return list(dict.fromkeys(named))
 
 
 def says_nothing(schema: dict[str, Any]) -> bool:
