@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from llama_orch.contract import openai_fields
 from llama_orch.contract.errors import BadRequest
 from llama_orch.contract.inference import ChatMessage, ChatRequest, CompletionRequest, EmbeddingRequest, TokenizeRequest
+from llama_orch.contract.openai_completion import MAX_SCHEMA_PARTS
 from llama_orch.contract.openai_request import OpenAIRequest
 from llama_orch.web.errors import from_validation
 
@@ -175,6 +176,16 @@ def test_a_schema_may_stand_where_other_servers_have_it():
         assert chat(response_format=wanted) == expected
     named = {"type": "json_schema", "json_schema": {"name": "a name. of its own", "schema": schema}}
     assert chat(response_format=named).response_format is not None
+
+
+def test_a_schema_of_more_parts_than_any_grammar_has_is_refused_before_it_is_read():
+    large = {"enum": [{}] * (MAX_SCHEMA_PARTS + 1)}
+    error = refused(ChatRequest, response_format={"type": "json_schema", "json_schema": {"schema": large}})
+    assert error.param == "response_format.json_schema.schema"
+    error = refused(ChatRequest, tools=[{"function": {"name": "f", "parameters": large}}])
+    assert error.param == "tools.0.function.parameters"
+    fits = {"enum": list(range(MAX_SCHEMA_PARTS // 2))}
+    assert chat(tools=[{"function": {"name": "f", "parameters": fits}}]).tools
 
 
 def test_an_empty_prompt_is_the_beginning_of_a_text():
