@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 from llama_orch.contract import errors, operations
 from llama_orch.contract.errors import ApiError
 from llama_orch.contract.operations import Operation
+from llama_orch.contract.openai_fields import UNSUPPORTED
 from llama_orch.contract.process import FailureCode
 from llama_orch.hive import metrics as hive_metrics
 from llama_orch.hive import worker_ending
@@ -245,6 +246,7 @@ def test_every_signal_that_has_advice_is_explained_and_no_other():
 def _failure_codes() -> dict[str, str]:
     """Each code that a node, job, worker, download or request can end with, and a file that has it."""
     found = dict.fromkeys(FailureCode.__args__, "contract/process.py")
+    found |= dict.fromkeys(UNSUPPORTED, "contract/openai_fields.py")
     for path in PACKAGE.rglob("*.py"):
         found |= dict.fromkeys(_codes_of(ast.parse(path.read_text(encoding="utf-8"))), str(path.relative_to(PACKAGE)))
     for path in (ROOT / "roles").rglob("*.yml"):
