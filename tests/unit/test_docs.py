@@ -17,8 +17,8 @@ from ruamel.yaml import YAML
 
 from llama_orch.contract import errors, operations
 from llama_orch.contract.errors import ApiError
-from llama_orch.contract.operations import Operation
 from llama_orch.contract.openai_fields import UNSUPPORTED
+from llama_orch.contract.operations import Operation
 from llama_orch.contract.process import FailureCode
 from llama_orch.hive import metrics as hive_metrics
 from llama_orch.hive import worker_ending
