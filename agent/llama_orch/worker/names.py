@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from llama_orch import __version__
 from llama_orch.contract.process import WorkerSpec
@@ -26,7 +26,15 @@ def _without_ending(name: str) -> str:
 def fingerprint(spec: WorkerSpec) -> str:
     """`system_fingerprint` of OpenAI's: the same for workers that answer alike to the same seed."""
     parts = (
-        *(__version__, version("llama-cpp-python"), spec.model_name, spec.model_ref),
+        *(__version__, _engine(), spec.model_name, spec.model_ref),
         *(spec.backend, spec.cpu_library, spec.gpu_layers, spec.split_mode),
     )
     return "fp_" + hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+
+
+def _engine() -> str:
+    try:
+        return version("llama-cpp-python")
+    except PackageNotFoundError:
+        # The engine loads or fails by itself; a name for it is not worth a worker.
+        return ""
