@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -20,14 +20,22 @@ from pydantic import (
 )
 
 from .openai_fields import COMPLETIONS, OTHERS, Rule
-from .openai_request import MAX_TEXT, MAX_TOKENS, Limit, LimitOrNothing, ModelName, OpenAIRequest, whole
+from .openai_request import (
+    MAX_PARTS,
+    MAX_TEXT,
+    MAX_TOKENS,
+    Limit,
+    LimitOrNothing,
+    ModelName,
+    OpenAIRequest,
+    of_some_size,
+    whole,
+)  # fmt: skip
 
 MAX_STOPS = 64
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
 MAX_GRAMMAR = 65_536
-# Parts of one schema. No grammar is made of so many; what is kept of a large body meanwhile is text.
-MAX_SCHEMA_PARTS = 100_000
 # llama.cpp takes the last of 32 bits for a seed of its own choice.
 SEEDS = 2**32 - 1
 
@@ -36,20 +44,7 @@ Token = Annotated[int, Field(ge=0, le=2**31 - 1)]
 TokenList = Annotated[list[Token], Field(min_length=1, max_length=MAX_TOKENS)]
 
 
-def _of_some_size(schema: dict[str, Any]) -> dict[str, Any]:
-    left: list[Any] = [schema]
-    seen = 0
-    while left:
-        part = left.pop()
-        inside = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
-        seen += 1 + len(inside)
-        if seen > MAX_SCHEMA_PARTS:
-            raise ValueError(f"has more than {MAX_SCHEMA_PARTS} parts")
-        left += [one for one in inside if isinstance(one, (dict, list))]
-    return schema
-
-
-JsonSchema = Annotated[dict[str, Any], AfterValidator(_of_some_size)]
+JsonSchema = Annotated[dict[str, Any], BeforeValidator(partial(of_some_size, most=MAX_PARTS))]
 
 
 def _stops(value: Any) -> Any:

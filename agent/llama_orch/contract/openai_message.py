@@ -11,9 +11,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from .openai_fields import unreadable
-from .openai_request import MAX_TEXT, OpenAIRequest
+from .openai_request import MAX_PARTS, MAX_TEXT, OpenAIRequest, of_some_size
 
 MAX_MESSAGES = 4096
+# Of one message's content.
+MAX_CONTENT_PARTS = 4096
 # Some gateways put what a model thought into its calls' ids.
 MAX_ID = 65_536
 MAX_NAME = 256
@@ -45,7 +47,7 @@ class FunctionCall(OpenAIRequest):
         """The same with the arguments as a text, also where they were sent as what they stand for."""
         fields = super().read(body)
         if isinstance(fields.get("arguments"), (dict, list)):
-            fields["arguments"] = json.dumps(fields["arguments"], ensure_ascii=False)
+            fields["arguments"] = json.dumps(of_some_size(fields["arguments"], MAX_PARTS), ensure_ascii=False)
         return fields
 
 
@@ -125,6 +127,8 @@ def _older_id(name: Any) -> str:
 
 
 def _texts(parts: list[Any]) -> list[Any]:
+    if len(parts) > MAX_CONTENT_PARTS:
+        raise ValueError(f"content: at most {MAX_CONTENT_PARTS} parts")
     found: list[Any] = []
     for place, part in enumerate(parts):
         if isinstance(part, str):

@@ -12,6 +12,8 @@ from .openai_fields import Rule, refuse
 MAX_TOKENS = 1_048_576
 # As large as the largest body: a text of it is never too long for its form.
 MAX_TEXT = 16 * 1024 * 1024
+# Of what is neither text nor a list of tokens: a large body of small parts would take seconds to look at.
+MAX_PARTS = 100_000
 
 
 class OpenAIRequest(BaseModel):
@@ -34,6 +36,20 @@ class OpenAIRequest(BaseModel):
         """The fields of `body` in the one form that is checked. Raises PydanticCustomError for what is refused."""
         refuse(body, cls.RULES)
         return {name: value for name, value in body.items() if value is not None}
+
+
+def of_some_size(value: Any, most: int) -> Any:
+    """The same value. Raises ValueError where it has more than `most` parts, however deep."""
+    left: list[Any] = [value]
+    seen = 0
+    while left:
+        part = left.pop()
+        inside = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        seen += 1 + len(inside)
+        if seen > most:
+            raise ValueError(f"has more than {most} parts")
+        left += [one for one in inside if isinstance(one, (dict, list))]
+    return value
 
 
 def whole(value: Any) -> Any:

@@ -13,8 +13,7 @@ from pydantic import ValidationError
 from llama_orch.contract import openai_fields
 from llama_orch.contract.errors import BadRequest
 from llama_orch.contract.inference import ChatMessage, ChatRequest, CompletionRequest, EmbeddingRequest, TokenizeRequest
-from llama_orch.contract.openai_completion import MAX_SCHEMA_PARTS
-from llama_orch.contract.openai_request import OpenAIRequest
+from llama_orch.contract.openai_request import MAX_PARTS, OpenAIRequest
 from llama_orch.web.errors import from_validation
 
 from .openai_table import REQUESTS, harmful, others, table
@@ -179,12 +178,17 @@ def test_a_schema_may_stand_where_other_servers_have_it():
 
 
 def test_a_schema_of_more_parts_than_any_grammar_has_is_refused_before_it_is_read():
-    large = {"enum": [{}] * (MAX_SCHEMA_PARTS + 1)}
+    large = {"enum": [{}] * (MAX_PARTS + 1)}
     error = refused(ChatRequest, response_format={"type": "json_schema", "json_schema": {"schema": large}})
     assert error.param == "response_format.json_schema.schema"
     error = refused(ChatRequest, tools=[{"function": {"name": "f", "parameters": large}}])
     assert error.param == "tools.0.function.parameters"
-    fits = {"enum": list(range(MAX_SCHEMA_PARTS // 2))}
+    call = {"function": {"name": "f", "arguments": [[]] * (MAX_PARTS + 1)}}
+    error = refused(ChatRequest, messages=[{"role": "assistant", "tool_calls": [call]}])
+    assert (error.param or "").startswith("messages.0.tool_calls.0.function")
+    error = refused(ChatRequest, messages=[{"role": "user", "content": [""] * 5000}])
+    assert error.param == "messages.0.content"
+    fits = {"enum": list(range(MAX_PARTS // 2))}
     assert chat(tools=[{"function": {"name": "f", "parameters": fits}}]).tools
 
 

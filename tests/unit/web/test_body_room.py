@@ -80,6 +80,13 @@ async def test_a_body_may_be_as_large_as_the_service_says(url: str):
         assert (answer.status, error["code"]) == (413, "payload_too_large") and "at most 4 MiB" in error["message"]
 
 
+async def test_a_large_body_of_small_parts_is_refused_unread(url: str):
+    body = b'{"prompt": "x", "more": [' + b"[]," * SMALL_BYTES + b"1]}"
+    async with aiohttp.ClientSession(url) as http, http.post("/v1/tokenize", data=body, headers=AUTH) as answer:
+        error = (await answer.json())["error"]
+    assert (answer.status, error["code"]) == (400, "invalid_request") and "send less" in error["message"]
+
+
 @pytest.mark.parametrize("head", [f"Content-Length: {LARGEST}", "Transfer-Encoding: chunked"])
 async def test_too_many_large_bodies_at_once_are_sent_away(url: str, head: str):
     waiting = [await announce(url, head) for _ in range(LARGEST_BODIES)]
