@@ -246,7 +246,6 @@ def test_every_signal_that_has_advice_is_explained_and_no_other():
 def _failure_codes() -> dict[str, str]:
     """Each code that a node, job, worker, download or request can end with, and a file that has it."""
     found = dict.fromkeys(FailureCode.__args__, "contract/process.py")
-    found |= dict.fromkeys(UNSUPPORTED, "contract/openai_fields.py")
     for path in PACKAGE.rglob("*.py"):
         found |= dict.fromkeys(_codes_of(ast.parse(path.read_text(encoding="utf-8"))), str(path.relative_to(PACKAGE)))
     for path in (ROOT / "roles").rglob("*.yml"):
@@ -258,7 +257,7 @@ def _failure_codes() -> dict[str, str]:
                 code = node.args[0]
                 either = [code.body, code.orelse] if isinstance(code, ast.IfExp) else [code]
                 found |= {str(ast.literal_eval(one)): str(path.relative_to(ROOT)) for one in either}
-    return found
+    return found | dict.fromkeys(UNSUPPORTED, "contract/openai_fields.py")
 
 
 _RAISED = {"Failed", "CannotServe", "HiveSilent"}
