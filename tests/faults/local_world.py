@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-
 from llama_orch.demo_model import expected_completion, write_demo_model
 from tests.hives import API_TOKEN, HiveProcess, complete
 from tests.queen_process import Api, QueenProcess
@@ -152,7 +150,11 @@ class LocalWorld:
                 wrong.append(f"nodes are {[(node['node_name'], node['status']) for node in listed['nodes']]}")
             known = {job["job_id"]: job["status"] for job in (await api.call("GET", "/api/v1/jobs"))[1]["jobs"]}
         # Nothing that happens here is the job's own fault.
-        wrong += [f"job {job_id} is {known.get(job_id, 'lost')}" for job_id in self.jobs[-100:] if known.get(job_id) != "succeeded"]
+        wrong += [
+            f"job {job_id} is {known.get(job_id, 'lost')}"
+            for job_id in self.jobs[-100:]
+            if known.get(job_id) != "succeeded"
+        ]
         wrong += [f"job {job_id} is {status}" for job_id, status in known.items() if status in {"queued", "running"}]
         return wrong
 

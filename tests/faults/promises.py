@@ -1,4 +1,4 @@
-"""Within how many seconds all is promised to be well again (docs/faults.md), on a machine that does much else besides."""
+"""Within how many seconds all must be well again: what docs/faults.md promises, on a machine that is busy besides."""
 
 from __future__ import annotations
 

@@ -156,8 +156,9 @@ def boot(
 ) -> None:
     """Boot a machine on its disk (``folder/upper`` over the layers) and return at once.
 
-    ``disk`` is the image of one more, and where in the machine it is to be. Inside are control groups of version 2 alone, which Debian 13 needs, also where this machine still has
-    version 1. The console goes to ``folder/console.log``.
+    ``disk`` is the image of one more, and where in the machine it is to be. Inside are control groups of version 2
+    alone, which Debian 13 needs, also where this machine still has version 1. The console goes to
+    ``folder/console.log``.
     """
     options = overlay(folder / "upper", layers)
     command = [
