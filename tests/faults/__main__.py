@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .driver import Kind, run, table
+from .fault import Catalogue, Fault, W
 
 EVER = float("inf")
 
@@ -28,11 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--within", type=float, default=EVER, metavar="SECONDS", help="only what is promised to be well again by then"
     )
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="only faults of these names")
     options = parser.parse_args(arguments)
     kinds: defaultdict[str, Kind] = defaultdict(Kind)
     for seed in options.seeds:
         with tempfile.TemporaryDirectory(prefix="llama-orch-faults-") as folder:
-            of_seed = (_on_hosts if options.hosts else _here)(Path(folder), seed, options.faults, options.within)
+            of_seed = (_on_hosts if options.hosts else _here)(Path(folder), seed, options)
         for name, kind in of_seed.items():
             kinds[name].promise_s = kind.promise_s
             kinds[name].recoveries_s += kind.recoveries_s
@@ -43,22 +45,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if violations else 0
 
 
-def _here(folder: Path, seed: int, count: int, within_s: float) -> dict[str, Kind]:
+def _here(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Kind]:
     from .local_kinds import LOCAL
     from .local_world import LocalWorld
 
-    faults = [fault for fault in LOCAL.faults if fault.promise_s <= within_s]
-    return asyncio.run(run(LocalWorld(folder), faults, seed, count))
+    return asyncio.run(run(LocalWorld(folder), _chosen(LOCAL, options), seed, options.faults))
 
 
-def _on_hosts(folder: Path, seed: int, count: int, within_s: float) -> dict[str, Kind]:
+def _on_hosts(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Kind]:
     # What boots hosts needs root and tools that a machine without them lacks.
     from .host_kinds import ON_HOSTS
     from .host_world import two_hosts
 
-    faults = [fault for fault in ON_HOSTS.faults if fault.promise_s <= within_s]
     with two_hosts(folder) as world:
-        return asyncio.run(run(world, faults, seed, count))
+        return asyncio.run(run(world, _chosen(ON_HOSTS, options), seed, options.faults))
+
+
+def _chosen(catalogue: Catalogue[W], options: argparse.Namespace) -> list[Fault[W]]:
+    names = [fault.name for fault in catalogue.faults]
+    if unknown := set(options.only or ()) - set(names):
+        raise SystemExit(f"--only: there is no {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    return [
+        fault
+        for fault in catalogue.faults
+        if fault.promise_s <= options.within and fault.name in (options.only or names)
+    ]
 
 
 if __name__ == "__main__":
