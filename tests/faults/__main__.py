@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import secrets
+import signal
 import sys
 import tempfile
 from collections import defaultdict
@@ -31,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only faults of these names")
     options = parser.parse_args(arguments)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Whoever ends it wants nothing left running; in the background the first would be ignored.
+        signal.signal(number, signal.default_int_handler)
     kinds: defaultdict[str, Kind] = defaultdict(Kind)
     for seed in options.seeds:
         with tempfile.TemporaryDirectory(prefix="llama-orch-faults-") as folder:

@@ -6,8 +6,8 @@ from __future__ import annotations
 AGENT_S = 20.0
 # A crash is followed by a wait of up to 16 s, by how many came before it.
 WORKER_S = 45.0
-# What does not answer is ended after this long, and started again.
-HUNG_S = 120.0
+# Fifteen seconds without an ended step, or ten times the longest; and five questions without an answer.
+HUNG_S = 40.0
 HUNG_WORKER_S = HUNG_S + WORKER_S
 QUEEN_S = 20.0
 # A job that was cut goes on, or ends and is asked for again.

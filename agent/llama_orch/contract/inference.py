@@ -461,7 +461,8 @@ class WorkerHealth(Response):
 
     `tokens_per_second` is what all slots together generated over the last seconds. `overloaded` is a worker that lets
     no request through at the moment, for this `reason`. `confined`: it can reach no files but
-    those that it needs.
+    those that it needs. `engine_silent_seconds`: for how long the thread that computes has neither ended a step nor
+    answered; `longest_step_seconds`: what the longest of its steps took, those of the warm-up too.
     """
 
     status: Literal["loading", "idle", "busy", "overloaded", "draining"]
@@ -474,3 +475,5 @@ class WorkerHealth(Response):
     tokens_per_second: float = 0.0
     context_per_slot: int | None = None
     confined: bool = False
+    engine_silent_seconds: float = 0.0
+    longest_step_seconds: float = 0.0

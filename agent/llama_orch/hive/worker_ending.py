@@ -7,6 +7,7 @@ import re
 import signal
 import time
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -51,6 +52,17 @@ ADVICE = {
         "llama.cpp gave up, for a reason that the last lines of the log give: try another quantisation of the model or "
         "a newer llama-orch; report it with the log"
     ),
+}
+
+
+Reason = Literal["hung", "ready_timeout"]
+# And where the hive did.
+ADVICE_BY_US: dict[Reason, str] = {
+    "hung": (
+        "it is started again by itself; where that repeats, dmesg tells of a driver or a disk that hangs; a machine "
+        "that swaps needs fewer workers or smaller models"
+    ),
+    "ready_timeout": "a slow disk or a large model needs more: raise ready_timeout_s",
 }
 
 
@@ -110,8 +122,8 @@ def known_failure(folder: Path) -> WorkerFailure | None:
     )
 
 
-def why(folder: Path, log_file: Path, ended: WorkerEnded | None, when: str, *, by_us: bool) -> Problem:
-    """A crash, with all that the worker's folder and its log tell of it. `by_us`: the hive ended it."""
+def why(folder: Path, log_file: Path, ended: WorkerEnded | None, when: str, *, by_us: Reason | None) -> Problem:
+    """A crash, with all that the worker's folder and its log tell of it. `by_us`: why the hive ended it."""
     gave_up = ended is not None and ended.signal == signal.SIGABRT
     said = last_words.of(log_file, folder.name) if gave_up else ""
     return describe(ended, when, _order(folder), by_us=by_us, said=said)
@@ -126,7 +138,12 @@ def _order(folder: Path) -> WorkerSpec | None:
 
 
 def describe(
-    ended: WorkerEnded | None, when: str, spec: WorkerSpec | None = None, *, by_us: bool = False, said: str = ""
+    ended: WorkerEnded | None,
+    when: str,
+    spec: WorkerSpec | None = None,
+    *,
+    by_us: Reason | None = None,
+    said: str = "",
 ) -> Problem:
     """A crash as the API shows it. `said` is what llama.cpp said where it gave up."""
     if ended is None:
@@ -140,8 +157,11 @@ def describe(
         message += f" (model {spec.model_name}, {_engine(spec)})"
     if said:
         message += f": {said}"
-    advice = None if by_us or ended is None or ended.signal is None else ADVICE.get(_signal_name(ended.signal))
-    return Problem(code=code, message=message, what_to_do="; ".join(filter(None, (advice, _LOG))))
+    if by_us is not None:
+        advice = ADVICE_BY_US[by_us]
+    else:
+        advice = None if ended is None or ended.signal is None else ADVICE.get(_signal_name(ended.signal))
+    return Problem(code=by_us or code, message=message, what_to_do="; ".join(filter(None, (advice, _LOG))))
 
 
 def _engine(spec: WorkerSpec) -> str:

@@ -27,13 +27,13 @@ from .model_memory import Needed
 from .problems import Failed, as_failed
 from .settings import HiveSettings
 from .worker_probe import Probe
+from .worker_pulse import Pulse
 from .worker_records import WorkerRecord, WorkerRecords
 from .worker_state import WorkerState
 
 log = logging.getLogger(__name__)
 LOOK_S = 0.25
 ASK_S = 1.0
-HUNG_S = 120.0
 PORT_RACES = 10
 READY_SECONDS_PER_BYTE = 20 / 1e9
 
@@ -75,7 +75,7 @@ class WorkerKeeper:
         self._shim: subprocess.Popen[bytes] | None = None
         self._port_races = 0
         self._asked_at = 0.0
-        self._answered_at = 0.0
+        self._pulse = Pulse(0.0)
 
     def start(self) -> None:
         """Take the worker up from wherever its record says it is."""
@@ -168,10 +168,10 @@ class WorkerKeeper:
         health = await self._around.probe.health(self.record.id, self.record.port)
         if self.process is not asked or not asked.lives() or self.record.stopping:
             return
+        self._pulse.asked(health, process.progress(asked.pid), time.monotonic())
         if health is None:
             self.tokens_per_second = 0.0
             return
-        self._answered_at = time.monotonic()
         self.slots_busy, self._percentage = health.slots_busy, health.percentage
         self.tokens_per_second, self.confined = health.tokens_per_second, health.confined
         if health.status in {"idle", "busy", "overloaded"}:
@@ -307,27 +307,32 @@ class WorkerKeeper:
 
     async def _watch(self) -> _Ended:
         """Ask the worker how it is until its process is gone."""
-        began = self._answered_at = time.monotonic()
+        began = time.monotonic()
+        self._pulse = Pulse(began)
         allowed = self._around.settings.ready_timeout_s
         allowed += self.record.promised().total() * READY_SECONDS_PER_BYTE
-        killed = ""
+        hangs: str | None = None
+        late = False
         while self.process is not None and self.process.lives():
             now = time.monotonic()
             if now - self._asked_at >= (ASK_S if self.state.serving else LOOK_S):
                 await self.ask()
-            if now - self._answered_at > HUNG_S:
-                killed = f", after it had not answered for {HUNG_S:.0f} s"
-            elif not self.state.serving and now - began > allowed:
-                killed = f", as it was not ready after {allowed:.0f} s"
-            if killed:
+            if self.state.serving:
+                hangs = self._pulse.hangs(time.monotonic())
+            else:
+                late = now - began > allowed
+            if hangs or late:
                 await worker_ending.end(self._around.settings.state_dir, self.record.id, drain_s=0, term_s=0)
             if self._shim is not None:
                 self._shim.poll()
             await asyncio.sleep(LOOK_S)
         how = await worker_launch.how_it_ended(self._folder)
         self._gone()
-        when = worker_ending.WHILE_SERVING if self.record.ready_at else worker_ending.BEFORE_READY
-        return _Ended(how, killed or when, by_us=bool(killed))
+        if hangs:
+            return _Ended(how, f" by the hive: {hangs}", by_us="hung")
+        if late:
+            return _Ended(how, f" by the hive: it was not ready after {allowed:.0f} s", by_us="ready_timeout")
+        return _Ended(how, worker_ending.WHILE_SERVING if self.record.ready_at else worker_ending.BEFORE_READY)
 
     async def _after_end(self, end: _Ended) -> None:
         """Decide what follows an end that nobody asked for. Raises Failed where that is nothing."""
@@ -385,4 +390,4 @@ class WorkerKeeper:
 class _Ended:
     how: WorkerEnded | None
     when: str
-    by_us: bool = False
+    by_us: worker_ending.Reason | None = None

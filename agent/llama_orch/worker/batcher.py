@@ -75,7 +75,10 @@ class Batcher:
         self.generated = 0
         # Prompt tokens for each second of a step, as measured.
         self._reading_speed = 0.0
+        # What the longest step took, those of the warm-up too; read by other threads.
+        self.longest_step_seconds = info.step_seconds
         self._step_began: float | None = None
+        self._asked_at: float | None = None
         self._share = GrammarShare()
         # Runs that have a slot and wait until their client's grammars have rested.
         self._held_back: list[Run] = []
@@ -86,6 +89,21 @@ class Batcher:
         began = self._step_began
         seconds = time.monotonic() - began if began is not None else 0.0
         return seconds if seconds > STUCK_SECONDS else 0.0
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long the engine's thread has shown no sign of life: ended no step, or not answered `ask`. From any."""
+        signs = [at for at in (self._step_began, self._asked_at) if at is not None]
+        return time.monotonic() - min(signs) if signs else 0.0
+
+    def ask(self) -> None:
+        """Ask the engine's thread for a sign of life, where no question waits. From one other thread."""
+        if self._asked_at is None:
+            self._asked_at = time.monotonic()
+            self.submit(self._live_on)
+
+    def _live_on(self) -> None:
+        self._asked_at = None
 
     def submit(self, work: Run | Callable[[], None]) -> None:
         """Take in an order, or a function that is to run between two steps. From any thread."""
@@ -104,18 +122,24 @@ class Batcher:
                 return
             self._drop_unwanted()
             self._begin_held_back()
-            self._step_began = time.monotonic()
             try:
-                self._step()
+                self._timed(self._step)
             except Exception:
                 # Nobody knows what the context holds now: begin anew rather than answer wrongly.
                 log.exception("a step failed")
                 for run in list(self._runs.values()):
                     self._fail(run, _broken())
-            self._step_began = None
             if self._items:
                 items, self._items = self._items, []
                 self._deliver(items)
+
+    def _timed(self, work: Callable[[], None]) -> None:
+        self._step_began = time.monotonic()
+        try:
+            work()
+        finally:
+            self.longest_step_seconds = max(self.longest_step_seconds, time.monotonic() - self._step_began)
+            self._step_began = None
 
     def _take_in(self) -> None:
         while not self._closed:
@@ -128,7 +152,7 @@ class Batcher:
                 self._held_back.append(work)
                 self._begin_held_back()
             elif work is not None:
-                work()
+                self._timed(work)
 
     def _begin_held_back(self) -> None:
         for run in list(self._held_back):

@@ -64,6 +64,7 @@ class LlamaEngine:
         # None where the vocabulary is of a kind that cuts no text up beforehand.
         self._pre_tokenizer: str | None = None
         self.grammar_steps = GrammarSteps()
+        self._longest_step = 0.0
 
     def load(self, progress: Callable[[float], bool]) -> ModelInfo:
         """Load the model onto its device and warm it up; see `generation.Engine.load`."""
@@ -102,6 +103,7 @@ class LlamaEngine:
                 or llama_cpp.llama_model_is_recurrent(self._model)
                 or llama_cpp.llama_model_is_hybrid(self._model)
             ),
+            step_seconds=self._longest_step,
         )
 
     # --- text
@@ -333,12 +335,10 @@ class LlamaEngine:
         # Touches every weight once, so that the first request does not pay for it.
         first = [Part(0, [max(llama_cpp.llama_vocab_bos(self.vocab), 0)], 0, "last")]
         llama_cpp.llama_set_warmup(self._context, True)
-        self._try_out(first)
+        loaded = self._try_out(first)
         # Of a mixture of experts it wants all for each token, which no request does.
         llama_cpp.llama_set_warmup(self._context, False)
-        began = time.perf_counter()
-        self._try_out(first)
-        taken = time.perf_counter() - began
+        taken = self._try_out(first)
         vectors = bool(self._embedding_length)
         # Models with learned positions have none beyond those that they were trained with.
         longest = min(context, trained or context)
@@ -347,13 +347,15 @@ class LlamaEngine:
         log.info("trying out the model with %d tokens at once", count)
         slots = warm_up.batch_tokens(self._spec.slots, taken)
         steps = warm_up.steps(count, vocabulary=self.vocabulary, longest=longest, slots=slots, vectors=vectors)
-        for parts in steps:
-            self._try_out(parts)
+        full = max(self._try_out(parts) for parts in steps)
+        # A request for vectors may bring all of a context in one step.
+        self._longest_step = max(loaded, full * (longest if vectors else most) / count)
         if self._memory:
             llama_cpp.llama_memory_clear(self._memory, True)
 
-    def _try_out(self, parts: list[Part]) -> None:
-        """Compute the parts, and let their sequences hold nothing afterwards. Raises CannotServe."""
+    def _try_out(self, parts: list[Part]) -> float:
+        """Compute the parts, let their sequences hold nothing, and return the seconds taken. Raises CannotServe."""
+        began = time.monotonic()
         try:
             self.decode(parts)
         except GenerationFailed:
@@ -364,8 +366,10 @@ class LlamaEngine:
             ) from None
         # A GPU may still be at it.
         llama_cpp.llama_synchronize(self._context)
+        taken = time.monotonic() - began
         for sequence in {part.sequence for part in parts}:
             self.keep(sequence, 0)
+        return taken
 
     def _text_of(self, token: int) -> str:
         if token < 0:

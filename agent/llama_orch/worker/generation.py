@@ -59,6 +59,8 @@ class ModelInfo:
     embedding_length: int = 0
     # Whether a sequence may take over what another one holds.
     can_copy: bool = False
+    # What the longest step that a request can bring takes, as the warm-up measured or reckoned it.
+    step_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,9 @@ class Service:
     def health(self) -> WorkerHealth:
         """What the worker is doing."""
         reason = self._why_nobody_is_served()
+        batcher = self._loaded.batcher if self._loaded else None
+        if batcher is not None:
+            batcher.ask()
         if self._closing:
             status = "draining"
         elif self._loaded is None:
@@ -159,6 +162,8 @@ class Service:
             tokens_per_second=self._speed(),
             context_per_slot=self._loaded.info.context if self._loaded else None,
             confined=self._confined,
+            engine_silent_seconds=round(batcher.silent_seconds, 3) if batcher else 0.0,
+            longest_step_seconds=round(batcher.longest_step_seconds, 3) if batcher else 0.0,
         )
 
     def _why_nobody_is_served(self) -> str | None:

@@ -10,7 +10,15 @@ import pytest
 
 from llama_orch.contract.process import FAILURE_FILE, SPEC_FILE, WorkerEnded, WorkerSpec
 from llama_orch.hive import worker_ending
-from llama_orch.hive.worker_ending import ADVICE, BEFORE_READY, WHILE_ALONE, WHILE_SERVING, describe
+from llama_orch.hive.worker_ending import (
+    ADVICE,
+    ADVICE_BY_US,
+    BEFORE_READY,
+    WHILE_ALONE,
+    WHILE_SERVING,
+    Reason,
+    describe,
+)
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 ABORTED = "worker w1 listens on h port 1\n/build/ggml/src/ggml.c:12: GGML_ASSERT(ne > 0) failed\n"
@@ -61,9 +69,11 @@ def test_other_ends_lead_to_the_log(ended: WorkerEnded | None):
     assert describe(ended, "").what_to_do == "its log is in the hive's log_dir"
 
 
-def test_what_the_hive_killed_was_not_killed_by_the_kernel():
-    problem = describe(by(signal.SIGKILL), ", after it had not answered for 120 s", by_us=True)
-    assert "dmesg" not in problem.what_to_do and "120 s" in problem.message
+@pytest.mark.parametrize("reason", sorted(ADVICE_BY_US))
+def test_what_the_hive_killed_was_not_killed_by_the_kernel(reason: Reason):
+    problem = describe(by(signal.SIGKILL), " by the hive: it has not answered for 16 s", by_us=reason)
+    assert problem.code == reason and "16 s" in problem.message
+    assert problem.what_to_do == f"{ADVICE_BY_US[reason]}; its log is in the hive's log_dir"
 
 
 @pytest.mark.parametrize(("number", "quoted"), [(signal.SIGABRT, True), (signal.SIGSEGV, False)])
@@ -72,7 +82,7 @@ def test_only_who_gave_up_is_quoted(tmp_path: Path, number: signal.Signals, quot
     folder.mkdir()
     (folder / SPEC_FILE).write_text(spec().model_dump_json())
     log.write_text(ABORTED)
-    problem = worker_ending.why(folder, log, by(number), BEFORE_READY, by_us=False)
+    problem = worker_ending.why(folder, log, by(number), BEFORE_READY, by_us=None)
     assert problem.message.endswith(
         "(model a-Q4_0.gguf, the engine's CPU library)" + ": ggml.c:12: GGML_ASSERT(ne > 0) failed" * quoted
     )
@@ -83,7 +93,7 @@ def test_only_who_gave_up_is_quoted(tmp_path: Path, number: signal.Signals, quot
 def test_an_order_that_cannot_be_read_names_nothing(tmp_path: Path, written: str | None):
     if written is not None:
         (tmp_path / SPEC_FILE).write_text(written)
-    problem = worker_ending.why(tmp_path, tmp_path / "no.log", by(signal.SIGABRT), WHILE_ALONE, by_us=False)
+    problem = worker_ending.why(tmp_path, tmp_path / "no.log", by(signal.SIGABRT), WHILE_ALONE, by_us=None)
     assert problem.message == "the worker's process was ended by signal 6 (SIGABRT) while the agent was not running"
 
 

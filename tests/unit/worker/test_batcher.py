@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -71,3 +72,33 @@ def test_grammars_rest_for_nobody_of_the_same_client():
 def test_two_clients_whose_grammars_both_rest_go_on():
     draws = draws_beside([("one", HELD), ("two", HELD)], until="two")
     assert draws[True] >= 200
+
+
+def test_only_an_engine_that_lives_answers_whether_it_does():
+    engine: Any = Engine()
+    batcher = Batcher(engine, replace(INFO, step_seconds=3.0), 1, lambda _: None)
+    assert batcher.silent_seconds == 0
+    batcher.ask()
+    asked = batcher.silent_seconds
+    batcher.ask()
+    assert batcher.silent_seconds > asked > 0, "the first question counts"
+    batcher.submit(batcher.close)
+    batcher.loop()
+    assert batcher.silent_seconds == 0
+    assert batcher.longest_step_seconds == 3.0, "the warm-up's"
+
+
+def test_a_step_that_goes_on_is_silence_and_its_length_is_kept():
+    seen = list[float]()
+
+    class Slow(Engine):
+        def decode(self, _: object) -> None:
+            seen.append(batcher.silent_seconds)
+            while batcher.silent_seconds < 0.01:
+                pass
+
+    engine: Any = Slow()
+    batcher = Batcher(engine, INFO, 1, lambda _: batcher.close())
+    batcher.submit(Run(Order([1], 1, Sampling(), client="one")))
+    batcher.loop()
+    assert 0 < seen[0] < 0.01 <= batcher.longest_step_seconds

@@ -31,7 +31,14 @@ def test_a_worker_that_lets_nobody_through_is_not_idle(stuck: float, texts: floa
     service = Service(SPEC, Metrics(CollectorRegistry()), lambda: pytest.fail("nothing is loaded here"))
     loaded: Any = SimpleNamespace(
         info=SimpleNamespace(context=512),
-        batcher=SimpleNamespace(stuck_seconds=stuck, generated=0, scheduler=SimpleNamespace(held_tokens=0)),
+        batcher=SimpleNamespace(
+            stuck_seconds=stuck,
+            silent_seconds=stuck,
+            longest_step_seconds=0.5,
+            ask=lambda: None,
+            generated=0,
+            scheduler=SimpleNamespace(held_tokens=0),
+        ),
         texts=SimpleNamespace(stalled_seconds=texts),
         grammars=SimpleNamespace(stalled_seconds=grammars),
     )
