@@ -21,6 +21,7 @@ from . import promises, wall_clock
 from .fault import Catalogue
 from .host_hive import STATE_DIR, HostHive
 from .host_world import WANTED, HostWorld, spawn_body
+from .ledger import NAMES, Ledger
 
 ON_HOSTS = Catalogue[HostWorld]()
 fault = ON_HOSTS.fault
@@ -321,6 +322,25 @@ async def everything_of_a_hive_dies(world: HostWorld, random: Random) -> None:
     running = await hive.do(hive.running)
     for one in [*running.agents, *(one for many in running.workers.values() for one in many)]:
         one.send(signal.SIGKILL)
+
+
+@fault(promises.STORM_S)
+async def processes_die_while_clients_ask(world: HostWorld, random: Random) -> None:
+    """One after the other, at any moment; what clients were told meanwhile holds."""
+    hive = _hive(world, random)
+    ledger = Ledger(hive.call, spawn_body)
+    async with ledger.asking(Random(random.random())):
+        for _ in range(random.randint(5, 12)):
+            await asyncio.sleep(random.uniform(0, 1.5))
+            running = await hive.do(hive.running)
+            candidates = [*running.agents, *(one for many in running.workers.values() for one in many)]
+            if candidates:
+                random.choice(candidates).send(random.choice([signal.SIGKILL, signal.SIGTERM]))
+    await world.until_answers(hive)
+    lost = ledger.lost(await hive.workers())
+    assert not lost, lost
+    for name in NAMES:
+        await world.delete(hive, name)
 
 
 @fault(promises.AGENT_S, keeps_workers=True)

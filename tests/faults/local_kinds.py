@@ -16,6 +16,7 @@ from llama_orch.hive import process
 
 from . import promises, wall_clock
 from .fault import Catalogue
+from .ledger import NAMES, Ledger
 from .local_world import WANTED, LocalWorld
 
 LOCAL = Catalogue[LocalWorld]()
@@ -147,6 +148,25 @@ async def another_program_takes_a_workers_port(world: LocalWorld, random: Random
                 break
             await asyncio.sleep(0.01)
         await asyncio.sleep(random.uniform(1, 5))
+
+
+@fault(promises.STORM_S)
+async def processes_die_while_clients_ask(world: LocalWorld, random: Random) -> None:
+    """One after the other, at any moment; what clients were told meanwhile holds."""
+    ledger = Ledger(world.hive.call, lambda name: _spawn(world, name))
+    async with ledger.asking(Random(random.random())):
+        for _ in range(random.randint(5, 12)):
+            await asyncio.sleep(random.uniform(0, 1.5))
+            workers = [one for many in world.hive.processes().values() for one in many]
+            victim = random.choice([*workers, None])
+            if victim is None:
+                await _restart_agent(world)
+            else:
+                victim.send(random.choice([signal.SIGKILL, signal.SIGTERM]))
+    lost = ledger.lost(await world.workers())
+    assert not lost, lost
+    for name in NAMES:
+        await _delete(world, name)
 
 
 @fault(promises.AGENT_S, keeps_workers=True)

@@ -23,3 +23,5 @@ DISK_S = 60.0 + WORKER_S
 UNREACHABLE_S = 30.0
 # A job on a host that is gone or cannot be reached: ssh's own limits decide.
 CUT_JOB_S = 240.0
+# Five crashes in a row and somebody who asks again.
+STORM_S = 60.0

@@ -14,6 +14,7 @@ import pytest
 from . import settling
 from .driver import run, table
 from .fault import Catalogue
+from .ledger import Ledger
 from .wall_clock import WallClock
 
 
@@ -127,3 +128,27 @@ def test_the_wall_clock_of_a_process_jumps_and_no_other_clock(tmp_path: Path) ->
         wall, monotonic, date = map(float, done.stdout.split())
         told.append([wall - time.time(), monotonic - time.monotonic(), date - time.time()])
     assert [[round(value / 60) for value in one] for one in told] == [[0, 0, 0], [-1440, 0, -1440], [60, 0, 60]]
+
+
+async def test_what_clients_were_told_is_held_against_what_is_there() -> None:
+    told = iter([(200, {"id": "a"}), (409, None), (200, None), OSError("cut")])
+    asked: list[str] = []
+
+    async def call(method: str, path: str, **_: object) -> tuple[int, object]:
+        asked.append(f"{method} {path}")
+        answer = next(told)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    ledger = Ledger(call, lambda name: {"name": name})
+    assert ledger.lost([]) == []
+    await ledger.spawn("extra")
+    await ledger.spawn("extra")
+    assert ledger.lost([]) == ["worker extra was acknowledged as started, and that is lost"]
+    assert ledger.lost(["extra"]) == []
+    await ledger.delete("extra")
+    assert ledger.lost(["extra"]) == ["worker extra was acknowledged as deleted, and that is lost"]
+    await ledger.spawn("extra")
+    assert ledger.lost([]) == ledger.lost(["extra"]) == []
+    assert asked[2] == "DELETE /api/v1/workers/a"
