@@ -88,7 +88,7 @@ class HostHive:
     def running(self) -> Running:
         """What of the hive runs now, from the process table; nothing while the host is off."""
         workers: dict[str, list[HostProcess]] = {}
-        agents: list[HostProcess] = []
+        agents: dict[HostProcess, int] = {}
         strays: list[str] = []
         first = nspawn.leader(self.host.group)
         for pid in nspawn.pids(self.host.group):
@@ -101,10 +101,12 @@ class HostHive:
             if worker_id := _worker_of(words):
                 workers.setdefault(worker_id, []).append(found)
             elif any(word.endswith(AGENT) for word in words[:2]):
-                agents.append(found)
+                agents[found] = parent
             elif parent == first and any("llama_orch" in word for word in words):
                 strays.append(f"process {inner} ({' '.join(words)[:80]}) has lost its parent")
-        return Running(workers, agents, strays)
+        # What an agent starts looks like the agent, until it has become what it is to be.
+        pids = {one.pid for one in agents}
+        return Running(workers, [one for one, parent in agents.items() if parent not in pids], strays)
 
     async def agent(self) -> HostProcess:
         """The agent; raises AssertionError where there is not exactly one."""
