@@ -59,10 +59,14 @@ def _here(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Kin
 def _on_hosts(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Kind]:
     # What boots hosts needs root and tools that a machine without them lacks.
     from .host_kinds import ON_HOSTS
-    from .host_world import two_hosts
+    from .host_world import HostsError, two_hosts
 
-    with two_hosts(folder) as world:
-        return asyncio.run(run(world, _chosen(ON_HOSTS, options), seed, options.faults))
+    faults = _chosen(ON_HOSTS, options)
+    try:
+        with two_hosts(folder) as world:
+            return asyncio.run(run(world, faults, seed, options.faults))
+    except HostsError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 def _chosen(catalogue: Catalogue[W], options: argparse.Namespace) -> list[Fault[W]]:

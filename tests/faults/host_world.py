@@ -16,7 +16,7 @@ import yaml
 
 from llama_orch.demo_model import expected_completion, write_demo_model
 from tests.hosts.host import Host
-from tests.hosts.machines import Fleet
+from tests.hosts.machines import Fleet, HostsError, missing
 from tests.hosts.site import ROOT
 from tests.hub import Hub
 from tests.queen_process import Api, QueenProcess
@@ -46,6 +46,8 @@ ENDED = {"succeeded", "failed", "cancelled"}
 @contextlib.contextmanager
 def two_hosts(folder: Path) -> Iterator[HostWorld]:
     """The hosts' network, and a hub on it. Raises HostsError where this machine cannot have test hosts."""
+    if why := missing():
+        raise HostsError(why)
     subprocess.run(
         [sys.executable, "-m", "llama_orch.wheelhouse", "build", "--part=hive", "--python=3.11", "--python=3.13"],
         cwd=ROOT, check=True, timeout=1800,
