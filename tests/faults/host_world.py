@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import aiohttp
@@ -29,6 +30,8 @@ from .wall_clock import WallClock, set_shift, shift
 # Debian 12, and 13 without Python, as `make fleet` has them.
 GUESTS = {"debian12": ("bookworm", "full"), "debian13": ("trixie", "none")}
 WANTED = ("one", "two")
+# A worker that comes and goes.
+EXTRA = "extra"
 MODEL = "hf:demo/tiny"
 LOG_END = 4000
 # Longer than a node's job takes, which is what starts with a bare host.
@@ -174,6 +177,14 @@ class HostWorld:
     async def provision_until_it_succeeds(self, hive: HostHive) -> None:
         """Have the host provisioned again, as a user does after a job that was cut."""
         await self.job_succeeds(await self.provision(hive))
+
+    def some_hive(self, random: Random) -> HostHive:
+        """One of the hosts."""
+        return self.hives[random.choice(sorted(self.hives))]
+
+    async def some_worker(self, hive: HostHive, random: Random) -> dict[str, Any]:
+        """A worker that should run, as the hive tells of it."""
+        return (await hive.workers())[random.choice(WANTED)]
 
     def new_model(self) -> str:
         """A model that no host has yet."""
