@@ -41,7 +41,7 @@ async def run(world: W, faults: Sequence[Fault[W]], seed: int, count: int) -> di
         for number in range(1, count + 1):
             # Each has its own, so that none depends on how often those before it drew.
             random = Random(f"{seed} {number}")
-            fault = random.choice(faults)
+            fault = _fault(faults, seed, number)
             began = time.monotonic()
             took, wrong = await _one(world, fault, random)
             kind = kinds[fault.name]
@@ -56,6 +56,12 @@ async def run(world: W, faults: Sequence[Fault[W]], seed: int, count: int) -> di
     finally:
         await world.close()
     return kinds
+
+
+def _fault(faults: Sequence[Fault[W]], seed: int, number: int) -> Fault[W]:
+    """The fault of that number: all come once, in an order of the seed's, before any comes again."""
+    shuffled, place = divmod(number - 1, len(faults))
+    return Random(f"{seed} order {shuffled}").sample(faults, len(faults))[place]
 
 
 async def _one(world: W, fault: Fault[W], random: Random) -> tuple[float, list[str]]:

@@ -112,8 +112,11 @@ async def test_a_seed_is_the_same_faults_again() -> None:
         drawn.append(-random.random())
 
     for _ in range(2):
-        await run(OneWorker(), catalogue.faults, seed=7, count=4)
-    assert drawn[:4] == drawn[4:]
+        await run(OneWorker(), catalogue.faults, seed=7, count=6)
+    assert drawn[:6] == drawn[6:]
+    assert len(set(drawn)) == 6
+    for first, second in zip(drawn[:6:2], drawn[1:6:2], strict=True):
+        assert first * second < 0, "all come once before any comes again"
 
 
 def test_the_wall_clock_of_a_process_jumps_and_no_other_clock(tmp_path: Path) -> None:
