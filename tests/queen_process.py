@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,16 @@ START_TIMEOUT_S = 120.0
 class QueenProcess:
     """Started and killed by the test; its folders stay between starts."""
 
-    def __init__(self, folder: Path, project: Path | None = None, **settings: object) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        project: Path | None = None,
+        *,
+        environment: Mapping[str, str] | None = None,
+        **settings: object,
+    ) -> None:
         self.folder = folder
+        self._environment = environment or {}
         self.project = project or folder / "project"
         self.inventory = folder / "inventory"
         self.secrets = folder / "secrets"
@@ -61,7 +69,7 @@ class QueenProcess:
         with (self.folder / "queen.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "llama_orch.queen", "--config", str(self.config)],
-                env=os.environ | {"PYTHONPATH": str(REPOSITORY / "agent")},
+                env={**os.environ, "PYTHONPATH": str(REPOSITORY / "agent"), **self._environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
+import subprocess
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypedDict
 
 from .images import HostsError
@@ -27,6 +30,11 @@ EmitLLDP=no
 ConfigureWithoutCarrier=yes
 IgnoreCarrierLoss=yes
 """
+
+
+# The image of a host's small disk, in the host's folder.
+IMAGE = "disk.ext4"
+IMAGE_MIB = 96
 
 
 class User(TypedDict, total=False):
@@ -103,3 +111,23 @@ def user_commands(name: str, user: User, authorized_keys: Sequence[str]) -> list
 def write(path: str, text: str, mode: str = "0644") -> str:
     """Shell command that writes a file."""
     return f"printf %s {shlex.quote(text)} > {path}; chmod {mode} {path}"
+
+
+def make_image(image: Path) -> None:
+    """Make a small disk: a file system in a file, whose last block anybody may take. Raises HostsError."""
+    with image.open("wb") as file:
+        file.truncate(IMAGE_MIB * 2**20)
+    command = ["mkfs.ext4", "-q", "-F", "-m", "0", str(image)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode != 0:
+        raise HostsError(f"{' '.join(command)}: {done.stderr.strip()}")
+
+
+def in_use(image: Path) -> bool:
+    """Whether the kernel has that image as a disk."""
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        # One that is let go of at this moment has none.
+        with contextlib.suppress(OSError):
+            if backing.read_text().strip() == str(image):
+                return True
+    return False

@@ -13,12 +13,20 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from . import images, nspawn
+from . import disks, images, nspawn
 from .images import HostsError
 from .network import Bridge, ip
 
+# A station's address, administered locally, that no machine has.
+NOBODY = "02:0a:d5:00:00:00"
+OFFLINE = """
+mount -t overlay overlay -o "$2" "$1"
+[ -z "$3" ] || { mkdir -p "$1$4"; mount -o loop "$3" "$1$4"; }
+mount -t proc proc "$1/proc"
+exec chroot "$1" /bin/bash -eu
+"""
 CLEAN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -33,6 +41,8 @@ class Host:
     python: str
     layers: tuple[str, ...]
     folder: Path
+    # Where in the host a small disk of its own is, which can be full without anybody else's; empty for none.
+    small_disk: str = ""
 
     @property
     def bridge(self) -> Bridge:
@@ -63,6 +73,14 @@ class Host:
     def host_key(self) -> str:
         """Public ssh host key (``ssh-ed25519 AAAA…``), for a known_hosts file."""
         return (self.folder / "upper/etc/ssh/ssh_host_ed25519_key.pub").read_text().strip()
+
+    @property
+    def root(self) -> Path:
+        """The running host's files, as this machine's root sees them. Raises HostsError while it is off."""
+        leader = nspawn.leader(self.group)
+        if leader is None:
+            raise HostsError(f"{self.name} is off")
+        return Path(f"/proc/{leader}/root")
 
     @property
     def running(self) -> bool:
@@ -98,9 +116,13 @@ class Host:
         if self.running:
             raise HostsError(f"{self.name} is on already")
         nspawn.end_group(self.group)
+        image = self.folder / disks.IMAGE
+        # Twice in use, the small disk would be damaged.
+        self.wait_until(lambda: not disks.in_use(image), 20.0, "let go of its small disk")
         nspawn.boot(
             group=self.group, folder=self.folder, layers=[Path(one) for one in self.layers],
             bridge=self.bridge.name, machine=self.machine, hostname=self.name,
+            disk=(image, self.small_disk) if self.small_disk else None,
         )  # fmt: skip
         self.wait_for_ssh(timeout)
 
@@ -143,6 +165,24 @@ class Host:
     def pass_packets(self) -> None:
         """Undo ``drop_packets``."""
         self._port_state(3)
+
+    def lose_packets(self, direction: Literal["to", "from"]) -> None:
+        """Lose every packet to the host, or from it, at this machine's end; the other direction goes on.
+
+        What is lost is sent, but to a station that nobody is.
+        """
+        if direction == "to":
+            ip("neighbour", "replace", self.address, "lladdr", NOBODY, "dev", self.bridge.name, "nud", "permanent")
+        else:
+            command = ["ip", "neighbour", "replace", self.bridge.address, "lladdr", NOBODY]
+            self.run([*command, "dev", "host0", "nud", "permanent"], check=True)
+
+    def lose_no_packets(self) -> None:
+        """Undo ``lose_packets``, where it was done."""
+        with suppress(HostsError):
+            ip("neighbour", "delete", self.address, "dev", self.bridge.name)
+        with suppress(HostsError):
+            self.run(["ip", "neighbour", "delete", self.bridge.address, "dev", "host0"])
 
     def _port_state(self, state: int) -> None:
         command = ["bridge", "link", "set", "dev", self.link, "state", str(state)]
@@ -232,10 +272,11 @@ class Host:
         if self.running:
             raise HostsError(f"{self.name} is on: its disk is in use")
         options = images.overlay(self.folder / "upper", [Path(one) for one in self.layers])
+        image = self.folder / disks.IMAGE
+        self.wait_until(lambda: not disks.in_use(image), 20.0, "let go of its small disk")
         return images.in_mount_namespace(
-            'mount -t overlay overlay -o "$2" "$1"\nmount -t proc proc "$1/proc"\nexec chroot "$1" /bin/bash -eu',
-            self.folder / "root", options, stdin=script,
-        )  # fmt: skip
+            OFFLINE, self.folder / "root", options, image if self.small_disk else "", self.small_disk, stdin=script
+        )
 
     def ssh(
         self, user: str, key: Path, command: str, *, stdin: str = "", timeout: float = 30.0

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from . import debs, images, network, nspawn
+from . import debs, disks, images, network, nspawn
 from .disks import Setup, User
 from .host import Host
 from .images import HostsError, say
@@ -104,9 +104,10 @@ class Fleet:
                     bridge.remove()
                 (self.state_dir / "fleet.json").unlink()
         for folder in self._folders():
-            for part in ("upper", "work", "root"):
+            for part in ("upper", "work", "root", "disk"):
                 images.remove_tree(folder / part)
-            (folder / "record.json").unlink(missing_ok=True)
+            for file in ("record.json", disks.IMAGE):
+                (folder / file).unlink(missing_ok=True)
         images.remove_tree(self.state_dir / "packages")
         if self.persistent:
             images.remove_tree(self.state_dir / "hosts")
@@ -150,17 +151,19 @@ class Fleet:
         python: bool | str = True,
         users: Mapping[str, User] | None = None,
         authorized_keys: Sequence[str] = (),
+        small_disk: str = "",
         timeout: float = 90.0,
     ) -> Host:
         """Make a fresh host and switch it on; returns when ssh answers (seconds until giving up).
 
         ``users`` (default: llama-orch with sudo) get ``authorized_keys``, which are public keys. ``python`` is
         full (True), minimal (too little for Ansible's modules) or none (False). The first host of a suite on this
-        machine waits for its image. Raises HostsError.
+        machine waits for its image. ``small_disk`` is the path of a folder that is a disk of its own, of 96 MiB.
+        Raises HostsError.
         """
         image = images.image(suite, python if isinstance(python, str) else "full" if python else "none")
         self._offer_packages(suite)
-        host = self._make(name, image, users if users is not None else DEFAULT_USERS, authorized_keys)
+        host = self._make(name, image, users if users is not None else DEFAULT_USERS, authorized_keys, small_disk)
         began = time.monotonic()
         host.boot_again(timeout)
         say(f"{name} ({suite}) is up at {host.address} after {time.monotonic() - began:.1f} s")
@@ -214,7 +217,14 @@ class Fleet:
                 link.unlink(missing_ok=True)
                 link.symlink_to(folder, target_is_directory=True)
 
-    def _make(self, name: str, image: images.Image, users: Mapping[str, User], authorized_keys: Sequence[str]) -> Host:
+    def _make(
+        self,
+        name: str,
+        image: images.Image,
+        users: Mapping[str, User],
+        authorized_keys: Sequence[str],
+        small_disk: str,
+    ) -> Host:
         bridge = self.bridge
         with self._lock():
             there = self.hosts()
@@ -233,7 +243,9 @@ class Fleet:
             images.remove_tree(folder)
             folder.mkdir()
             layers = tuple(map(str, image.layers))
-            host = Host(name, number, bridge.subnet, image.suite, image.python, layers, folder)
+            host = Host(name, number, bridge.subnet, image.suite, image.python, layers, folder, small_disk)
+            if small_disk:
+                disks.make_image(folder / disks.IMAGE)
             host.run_offline(script)
             host.save()
         return host

@@ -29,10 +29,11 @@ for top in /sys/fs/cgroup/systemd /sys/fs/cgroup/unified /sys/fs/cgroup; do
     echo $$ > "$top/$1/cgroup.procs"
 done
 """
-# The mount belongs to the booted machine alone and ends with it.
+# The mounts belong to the booted machine alone and end with it.
 BOOT = """
 mount -t overlay overlay -o "$2" "$3"
-log="$4"; shift 4
+log="$4"; image="$5"; disk="$6"; shift 6
+[ -z "$image" ] || mount -o loop "$image" "$disk"
 # With this status nspawn says that the machine reboots and wants to be started again.
 setsid --fork bash -c 'while :; do "$@"; [ $? = 133 ] || break; done' bash "$@" < /dev/null >> "$log" 2>&1
 """
@@ -143,11 +144,21 @@ def listens(group: str, address: str, port: int) -> bool:
         return False
 
 
-def boot(*, group: str, folder: Path, layers: Sequence[Path], bridge: str, machine: str, hostname: str) -> None:
+def boot(
+    *,
+    group: str,
+    folder: Path,
+    layers: Sequence[Path],
+    bridge: str,
+    machine: str,
+    hostname: str,
+    disk: tuple[Path, str] | None = None,
+) -> None:
     """Boot a machine on its disk (``folder/upper`` over the layers) and return at once.
 
-    Inside are control groups of version 2 alone, which Debian 13 needs, also where this machine still has
-    version 1. The console goes to ``folder/console.log``.
+    ``disk`` is the image of one more, and where in the machine it is to be. Inside are control groups of version 2
+    alone, which Debian 13 needs, also where this machine still has version 1. The console goes to
+    ``folder/console.log``.
     """
     options = overlay(folder / "upper", layers)
     command = [
@@ -156,9 +167,14 @@ def boot(*, group: str, folder: Path, layers: Sequence[Path], bridge: str, machi
         f"--network-bridge={bridge}", f"--machine={machine}", f"--hostname={hostname}", "--settings=no",
         "--resolv-conf=off", "--timezone=off", "--link-journal=no", "--console=read-only",
     ]  # fmt: skip
+    mounted = folder / "disk"
+    if disk is not None:
+        mounted.mkdir(exist_ok=True)
+        command.append(f"--bind={mounted}:{disk[1]}")
     in_mount_namespace(
-        JOIN + BOOT, group_path(group), options, folder / "root", folder / "console.log", *command, new_pids=False
-    )
+        JOIN + BOOT, group_path(group), options, folder / "root", folder / "console.log",
+        disk[0] if disk else "", mounted, *command, new_pids=False,
+    )  # fmt: skip
 
 
 def daemon(*, group: str, log: Path, command: Sequence[str | Path]) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from . import nspawn
+from . import disks, nspawn
 from .fixtures import KeyPair
 from .machines import Fleet, Host, HostsError, User
 
@@ -112,6 +114,40 @@ def test_dropped_packets_leave_the_carrier(host: Host) -> None:
     assert host.run("cat /sys/class/net/host0/carrier").stdout.strip() == "1"
     host.pass_packets()
     host.wait_for_ssh(10)
+
+
+@pytest.mark.parametrize("direction", ["to", "from"])
+def test_packets_are_lost_in_one_direction_alone(host: Host, direction: Literal["to", "from"]) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as heard:
+        heard.bind((host.bridge.address, 0))
+        heard.settimeout(0.5)
+        host.lose_packets(direction)
+        try:
+            assert not host.answers(connect_timeout=0.3)
+            host.run(f"echo still here > /dev/udp/{host.bridge.address}/{heard.getsockname()[1]}", check=True)
+            if direction == "to":
+                assert heard.recv(100) == b"still here\n"
+            else:
+                with pytest.raises(TimeoutError):
+                    heard.recv(100)
+        finally:
+            host.lose_no_packets()
+    host.wait_for_ssh(10)
+
+
+def test_a_small_disk_is_full_by_itself_and_outlives_a_power_cut(fleet: Fleet) -> None:
+    host = fleet.boot("small", small_disk="/var/small")
+    host.run("echo kept > /var/small/kept && sync", check=True)
+    filled = host.run("cat /dev/zero > /var/small/filler")
+    assert "No space left on device" in filled.stderr
+    host.run("echo room > /var/elsewhere", check=True)
+    host.power_cut()
+    assert host.run_offline("cat /var/small/kept") == "kept\n"
+    host.boot_again()
+    assert host.read_file("/var/small/kept") == "kept\n"
+    assert (host.root / "var/small/kept").read_text() == "kept\n"
+    fleet.remove("small")
+    assert not disks.in_use(host.folder / disks.IMAGE)
 
 
 def test_hosts_see_each_other_and_their_services_are_their_own(fleet: Fleet, host: Host) -> None:

@@ -26,6 +26,7 @@ COMMANDS = {
     "test-unit": ("PYTEST_FLAGS", ["pytest", "tests/unit"]),
     "test-integration": ("PYTEST_FLAGS", ["pytest", "tests/integration"]),
     "test-hosts": ("PYTEST_FLAGS", ["pytest", "tests/hosts"]),
+    "faults": ("FAULTS_FLAGS", ["python", "-m", "tests.faults"]),
     "bench-worker": ("BENCH_FLAGS", ["python", "-m", "tests.bench.worker"]),
     "wheelhouse-cuda": ("CUDA_FLAGS", ["python", "-m", "llama_orch.wheelhouse", "build-cuda"]),
 }
