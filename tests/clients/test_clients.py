@@ -48,10 +48,11 @@ class Served:
     key: str
     model: str
 
-    def environment(self) -> dict[str, str]:
+    def environment(self, *, alone: bool) -> dict[str, str]:
         """What a script gets: nothing of ours that a client would read by itself."""
         kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         told = {"CLIENTS_BASE_URL": self.base_url, "CLIENTS_API_KEY": self.key, "CLIENTS_MODEL": self.model}
+        told["CLIENTS_ALONE"] = "yes" if alone else "no"
         # What models cost is looked up in the web otherwise.
         return {**kept, **told, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LANG": "C.UTF-8"}
 
@@ -89,12 +90,17 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def ended(request: pytest.FixtureRequest, served: Served, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
-    """How the scripts ended whose checks were chosen; all of them run at once."""
+    """How the scripts ended whose checks were chosen. All run at once, then what must run alone one after the other."""
     here = [item for item in request.session.items if item.path == request.path]
     wanted = dict.fromkeys(item.callspec.params["script"] for item in here if hasattr(item, "callspec"))  # pyright: ignore[reportAttributeAccessIssue]
     commands = [command(script, tmp_path_factory.mktemp(script)) for script in wanted]
     with ThreadPoolExecutor(len(commands)) as threads:
-        return dict(zip(wanted, threads.map(lambda one: run(one, served), commands), strict=True))
+        together = list(threads.map(lambda one: run(one, served, alone=False), commands))
+    alone = [run(one, served, alone=True) for one in commands]
+    return {
+        script: Ended(beside.checks | by_itself.checks, beside.said + by_itself.said)
+        for script, beside, by_itself in zip(wanted, together, alone, strict=True)
+    }
 
 
 def command(script: str, folder: Path) -> list[Path]:
@@ -107,12 +113,12 @@ def command(script: str, folder: Path) -> list[Path]:
     return [installed.node(), folder / f"{script}.mjs"]
 
 
-def run(arguments: list[Path], served: Served) -> Ended:
+def run(arguments: list[Path], served: Served, *, alone: bool) -> Ended:
     checks: dict[str, str] = {}
     said: list[str] = []
     with subprocess.Popen(
         arguments,
-        env=served.environment(),
+        env=served.environment(alone=alone),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -12,6 +12,8 @@ export const DESCRIBE = "Describe Paris as JSON with name, country and whether i
 export const IMAGE =
   "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
 export const MOST = 300;
+// See checks.py.
+const ALONE = "check_seeds";
 
 export const City = z.object({
   name: z.string().max(30),
@@ -40,9 +42,10 @@ export async function refused(work) {
   throw new Error("it was not refused");
 }
 
-/** Runs the checks one after the other, and tells how each ended. */
+/** Runs the checks that are wanted now, one after the other, and tells how each ended. */
 export async function run(checks) {
   for (const [check, work] of Object.entries(checks)) {
+    if ((check === ALONE) !== (process.env.CLIENTS_ALONE === "yes")) continue;
     let why = "";
     try {
       await work();
