@@ -84,6 +84,10 @@ lock: $(VENV)/.dev ## renew the locked dependencies
 	compile() { uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	    --no-annotate "$$@"; }; \
 	  compile --all-extras pyproject.toml --output-file $(LOCKS)/dev.txt; \
+	  for part in requirements instructor; do \
+	    compile --upgrade tests/clients/$$part.in --output-file tests/clients/$$part.txt; \
+	  done; \
+	  $(BIN)/python -m tests.clients.installed; \
 	  for part in hive queen; do \
 	    compile --extra $$part --constraint $(LOCKS)/dev.txt pyproject.toml --output-file $(LOCKS)/$$part.txt; \
 	  done; \

@@ -168,6 +168,8 @@ async def test_a_head_that_drips_ends(attacked: Attacked):
         ("GET /metrics HTTP/1.1\r\nHost: evil.example", 403),
         ("GET /health HTTP/1.1\r\nHost: localhost\r\nOrigin: http://evil.example", 403),
         ("POST {path} HTTP/1.1\r\nHost: evil.example\r\nOrigin: http://evil.example\r\nContent-Length: 2", 401),
+        ("OPTIONS {path} HTTP/1.1\r\nOrigin: http://evil.example\r\nAccess-Control-Request-Method: POST", 403),
+        ("GET {path} HTTP/1.1\r\nHost: localhost\r\nx-api-key: a-wrong-token-of-length", 401),
     ],
     ids=lambda value: str(value)[:70].replace("\r\n", " "),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -200,6 +201,27 @@ async def test_a_stop_that_the_agent_did_not_survive_is_carried_on(hive: HivePro
     await asyncio.gather(answering, stopping, return_exceptions=True)
 
 
+async def test_a_drain_outlives_a_restart_of_the_agent(tmp_path: Path, slow: str):
+    async with a_hive(tmp_path, drain_timeout_s=120) as hive:
+        worker = await hive.idle(slow)
+        answering = asyncio.create_task(complete(worker["url"], "A", 200))
+        await hive.worker(worker["id"], status="busy")
+        path = f"/api/v1/workers/{worker['id']}"
+        deleting = [asyncio.create_task(hive.call("DELETE", path)) for _ in range(3)]
+        await hive.worker(worker["id"], status="draining")
+        await hive.end(signal.SIGTERM)
+        for task in deleting:
+            status, body = await task
+            assert (status, body["error"]["code"]) == (503, "stopping")
+            assert "ask again" in body["error"]["message"]
+        await hive.start()
+        again = await asyncio.gather(*(hive.call("DELETE", path) for _ in range(3)))
+        assert await answering == expected_completion("A", 200), "the answer ends as if nothing had happened"
+        assert [status for status, _ in again] == [200] * 3
+        assert hive.processes() == {}
+        assert (await hive.ok("GET", "/api/v1/workers"))["workers"] == []
+
+
 async def test_a_client_that_leaves_stops_no_deletion(hive: HiveProcess, slow: str):
     worker = await hive.idle(slow)
     answering = asyncio.create_task(complete(worker["url"], "A", 60))
@@ -224,6 +246,31 @@ async def test_a_broken_model_fails_with_the_reason(hive: HiveProcess, tmp_path:
     again = await hive.spawn(f"file:{tmp_path / 'broken.gguf'}", name="broken")
     assert again["id"] == worker["id"]
     await hive.worker(worker["id"], status="idle")
+
+
+async def test_a_worker_that_failed_leaves_no_zombie(hive: HiveProcess, tmp_path: Path):
+    model = write_demo_model(tmp_path / "unknown.gguf")
+    # Its header can be read, and llama.cpp knows no such architecture.
+    model.write_bytes(model.read_bytes().replace(b"llama", b"lhama"))
+    worker = await hive.worker((await hive.spawn(f"file:{model}"))["id"], status="failed")
+    assert (worker["last_error"]["code"], worker["started_at"] is not None) == ("model_unreadable", True)
+
+    async def none_left() -> bool:
+        assert hive.agent is not None
+        return zombies_of(hive.agent.pid) == []
+
+    await until(none_left, "the shim is reaped")
+
+
+def zombies_of(parent: int) -> list[int]:
+    """The children of a process that have ended and that it does not reap."""
+    found: list[int] = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
+            if fields[0] == b"Z" and int(fields[1]) == parent:
+                found.append(int(entry.name))
+    return found
 
 
 async def test_a_port_in_use_is_not_given(hive: HiveProcess, demo: str):

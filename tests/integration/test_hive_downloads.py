@@ -11,6 +11,7 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import pytest
@@ -334,6 +335,46 @@ async def test_a_failed_download_fails_its_worker_with_the_reason(hive: HiveProc
     hub.faults = Faults()
     assert (await hive.spawn(REF, name="again"))["id"] == worker["id"]
     await hive.worker(worker["id"], status="idle")
+
+
+ODD = "Q8 (neu)/Größe [x], a=b~ & Модель @1.GGUF"
+
+
+async def test_a_name_of_any_language_comes_serves_and_goes(hive: HiveProcess, hub: Hub, demo: bytes):
+    hub.add_repo(REPO, {ODD: demo, "m-draft-Q4_K_M.gguf": b"GGUF"})
+    worker = await hive.idle(REF, slots=1)
+    assert worker["filename"] == ODD and await complete(worker["url"], "A", 4) == "BCDE"
+    (model,) = (await hive.ok("GET", "/api/v1/models"))["models"]
+    assert (model["filename"], model["status"], model["workers"]) == (ODD, "ready", [worker["id"]])
+    download = (await hive.ok("GET", "/api/v1/models/downloads"))["downloads"][0]
+    assert (download["filename"], download["chosen_because"]) == (ODD, "it is the only model in the repository")
+    await hive.end(signal.SIGKILL)
+    await hive.start()
+    assert (await hive.worker(worker["id"], status="idle"))["pid"] == worker["pid"]
+    await hive.ok("DELETE", f"/api/v1/workers/{worker['id']}")
+    query = f"/api/v1/models?model_ref={quote(REF, safe='')}&filename={quote(ODD, safe='')}"
+    assert (await hive.ok("DELETE", query))["filename"] == ODD
+    assert not list(hive.models_dir.glob("models--*"))
+    assert all(line.isprintable() for line in hive.log().splitlines())
+
+
+async def test_an_ending_in_capitals_is_listed_and_deleted(hive: HiveProcess, hub: Hub):
+    hub.add_repo(REPO, {"X.GGUF": BIG})
+    await hive.download((await ask(hive, filename="X.GGUF"))["download_id"], "ready")
+    await hive.end()
+    await hive.start()
+    (model,) = (await hive.ok("GET", "/api/v1/models"))["models"]
+    assert (model["filename"], model["status"]) == ("X.GGUF", "ready")
+    await hive.ok("DELETE", f"/api/v1/models?model_ref={REF}&filename=X.GGUF")
+    assert (await hive.ok("GET", "/api/v1/models"))["models"] == []
+
+
+async def test_a_file_of_any_name_that_is_there_serves(hive: HiveProcess, tmp_path: Path):
+    path = write_demo_model(tmp_path / "Мои модели (1) [neu]" / "größe, a=b~.GGUF")
+    worker = await hive.idle(f"file:{path}", slots=1)
+    assert await complete(worker["url"], "A", 4) == "BCDE"
+    await hive.ok("DELETE", f"/api/v1/workers/{worker['id']}")
+    await hive.ok("DELETE", f"/api/v1/models?model_ref={quote(f'file:{path}', safe='')}")
 
 
 async def test_a_file_that_is_there_needs_no_download(hive: HiveProcess, tmp_path: Path):

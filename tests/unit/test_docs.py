@@ -245,6 +245,7 @@ def test_every_signal_that_has_advice_is_explained_and_no_other():
 def _failure_codes() -> dict[str, str]:
     """Each code that a node, job, worker, download or request can end with, and a file that has it."""
     found = dict.fromkeys(FailureCode.__args__, "contract/process.py")
+    found |= dict.fromkeys(worker_ending.Reason.__args__, "hive/worker_ending.py")
     for path in PACKAGE.rglob("*.py"):
         found |= dict.fromkeys(_codes_of(ast.parse(path.read_text(encoding="utf-8"))), str(path.relative_to(PACKAGE)))
     for path in (ROOT / "roles").rglob("*.yml"):

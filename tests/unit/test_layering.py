@@ -29,7 +29,7 @@ OWNER = {
     "sqlalchemy": {"queen/store.py", "queen/tables.py"},  # the queries, and the schema
     "watchfiles": {"queen/inventory_watch.py"},
     "pynvml": {"hive/nvml_child.py"},
-    "huggingface_hub": {"hive/hub.py"},
+    "huggingface_hub": {"hive/hub.py", "hive/hub_failures.py"},  # the calls, and what its errors mean
     "llama_cpp": {"worker/binding.py"},
 }
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import glob
 import os
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import aiohttp
 from pydantic import ValidationError
+from yarl import URL
 
 from llama_orch import packaged_model
 from llama_orch.client import Hive, why_not_connected
@@ -145,7 +148,8 @@ async def _has_some(hive: Hive, ref: refs.HubRef) -> bool:
 
 def seems_here(models_dir: Path, ref: refs.HubRef) -> bool:
     """Whether a hive's folder of models has that file, by the layout of the hub's cache; the hive knows for certain."""
-    return any(models_dir.glob(f"models--{ref.repo.replace('/', '--')}/snapshots/*/{ref.filename}"))
+    name = glob.escape(ref.filename or "")
+    return any(models_dir.glob(f"models--{ref.repo.replace('/', '--')}/snapshots/*/{name}"))
 
 
 async def ask_hub(ref: refs.HubRef) -> str | None:
@@ -153,11 +157,11 @@ async def ask_hub(ref: refs.HubRef) -> str | None:
     hub = (os.environ.get("LLAMA_ORCH_HIVE_HUB_ENDPOINT") or os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
     # The file's own address, since it leads to another server than the hub's pages.
     revision = ref.revision or ref.DEFAULT_REVISION
-    path = f"{ref.repo}/resolve/{revision}/{ref.filename}" if ref.filename else f"api/models/{ref.repo}"
+    path = f"{ref.repo}/resolve/{revision}/{quote(ref.filename)}" if ref.filename else f"api/models/{ref.repo}"
     try:
         async with (
             aiohttp.ClientSession(trust_env=True, timeout=aiohttp.ClientTimeout(total=HUB_SECONDS)) as session,
-            session.get(f"{hub}/{path}", headers={"Range": "bytes=0-0"}) as answer,
+            session.get(URL(f"{hub}/{path}", encoded=True), headers={"Range": "bytes=0-0"}) as answer,
         ):
             # A gated model is the hive's to judge: it may have a token.
             known = (200, 206, 401, 403)
@@ -166,7 +170,8 @@ async def ask_hub(ref: refs.HubRef) -> str | None:
         return f"the hub {hub} did not answer within {HUB_SECONDS:g} s"
     except aiohttp.ClientConnectorError as error:
         return f"the hub {hub} cannot be reached ({why_not_connected(error)})"
-    except (aiohttp.ClientError, OSError) as error:
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        # A ValueError is of an address that is none: the hub's, or a proxy's.
         return f"the hub {hub} cannot be reached ({error})"
 
 

@@ -23,6 +23,7 @@ JobArgument = Annotated[str, typer.Argument(metavar="JOB|NODE", help="A job's id
 @app.command("list")
 def list_jobs(
     node: Annotated[str | None, typer.Option("--node", metavar="NAME", help="Of this node only.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, metavar="N", help="The newest so many.")] = 200,
     queen: QueenOption = None,
     token_file: TokenFileOption = None,
     as_json: JsonOption = False,
@@ -31,7 +32,7 @@ def list_jobs(
 
     async def work() -> list[Job]:
         async with Connection(queen, None, token_file).open_queen() as client:
-            return await client.list_jobs(node)
+            return await client.list_jobs(node, most=limit)
 
     jobs = run(work())
     if as_json:
@@ -89,8 +90,8 @@ async def _find(client: Queen, name: str, *, open_only: bool = False) -> Job:
     try:
         return await client.get_job(name)
     except NotFound:
-        jobs = await client.list_jobs()
-    mine = [job for job in jobs if job.node_name == name and not (open_only and job.status in ENDED_JOB)]
+        jobs = await client.list_jobs(name)
+    mine = [job for job in jobs if not (open_only and job.status in ENDED_JOB)]
     if not mine:
         raise Failed(
             f"there is no {'open ' if open_only else ''}job {name}, and none of a node {name}: see 'jobs list'"

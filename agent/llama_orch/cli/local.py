@@ -1,7 +1,7 @@
 """Queen and hive as child processes of this one: started, watched, and stopped so that nothing stays behind.
 
-All of it is in one folder, the home. What runs for a home carries its path in the environment, by which a later
-start finds what an earlier one, killed at any line, left behind.
+All of it is in one folder, the home. What runs for a home carries its path in the environment, also what queen and hive
+start, by which a later start finds what an earlier one, killed at any line, left behind.
 """
 
 from __future__ import annotations
@@ -22,21 +22,27 @@ from typing import Any
 
 from llama_orch.client import Hive, Queen
 from llama_orch.contract.errors import ApiError
+from llama_orch.contract.home import HOME_VARIABLE
 
 from . import home_files, processes
 from .connection import LocalUp, Unusable, read_local_up
 from .output import line
 from .running import Failed
+from .watching import tell_problems
 
-MARKER = "LLAMA_ORCH_HOME"
 ADDRESS = "127.0.0.1"
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 HURRIED_SECONDS = 1.0
+# A queen that has a playbook running ends that first.
+SERVICES_SECONDS = 10.0
+OTHERS_SECONDS = 5.0
 WORKER_STOP_SECONDS = 60.0
 TAIL_LINES = 20
 # These run on without their agent, and the next agent adopts them.
-_OUTLIVE = ("llama_orch.hive.shim", "llama_orch.worker")
+_OUTLIVE = frozenset({"llama_orch.hive.shim", "llama_orch.worker"})
+# These end what they started, each in its own way, where they are asked first.
+_SERVICES = frozenset({"llama_orch.queen", "llama_orch.hive"})
 
 
 @dataclass
@@ -107,7 +113,7 @@ class Home:
     @property
     def marker(self) -> str:
         """What processes of this home have in their environment."""
-        return f"{MARKER}={self.folder}"
+        return f"{HOME_VARIABLE}={self.folder}"
 
     @property
     def secrets(self) -> Path:
@@ -149,14 +155,23 @@ class Home:
             yield
 
     def end_leftovers(self, *, workers_too: bool = False) -> list[str]:
-        """End what an earlier run of this home left; returns a line for each. Workers are left for adoption."""
-        found = {
-            pid: argv
-            for pid, argv in processes.marked(self.marker)
-            if workers_too or not any(module in argv for module in _OUTLIVE)
-        }
-        processes.end(list(found), grace_s=5.0)
-        return [f"process {pid} ({' '.join(argv)[:80].strip()})" for pid, argv in found.items()]
+        """End what an earlier run of this home left; returns a line for each. Workers are left for adoption.
+
+        Queen and hive come first; of what they started, what is still there then.
+        """
+        ended: dict[int, list[str]] = {}
+        for services_only in (True, False):
+            found = {
+                pid: argv
+                for pid, argv in processes.marked(self.marker)
+                if (_SERVICES & set(argv) if services_only else workers_too or not _OUTLIVE & set(argv))
+            }
+            processes.end(list(found), grace_s=SERVICES_SECONDS if services_only else OTHERS_SECONDS)
+            ended |= found
+        return [f"process {pid} ({' '.join(argv)[:80].strip()})" for pid, argv in ended.items()]
+
+    def _has_workers(self) -> bool:
+        return any(_OUTLIVE & set(argv) for _, argv in processes.marked(self.marker))
 
     def prepare(self) -> None:
         """Write secrets and settings, where they are not there or not right."""
@@ -177,7 +192,9 @@ class Home:
         children = [await self._start(name, ports[name]) for name in names]
         async with self.hive() as hive, self.queen() as queen:
             for child in children:
-                await child.wait_ready(hive.info if child.name == "hive" else queen.list_nodes)
+                await child.wait_ready(hive.info if child.name == "hive" else queen.ssh_key)
+            if any(child.name == "queen" for child in children):
+                tell_problems((await queen.fleet()).problems)
         return children
 
     async def _start(self, name: str, port: int) -> Child:
@@ -204,7 +221,7 @@ class Home:
     def _environment(self) -> dict[str, str]:
         owned = {f"LLAMA_ORCH_{part}_{key.upper()}" for part in ("QUEEN", "HIVE") for key in home_files.OWNED_SETTINGS}
         kept = {name: value for name, value in os.environ.items() if name not in owned}
-        return {**kept, MARKER: str(self.folder), "PYTHONUNBUFFERED": "1"}
+        return {**kept, HOME_VARIABLE: str(self.folder), "PYTHONUNBUFFERED": "1"}
 
     def announce(self) -> None:
         """Let other commands find this home's services while this process lives."""
@@ -238,7 +255,8 @@ class Home:
         workers_stopped = hive is not None and hive.process.returncode is None and await self._stop_workers()
         for child in sorted(self.children, key=lambda child: child.name):
             await child.stop(STOP_SECONDS, self.hurry)
-        if hive is not None and not workers_stopped:
+        # Without a hive there are those that an earlier run left, where this one did not come to start one.
+        if not workers_stopped and (hive is not None or await asyncio.to_thread(self._has_workers)):
             await self._stop_workers_without_hive()
         for left in await asyncio.to_thread(self.end_leftovers, workers_too=True):
             line(f"Ended a {left} that was left", style="yellow")

@@ -9,12 +9,12 @@ import typer
 
 from llama_orch.client import Queen
 from llama_orch.contract.devices import Condition, Remedy
-from llama_orch.contract.queen import Job, JobStatus, Node, NodeCreate, ProvisionRequest, RemedyRequest
+from llama_orch.contract.queen import Job, JobStatus, Node, NodeCreate, NodeList, ProvisionRequest, RemedyRequest
 
 from .connection import Connection, JsonOption, QueenOption, TokenFileOption
-from .output import ago, err, is_interactive, line, print_json, print_table
+from .output import ago, as_data, err, is_interactive, line, print_json, print_table
 from .running import Failed, request, run
-from .watching import follow_job, problem
+from .watching import follow_job, problem, tell_problems
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Hosts of the fleet: list, add, remove, provision, mend."
@@ -35,13 +35,14 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The node's na
 def list_nodes(queen: QueenOption = None, token_file: TokenFileOption = None, as_json: JsonOption = False) -> None:
     """List the nodes with their state."""
 
-    async def work() -> list[Node]:
+    async def work() -> NodeList:
         async with Connection(queen, None, token_file).open_queen() as client:
-            return await client.list_nodes()
+            return await client.fleet()
 
-    nodes = run(work())
+    fleet = run(work())
+    nodes = fleet.nodes
     if as_json:
-        print_json(nodes)
+        print_json({"nodes": as_data(nodes), "problems": as_data(fleet.problems)})
         return
     print_table(
         ("NAME", "STATUS", "SSH", "HIVE", "WORKERS", "GPUS", "LAST SEEN"),
@@ -56,6 +57,7 @@ def list_nodes(queen: QueenOption = None, token_file: TokenFileOption = None, as
             line(f"{node.node_name}: {condition.message}; {condition.what_to_do}", style="red")
             if condition.remedy:
                 line(f"  llama-orch nodes remedy {node.node_name} {condition.remedy}{_of_gpu(condition)}", style="red")
+    tell_problems(fleet.problems)
 
 
 def _of_gpu(condition: Condition) -> str:

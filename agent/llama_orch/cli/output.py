@@ -44,15 +44,16 @@ def line(text: str = "", *, style: str = "", console: Console | None = None) -> 
 
 def print_json(value: BaseModel | Sequence[BaseModel] | dict[str, Any]) -> None:
     """A result for programs: the API's own JSON, indented."""
-    print(json.dumps(_plain(value), indent=2))
+    print(json.dumps(as_data(value), indent=2))
 
 
 def print_json_line(value: BaseModel) -> None:
     """One event of a stream for programs: one line of JSON, at once."""
-    print(json.dumps(_plain(value)), flush=True)
+    print(json.dumps(as_data(value)), flush=True)
 
 
-def _plain(value: BaseModel | Sequence[BaseModel] | dict[str, Any]) -> Any:
+def as_data(value: BaseModel | Sequence[BaseModel] | dict[str, Any]) -> Any:
+    """What `json` writes of it."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     return value if isinstance(value, dict) else [item.model_dump(mode="json") for item in value]

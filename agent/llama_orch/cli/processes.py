@@ -25,14 +25,22 @@ def boot_id() -> str:
 
 
 def marked(marker: str) -> Iterator[tuple[int, list[str]]]:
-    """Pid and argv of each living process, but this one, whose environment holds `marker` (`NAME=value`)."""
+    """Pid and argv of each living process, but this one, whose environment holds `marker` (`NAME=value`).
+
+    Those of other users and of containers are none: a path there is another folder's.
+    """
     wanted = marker.encode()
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit() or int(folder.name) == os.getpid():
             continue
         # It may end while we look, or be another user's.
         with suppress(OSError):
-            if wanted in (folder / "environ").read_bytes().split(b"\0") and start_time(int(folder.name)):
+            if (
+                wanted in (folder / "environ").read_bytes().split(b"\0")
+                and folder.stat().st_uid == os.geteuid()
+                and (folder / "ns/pid").readlink() == Path("/proc/self/ns/pid").readlink()
+                and start_time(int(folder.name))
+            ):
                 argv = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
                 yield int(folder.name), argv
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import aclosing
 
 from rich.console import Console
@@ -14,7 +14,7 @@ from llama_orch.contract.common import Problem
 from llama_orch.contract.hive import Download, DownloadStatus, Worker, WorkerStatus
 from llama_orch.contract.queen import Job, JobEvent, JobStatus
 
-from .output import Meter, printable
+from .output import Meter, err, line, printable
 
 ENDED_JOB = {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}
 ENDED_DOWNLOAD = {DownloadStatus.READY, DownloadStatus.FAILED, DownloadStatus.CANCELLED}
@@ -151,6 +151,12 @@ async def follow_worker(hive: Hive, worker: Worker, *, timeout: float, console: 
                 if time.monotonic() - lost_at > RECONNECT_SECONDS:
                     raise
     return worker
+
+
+def tell_problems(found: Iterable[Problem]) -> None:
+    """What is wrong with the queen's own files, which none of her nodes shows."""
+    for one in found:
+        line(problem(f"the queen: {one.code}", one), style="red", console=err)
 
 
 def problem(what: str, found: Problem | None) -> str:

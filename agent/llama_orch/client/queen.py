@@ -7,8 +7,11 @@ from collections.abc import AsyncGenerator
 from llama_orch.contract import operations as ops
 from llama_orch.contract import queen
 from llama_orch.contract.common import QueenHealth
+from llama_orch.contract.errors import UpstreamFailed
 
 from .service import STREAM_SILENCE_SECONDS, Service
+
+_PAGE = 200
 
 
 class Queen(Service):
@@ -22,7 +25,18 @@ class Queen(Service):
 
     async def list_nodes(self) -> list[queen.Node]:
         """All nodes."""
-        return (await self._ask(ops.LIST_NODES, queen.NodeList)).nodes
+        return (await self.fleet()).nodes
+
+    async def fleet(self) -> queen.NodeList:
+        """All nodes, asked for page by page, and what is wrong with the files that tell of them."""
+        nodes: list[queen.Node] = []
+        cursor: str | None = None
+        while True:
+            page = await self._ask(ops.LIST_NODES, queen.NodeList, query=_page(cursor))
+            nodes += page.nodes
+            if page.next_cursor is None:
+                return queen.NodeList(nodes=nodes, problems=page.problems)
+            cursor = self._going_on(cursor, page.next_cursor)
 
     async def create_node(self, node: queen.NodeCreate) -> queen.Node:
         """Register a host and provision it; raises Conflict where the name is there already."""
@@ -46,10 +60,17 @@ class Queen(Service):
         """Run the playbook that mends what is wrong; raises Conflict while a job works on the node."""
         return await self._ask(ops.REMEDY_NODE, queen.Job, body=request, node_name=node_name)
 
-    async def list_jobs(self, node_name: str | None = None) -> list[queen.Job]:
-        """Jobs, newest first, of all nodes or of one."""
-        query = {"node_name": node_name} if node_name else None
-        return (await self._ask(ops.LIST_JOBS, queen.JobList, query=query)).jobs
+    async def list_jobs(self, node_name: str | None = None, *, most: int | None = None) -> list[queen.Job]:
+        """Jobs, newest first, of all nodes or of one; up to `most` of them, asked for page by page."""
+        whose = {"node_name": node_name} if node_name else {}
+        jobs: list[queen.Job] = []
+        cursor: str | None = None
+        while True:
+            page = await self._ask(ops.LIST_JOBS, queen.JobList, query=whose | _page(cursor))
+            jobs += page.jobs
+            if page.next_cursor is None or (most is not None and len(jobs) >= most):
+                return jobs[:most]
+            cursor = self._going_on(cursor, page.next_cursor)
 
     async def get_job(self, job_id: str) -> queen.Job:
         """One job; raises NotFound."""
@@ -67,3 +88,13 @@ class Queen(Service):
     async def ssh_key(self) -> queen.SshKey:
         """The public key that hosts must let in."""
         return await self._ask(ops.SSH_KEY, queen.SshKey)
+
+    def _going_on(self, cursor: str | None, following: str) -> str:
+        if following == cursor:
+            raise UpstreamFailed(f"{self.url} answers the same page again and again")
+        return following
+
+
+def _page(cursor: str | None) -> dict[str, str]:
+    # Of the size that keeps the queen from none of her other work.
+    return {"limit": str(_PAGE)} | ({} if cursor is None else {"cursor": cursor})

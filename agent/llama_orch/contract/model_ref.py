@@ -17,7 +17,7 @@ from pydantic import AfterValidator
 from . import patterns
 
 _GRAMMAR = "hf:org/repo[@revision][::file=NAME.gguf] or file:/absolute/path.gguf"
-_ABSOLUTE_GGUF = re.compile(r"^(?:/(?!\.{1,2}/)[A-Za-z0-9._@][A-Za-z0-9._+@ -]*)+\.gguf\Z")
+_NOT_TAKEN = 'control characters or any of " ` \\ $ % * ? : ; < > | { }'
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,20 @@ def parse(text: str, filename: str | None = None) -> ModelRef:
     """
     if text.startswith("file:"):
         path = text.removeprefix("file:")
-        if not _ABSOLUTE_GGUF.match(path) or len(path) > 1024:
-            raise ValueError(f"'file:' needs an absolute path to a .gguf file without '..'; expected {_GRAMMAR}")
+        if len(path) > 1024 or not re.fullmatch(patterns.GGUF_PATH, path) or not patterns.names_fit(path):
+            raise ValueError(
+                f"'file:' needs an absolute path to a .gguf file without '..', {_NOT_TAKEN}; expected {_GRAMMAR}"
+            )
         if filename is not None:
             raise ValueError("'filename' goes with hf: references only; file:/path names the file itself")
         return FileRef(path)
     if not text.startswith("hf:"):
         raise ValueError(f"expected {_GRAMMAR}")
     rest, marker, inline = text.removeprefix("hf:").partition("::file=")
-    if marker and not re.fullmatch(patterns.GGUF_FILE, inline):
-        raise ValueError(f"'::file=' must name a .gguf file in the repository; expected {_GRAMMAR}")
+    if marker and (not re.fullmatch(patterns.GGUF_FILE, inline) or not patterns.names_fit(inline)):
+        raise ValueError(
+            f"'::file=' must name a .gguf file in the repository, without {_NOT_TAKEN}; expected {_GRAMMAR}"
+        )
     repo, at, revision = rest.partition("@")
     if not re.fullmatch(patterns.HF_REPO, repo) or ".." in repo or "--" in repo:
         raise ValueError(f"'{repo[:100]!s}' is no org/repo; expected {_GRAMMAR}")

@@ -45,7 +45,13 @@ PROOF = Operation(
 )
 
 QUEEN_HEALTH = Operation("health", "GET", "/health", "Is the queen alive", QueenHealth, auth=False)
-LIST_NODES = Operation("list_nodes", "GET", "/api/v1/nodes", "All nodes", queen.NodeList)
+_PAGE = {
+    "limit": f"how many at most, 1 to {queen.LARGEST_PAGE}",
+    "cursor": "next_cursor of the page before",
+}
+LIST_NODES = Operation(
+    "list_nodes", "GET", "/api/v1/nodes", "All nodes, or a page of them", queen.NodeList, query=_PAGE
+)
 CREATE_NODE = Operation(
     "create_node", "POST", "/api/v1/nodes", "Register a host and provision it", queen.Node, queen.NodeCreate
 )
@@ -79,9 +85,9 @@ LIST_JOBS = Operation(
     "list_jobs",
     "GET",
     "/api/v1/jobs",
-    "Jobs, newest first",
+    "Jobs, newest first, page by page",
     queen.JobList,
-    query={"node_name": "of this node only"},
+    query={"node_name": "of this node only", **_PAGE},
 )
 GET_JOB = Operation("get_job", "GET", "/api/v1/jobs/{job_id}", "One job", queen.Job)
 JOB_EVENTS = Operation(

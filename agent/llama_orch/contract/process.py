@@ -12,7 +12,7 @@ from pydantic import AwareDatetime, Field, StringConstraints
 
 from .common import Request, Response
 from .devices import MOST_DEVICES, Backend, DeviceIndex, SplitMode
-from .patterns import IDENTIFIER, GpuUuid, Network
+from .patterns import IDENTIFIER, GpuUuid, Network, WebOrigin
 
 SPEC_FILE = "spec.json"
 # In the one folder that a confined worker may write to; what is there is a worker's claim, and read as such.
@@ -39,9 +39,9 @@ class WorkerSpec(Request):
     `tensor_split` is the part of the model that each of several devices gets.
     `ctx_per_slot` is in tokens; null leaves the choice to the worker. `cpu_library` is the engine's library that the
     machine's self-test chose; null takes the one that rates itself best. From `gateways` a request may name its scope;
-    `reuse_across_scopes` lets each reuse what any left in a slot. A worker that is `confined` can reach no more files
-    than it needs, as far as the kernel can do that. `record` is nothing for the worker: the hive knows it again by that
-    where its own record is damaged.
+    `reuse_across_scopes` lets each reuse what any left in a slot. Web pages of `cors_origins` may ask.
+    A worker that is `confined` can reach no more files than it needs, as far as the kernel can do that. `record` is
+    nothing for the worker: the hive knows it again by that where its own record is damaged.
     """
 
     worker_id: Annotated[str, StringConstraints(pattern=IDENTIFIER, max_length=64)]
@@ -61,6 +61,7 @@ class WorkerSpec(Request):
     gpu_layers: int | None = Field(default=None, ge=-1, le=10_000)
     cpu_library: Annotated[str, StringConstraints(pattern=r"^libggml-cpu-[A-Za-z0-9_]{1,32}\.so$")] | None = None
     gateways: list[Network] = Field(default=[], max_length=256)
+    cors_origins: list[WebOrigin] = Field(default=[], max_length=256)
     reuse_across_scopes: bool = False
     confined: bool = True
     record: dict[str, Any] | None = None
@@ -75,8 +76,12 @@ class WorkerFailure(Response):
 
 
 class WorkerEnded(Response):
-    """`ended.json`, written by the worker's shim: one of `exit_code` and `signal` (its number) is set."""
+    """`ended.json`, written by the worker's shim: one of `exit_code` and `signal` (its number) is set.
+
+    `uptime_s` is the same moment as `at` in seconds since the machine's boot, which no setting of its clock changes.
+    """
 
     exit_code: int | None
     signal: int | None
     at: AwareDatetime
+    uptime_s: float | None = None

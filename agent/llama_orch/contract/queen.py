@@ -11,6 +11,8 @@ from .common import Problem, Request, Response, WorkerCounts
 from .devices import ConditionType, Devices, Remedy
 from .patterns import HostKeyGiven, LabelKey, LabelValue, NodeName, SshHost, SshUser, WholeGpuUuid
 
+# The most that `limit` of a list may ask for.
+LARGEST_PAGE = 500
 # Names that Ansible gives a meaning of its own.
 _RESERVED = frozenset({"all", "ungrouped", "localhost", "hives", "queen", "implicit-localhost"})
 
@@ -135,10 +137,14 @@ class Node(Response):
 
 
 class NodeList(Response):
-    """`GET /api/v1/nodes`; `problems` are those of the inventory's files and of the queen's own."""
+    """`GET /api/v1/nodes`, by name; `problems` are those of the inventory's files and of the queen's own.
+
+    `next_cursor` is there where a page was asked for, and null on the last one.
+    """
 
     nodes: list[Node]
     problems: list[Problem] = Field(default=[])
+    next_cursor: str | None = None
 
 
 class Job(Response):
@@ -164,9 +170,13 @@ class Job(Response):
 
 
 class JobList(Response):
-    """`GET /api/v1/jobs`, newest first."""
+    """`GET /api/v1/jobs`, newest first.
+
+    `next_cursor` is there where a page was asked for or older ones follow, and null on the last page.
+    """
 
     jobs: list[Job]
+    next_cursor: str | None = None
 
 
 class JobEvent(Response):

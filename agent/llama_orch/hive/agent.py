@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 from datetime import UTC, datetime
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
 from llama_orch import __version__
 from llama_orch.contract.common import WorkerCounts
-from llama_orch.contract.devices import Devices
+from llama_orch.contract.devices import CpuInfo, Devices, MemoryInfo
 from llama_orch.contract.hive import HiveInfo, WorkerStatus
 from llama_orch.web import landlock
 from llama_orch.web.auth import Token
 from llama_orch.web.tasks import OwnedTasks
 
-from . import devices, engine_build, host_conditions, process
+from . import atomic, devices, engine_build, host_conditions, process
 from .downloads import Downloads
 from .engine_test import EngineTest
 from .gpus import Gpus
@@ -51,7 +52,7 @@ class Agent:
             inference_token=inference_token,
             count_restart=self.metrics.worker_restarts.inc,
         )
-        self.models = Models(settings.models_dir, self.downloads, self.workers.using)
+        self.models = Models(settings.models_dir, self.downloads, self.workers.using, self.workers.admission.lock)
         self._landlock = landlock.abi()
         self._started_at = datetime.now(UTC)
 
@@ -60,17 +61,21 @@ class Agent:
 
     async def start(self) -> None:
         """Put right what the last run left, and go on with it."""
+        atomic.drop_begun(self.settings.state_dir)
+        # Looked up once; from then on they are known.
+        await asyncio.to_thread(engine_build.has_cuda)
+        process.interpreter()
         self.engine.start()
         self.downloads.start()
         await self.workers.start()
 
     async def stop(self) -> None:
         """End everything of the agent's own; workers go on, downloads at the next start."""
+        await self.tasks.cancel_all(timeout=5)
         await self.workers.stop()
         await self.downloads.stop()
         await self.gpus.close()
         await self.engine.stop()
-        await self.tasks.cancel_all(timeout=5)
 
     async def counts(self) -> WorkerCounts:
         """Workers by what they do."""
@@ -82,10 +87,10 @@ class Agent:
     async def devices(self) -> Devices:
         """What the machine has, right now."""
         found = await self.gpus.read()
-        disk = await asyncio.to_thread(devices.disk, self.settings.models_dir)
+        cpu, memory, disk = await asyncio.to_thread(_read_machine, self.settings.models_dir)
         return Devices(
-            cpu=devices.cpu(),
-            memory=devices.memory(),
+            cpu=cpu,
+            memory=memory,
             disk=disk,
             nvml=found.status,
             gpus=found.gpus,
@@ -117,3 +122,7 @@ class Agent:
             started_at=self._started_at,
             boot_id=process.boot_id(),
         )
+
+
+def _read_machine(models_dir: Path) -> tuple[CpuInfo, MemoryInfo, MemoryInfo]:
+    return devices.cpu(), devices.memory(), devices.disk(models_dir)

@@ -31,6 +31,7 @@ def build(settings: HiveSettings, *, api_token: Token, inference_token: Token, h
         registry=registry,
         refresh_metrics=refresh,
         identity=settings.hive_id,
+        cors_origins=settings.cors_origins,
     )
     app.ctx.agent = agent
 

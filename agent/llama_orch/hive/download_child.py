@@ -27,7 +27,7 @@ def main() -> int:
     """Do one job; returns 0 where the model is ready."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
-    job = hub.FetchJob.model_validate_json(sys.stdin.readline())
+    job = hub.FetchJob.model_validate_json(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_agent, daemon=True).start()
     _say(event="started")
     try:

@@ -19,8 +19,14 @@ class Job:
         self.pace = Pace()
         self.ended = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
+        self.cancelling: asyncio.Task[None] | None = None
         if not record.is_open:
             self.ended.set()
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it may still become ready."""
+        return self.record.is_open and self.cancelling is None
 
     @property
     def ready(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -15,8 +17,12 @@ from llama_orch.contract.patterns import IDENTIFIER
 from . import atomic
 from .hub_model import Resolved
 
+log = logging.getLogger(__name__)
 OPEN = frozenset({DownloadStatus.QUEUED, DownloadStatus.DOWNLOADING, DownloadStatus.VERIFYING})
 KEEP_ENDED = 100
+# What a record is called that cannot be read, and how many of them are kept to be looked at.
+DAMAGED = ".damaged"
+DAMAGED_KEPT = 20
 
 
 class DownloadRecord(BaseModel):
@@ -53,12 +59,14 @@ class DownloadRecords:
     """The records' folder."""
 
     def __init__(self, folder: Path) -> None:
+        self.damaged = 0
         self._folder = folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def load(self) -> list[DownloadRecord]:
-        """All records that can be read, oldest first."""
-        records = []
+        """All records that can be read, oldest first; the others are set aside, and counted in `damaged`."""
+        atomic.drop_begun(self._folder)
+        records: list[DownloadRecord] = []
         for path in self._folder.glob("*.json"):
             try:
                 record = DownloadRecord.model_validate_json(atomic.read_bytes(path))
@@ -67,17 +75,36 @@ class DownloadRecords:
             if record is not None and record.download_id == path.stem:
                 records.append(record)
             else:
-                # Half of a file after a power cut; the bytes on the disk are found by the next request.
-                path.unlink(missing_ok=True)
+                self._set_aside(path)
         return sorted(records, key=lambda record: record.started_at)
 
+    def _set_aside(self, path: Path) -> None:
+        self.damaged += 1
+        aside = path.with_name(path.name + DAMAGED)
+        log.error("the record %s of a download is damaged, and set aside as %s", path.name, aside.name)
+        with contextlib.suppress(OSError):
+            path.replace(aside)
+            for old in sorted(self._folder.glob("*" + DAMAGED), key=_changed_at)[:-DAMAGED_KEPT]:
+                old.unlink(missing_ok=True)
+
     def save(self, record: DownloadRecord) -> None:
-        """Write one record."""
-        atomic.write_text(self._folder / f"{record.download_id}.json", record.model_dump_json())
+        """Write one record. Raises OSError."""
+        self.write(record.download_id, record.model_dump_json())
+
+    def write(self, download_id: str, text: str) -> None:
+        """Write one record that is JSON already. Raises OSError."""
+        atomic.write_text(self._folder / f"{download_id}.json", text)
 
     def remove(self, download_id: str) -> None:
         """Forget one record."""
         (self._folder / f"{download_id}.json").unlink(missing_ok=True)
+
+
+def _changed_at(path: Path) -> float:
+    try:
+        return path.lstat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def now() -> datetime:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import logging
 import os
 import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
-from llama_orch.contract.common import Problem
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from . import backoff
+from llama_orch.contract.home import HOME_VARIABLE
+
+from . import backoff, hub_environment
+from .child import LONGEST_LINE, Child
 from .hub_model import FetchJob
-from .problems import Failed
+from .problems import Failed, ToldFailure
 from .process import interpreter
 
 log = logging.getLogger(__name__)
@@ -25,10 +26,31 @@ STARTING_S = 60.0
 # Between two reports lies the flushing of all that came to a disk that may be slow.
 VERIFYING_S = 900.0
 _ENVIRONMENT = (
-    *("PATH", "LANG", "LC_ALL", "PYTHONPATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "HF_ENDPOINT"),
+    *("PATH", "LANG", "LC_ALL", "PYTHONPATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "HF_ENDPOINT", HOME_VARIABLE),
     *("http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"),
 )
-OnEvent = Callable[[dict[str, Any]], None]
+
+
+class Progress(BaseModel):
+    """So many bytes are there, or checked."""
+
+    event: Literal["downloading", "verifying"]
+    done: int = Field(ge=0)
+
+
+class _Mark(BaseModel):
+    event: Literal["started", "ready"]
+
+
+class _Failure(ToldFailure):
+    event: Literal["failed"]
+
+
+# What a line of the child may be.
+_EVENT: TypeAdapter[Progress | _Mark | _Failure] = TypeAdapter(
+    Annotated[Progress | _Mark | _Failure, Field(discriminator="event")]
+)
+OnProgress = Callable[[Progress], None]
 
 
 class Pace:
@@ -57,17 +79,17 @@ class Pace:
         return (recent[-1][1] - recent[0][1]) / (max(now, recent[-1][0]) - recent[0][0])
 
 
-async def until_ready(job: FetchJob, on_event: OnEvent, *, attempts: int, stall_s: float) -> None:
+async def until_ready(job: FetchJob, on_progress: OnProgress, *, attempts: int, stall_s: float) -> None:
     """Try until the model is ready. Raises Failed when it cannot be, or after `attempts` tries without progress."""
     tries, furthest = 0, -1
 
-    def watch(event: dict[str, Any]) -> None:
+    def watch(progress: Progress) -> None:
         nonlocal tries, furthest
-        if event.get("done", -1) > furthest:
+        if progress.done > furthest:
             # The first report of a try tells what was there before it, so only a second one is progress.
             tries = 0 if furthest >= 0 else tries
-            furthest = event["done"]
-        on_event(event)
+            furthest = progress.done
+        on_progress(progress)
 
     while True:
         try:
@@ -81,47 +103,58 @@ async def until_ready(job: FetchJob, on_event: OnEvent, *, attempts: int, stall_
             await asyncio.sleep(wait)
 
 
-async def _attempt(job: FetchJob, on_event: OnEvent, stall_s: float) -> None:
-    child = await asyncio.create_subprocess_exec(
-        *(interpreter(), "-m", "llama_orch.hive.download_child"),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        env=environment(job.endpoint, job.cache),
-        start_new_session=True,
-    )
+async def _attempt(job: FetchJob, on_progress: OnProgress, stall_s: float) -> None:
+    command = [interpreter(), "-m", "llama_orch.hive.download_child"]
     try:
-        assert child.stdin is not None and child.stdout is not None  # noqa: S101  asked for above
-        child.stdin.write(job.model_dump_json().encode() + b"\n")
+        child = await Child.start(command, environment=environment(job.endpoint, job.cache))
+    except OSError as error:
+        raise _broken(f"cannot be started: {error.strerror}") from None
+    try:
+        child.say(job.model_dump_json().encode() + b"\n")
         timeout = max(STARTING_S, stall_s)
         while True:
-            try:
-                line = await asyncio.wait_for(child.stdout.readline(), timeout)
-            except TimeoutError:
-                raise Failed(
-                    "download_stalled",
-                    f"the hub sent nothing for {timeout:.0f} s",
-                    "check the hive's way to the hub, then ask again: it goes on where it stopped",
-                    retry=True,
-                ) from None
-            if not line:
-                raise Failed("download_failed", "the download's process ended", "ask again", retry=True)
-            event = json.loads(line)
-            timeout = {"started": max(stall_s, 15.0), "verifying": VERIFYING_S}.get(event["event"], stall_s)
-            if event["event"] == "ready":
+            event = await _next_event(child, timeout)
+            timeout = {"started": max(stall_s, 15.0), "verifying": VERIFYING_S}.get(event.event, stall_s)
+            if event.event == "ready":
                 return
-            if event["event"] == "failed":
-                problem = Problem.model_validate(event["problem"])
-                raise Failed(problem.code, problem.message, problem.what_to_do, retry=event["retry"])
-            on_event(event)
+            if isinstance(event, _Failure):
+                raise event.as_failed()
+            if isinstance(event, Progress):
+                on_progress(event)
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            child.kill()
-        await child.wait()
+        await child.end()
+
+
+async def _next_event(child: Child, timeout: float) -> Progress | _Mark | _Failure:
+    """What the child says next. Raises Failed: whatever is no whole line of ours is a crash of it."""
+    try:
+        line = await asyncio.wait_for(child.stdout.readline(), timeout)
+    except TimeoutError:
+        raise Failed(
+            "download_stalled",
+            f"the hub sent nothing for {timeout:.0f} s",
+            "check the hive's way to the hub, then ask again: it goes on where it stopped",
+            retry=True,
+        ) from None
+    except ValueError:
+        raise _broken(f"said more in one line than {LONGEST_LINE} bytes") from None
+    if not line.endswith(b"\n"):
+        raise _broken("ended in the middle of what it said" if line else "ended")
+    try:
+        return _EVENT.validate_json(line)
+    except ValidationError:
+        raise _broken("said what is no report of a download") from None
+
+
+def _broken(how: str) -> Failed:
+    return Failed("download_failed", f"the download's process {how}", "ask again", retry=True)
 
 
 def environment(endpoint: str, cache: Path) -> dict[str, str]:
-    """What a process that speaks to the hub gets of the agent's environment."""
-    kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    """What a process that speaks to the hub gets of the agent's environment. Raises Failed where that cannot work."""
+    hub_environment.check(endpoint)
+    # An empty variable is none: the library would take it for an address.
+    kept = {name: os.environ[name] for name in _ENVIRONMENT if os.environ.get(name)}
     hub = {"HF_ENDPOINT": endpoint} if endpoint else {}
     return {**kept, **hub, "HF_HOME": str(cache / ".home")}
 

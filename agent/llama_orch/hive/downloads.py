@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from llama_orch.contract.common import Problem
-from llama_orch.contract.errors import BadRequest, DoesNotFit, NotFound
+from llama_orch.contract.devices import MemoryInfo
+from llama_orch.contract.errors import BadRequest, Conflict, DoesNotFit, NotFound, NotReady
 from llama_orch.contract.hive import Download, DownloadStatus, Origin
 from llama_orch.contract.model_ref import FileRef, HubRef, ModelRef
 from llama_orch.web.auth import Token
@@ -20,12 +22,16 @@ from llama_orch.web.auth import Token
 from . import devices, download_run, hub_question, model_cache, model_files, model_reading, quantisation
 from .download_job import Job
 from .download_records import KEEP_ENDED, DownloadRecord, DownloadRecords, now
+from .download_run import Progress
 from .hub_model import FetchJob, Question, Resolved
+from .ordered_writes import OrderedWrites
 from .problems import Failed, as_answer
 from .settings import HiveSettings
 
 log = logging.getLogger(__name__)
 EVENT_EVERY_S = 0.5
+# How long a download's process gets to end.
+CANCELLED_S = 10.0
 
 
 class Downloads:
@@ -39,7 +45,10 @@ class Downloads:
         self._token = hub_token.reveal() if hub_token else None
         self._count_bytes = count_bytes
         self._records = DownloadRecords(settings.state_dir / "downloads")
+        self._writes = OrderedWrites()
         self._jobs: dict[str, Job] = {}
+        # Held while it is looked up which downloads there are and a new one begins, and while a model is deleted.
+        self.beginning = asyncio.Lock()
         self._at_once = asyncio.Semaphore(settings.max_concurrent_downloads)
         self._questions_at_once = asyncio.Semaphore(4)
 
@@ -51,7 +60,16 @@ class Downloads:
                 record.status = DownloadStatus.QUEUED
                 job.pace.done = model_files.present(self._cache, record.model) if record.model else 0
                 job.task = asyncio.create_task(self._run(job))
+        if self._records.damaged:
+            self._drop_unknown_parts()
         self._prune()
+
+    def _drop_unknown_parts(self) -> None:
+        """Delete what came of downloads whose records are damaged: nothing else would ever find it."""
+        models = (job.record.model for job in self._jobs.values())
+        known = {part for model in models if model for part in model_files.parts(self._cache, model)}
+        for part in model_cache.drop_parts(self._cache, known):
+            log.error("%s is what came of a download whose record is damaged: deleted", part.relative_to(self._cache))
 
     async def stop(self) -> None:
         """End the downloads' processes; the records say that they go on at the next start."""
@@ -59,6 +77,10 @@ class Downloads:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        # What was being cancelled is so before the next start takes it up again.
+        if cancelling := [job.cancelling for job in self._jobs.values() if job.cancelling is not None]:
+            await asyncio.wait(cancelling, timeout=CANCELLED_S)
+        await self._writes.settled(within_s=5)
 
     def all(self) -> list[Job]:
         """Every download that is known, oldest first."""
@@ -72,13 +94,14 @@ class Downloads:
 
     async def request(self, ref: ModelRef, origin: Origin, *, for_worker: bool = False) -> Job:
         """The download of a model: the one there is, or a new one. Raises ApiError where it cannot be had."""
-        job = self._same_request(ref) or (
-            await self._file(ref, origin) if isinstance(ref, FileRef) else await self._from_hub(ref, origin)
-        )
+        async with self.beginning:
+            job = await self._same_request(ref)
+        if job is None:
+            job = await (self._file(ref, origin) if isinstance(ref, FileRef) else self._from_hub(ref, origin))
         if job.record.for_workers and not for_worker:
             # A new one begins as for_workers; whoever asks for the model itself makes it stay.
             job.record.for_workers = False
-            self._save(job.record)
+            await self._saved(job.record)
         return job
 
     def path_of(self, record: DownloadRecord) -> Path:
@@ -87,55 +110,90 @@ class Downloads:
             return Path(record.file_path or "")
         return model_files.first(self._cache, record.model)
 
-    def _same_request(self, ref: ModelRef) -> Job | None:
-        for job in reversed(self._jobs.values()):
-            record = job.record
-            same_file = isinstance(ref, FileRef) or ref.filename in {record.asked_filename, record.filename}
-            if record.model_ref == ref.base and same_file and self._usable(job):
+    async def _same_request(self, ref: ModelRef) -> Job | None:
+        """The last one that this reference asks for; `beginning` is held."""
+        return await self._first_usable(
+            job
+            for job in reversed(self._jobs.values())
+            if job.record.model_ref == ref.base
+            and (isinstance(ref, FileRef) or ref.filename in {job.record.asked_filename, job.record.filename})
+        )
+
+    async def _same_model(self, wanted: Resolved) -> Job | None:
+        """The first one of this model; `beginning` is held."""
+        return await self._first_usable(job for job in self._jobs.values() if _is_of(job, wanted))
+
+    async def _first_usable(self, jobs: Iterable[Job]) -> Job | None:
+        """Of these the first that goes on, or that is ready and whose model is there."""
+        candidates = [(job, self.path_of(job.record), job.goes_on) for job in jobs if job.goes_on or job.ready]
+        there = await asyncio.to_thread(lambda: [path.exists() for _, path, _ in candidates])
+        for (job, _, went_on), exists in zip(candidates, there, strict=True):
+            if job.goes_on or (job.ready and (exists or went_on)):
                 return job
         return None
-
-    def _same_model(self, wanted: Resolved) -> Job | None:
-        for job in self._jobs.values():
-            model = job.record.model
-            same = model and (model.repo, model.commit, model.filename) == (wanted.repo, wanted.commit, wanted.filename)
-            if same and self._usable(job):
-                return job
-        return None
-
-    def _usable(self, job: Job) -> bool:
-        return job.record.is_open or (job.ready and self.path_of(job.record).exists())
 
     async def _from_hub(self, ref: HubRef, origin: Origin) -> Job:
-        here = await asyncio.to_thread(model_cache.models, self._cache)
-        if (same := self._same_request(ref)) is not None:
-            return same
-        if (there := _on_disk(ref, here)) is not None:
-            known = self._same_model(there) if there.chosen_because is None else None
-            return known or self._ready(ref, there, origin)
+        async with self.beginning:
+            here = await asyncio.to_thread(_on_disk, ref, self._cache)
+            if (same := await self._same_request(ref)) is not None:
+                return same
+            if here is not None:
+                known = await self._same_model(here) if here.chosen_because is None else None
+                return known or await self._ready(ref, here, origin)
         try:
             async with self._questions_at_once:
                 found = await _ask_hub(ref, self._settings.hub_endpoint, self._token, self._cache)
         except Failed as failed:
+            there = await asyncio.to_thread(_on_disk, ref, self._cache, even_beside=True)
+            if there is not None:
+                return await self._ready(ref, there, origin)
             raise as_answer(failed) from None
-        # No await from here on: what is looked up now is still so when the new one is known.
-        if (same := self._same_model(found)) is not None:
-            return same
-        if model_files.ready(self._cache, found):
-            return self._ready(ref, found, origin)
-        self._check_disk(found)
+        while True:
+            async with self.beginning:
+                if (same := await self._same_model(found)) is not None:
+                    return same
+                if (dying := self._cancelled(found)) is None:
+                    return await self._begin(ref, found, origin)
+            await self._over(dying)
+
+    def _cancelled(self, model: Resolved) -> Job | None:
+        """The download of this model that is being cancelled, and still writes to what a new one would."""
+        return next(
+            (job for job in self._jobs.values() if job.cancelling and job.record.is_open and _is_of(job, model)), None
+        )
+
+    async def _over(self, job: Job) -> None:
+        try:
+            async with asyncio.timeout(2 * CANCELLED_S):
+                await job.ended.wait()
+        except TimeoutError:
+            raise Conflict(
+                f"the download of {job.record.filename} is being cancelled, and does not end: ask again in a while",
+                id=job.record.download_id,
+            ) from None
+
+    async def _begin(self, ref: HubRef, model: Resolved, origin: Origin) -> Job:
+        """Start a new one; `beginning` is held, so that no other takes the same room on the disk."""
+        others = [job.record.model for job in self._jobs.values() if job.record.is_open and job.record.model]
+        found = await asyncio.to_thread(_look, self._cache, model, others)
+        if found.ready:
+            return await self._ready(ref, model, origin)
+        self._check_disk(model, found)
         record = DownloadRecord(
             download_id=uuid.uuid4().hex,
             model_ref=ref.base,
             asked_filename=ref.filename,
-            model=found,
+            model=model,
             origin=origin,
             for_workers=True,
             started_at=now(),
         )
-        job = self._add(record)
-        job.pace.done = model_files.present(self._cache, found)
+        job = self._jobs[record.download_id] = Job(record)
+        job.pace.done = found.present_bytes
+        # Before anything is waited for: from here on it may be cancelled.
         job.task = asyncio.create_task(self._run(job))
+        await self._saved(record)
+        self._prune()
         return job
 
     async def _file(self, ref: FileRef, origin: Origin) -> Job:
@@ -144,24 +202,25 @@ class Downloads:
             facts = await model_reading.facts(path, self._settings.state_dir)
         except Failed as failed:
             problem = failed.problem
-            kind = NotFound if problem.code == "model_not_found" else BadRequest
+            kind = NotReady if failed.retry else NotFound if problem.code == "model_not_found" else BadRequest
             raise kind(f"{problem.message}: {problem.what_to_do}", code=problem.code) from None
-        return self._add(
-            DownloadRecord(
-                download_id=uuid.uuid4().hex,
-                model_ref=ref.base,
-                asked_filename=None,
-                file_path=ref.path,
-                size_bytes=facts.file_bytes,
-                status=DownloadStatus.READY,
-                origin=origin,
-                started_at=now(),
-                ended_at=now(),
+        async with self.beginning:
+            return await self._same_request(ref) or await self._add(
+                DownloadRecord(
+                    download_id=uuid.uuid4().hex,
+                    model_ref=ref.base,
+                    asked_filename=None,
+                    file_path=ref.path,
+                    size_bytes=facts.file_bytes,
+                    status=DownloadStatus.READY,
+                    origin=origin,
+                    started_at=now(),
+                    ended_at=now(),
+                )
             )
-        )
 
-    def _ready(self, ref: HubRef, model: Resolved, origin: Origin) -> Job:
-        return self._add(
+    async def _ready(self, ref: HubRef, model: Resolved, origin: Origin) -> Job:
+        return await self._add(
             DownloadRecord(
                 download_id=uuid.uuid4().hex,
                 model_ref=ref.base,
@@ -175,27 +234,45 @@ class Downloads:
         )
 
     def _save(self, record: DownloadRecord) -> None:
-        try:
-            self._records.save(record)
-        except OSError:
-            # Without its record it is not taken up by the next start of the agent, no more.
-            log.exception("the record of download %s cannot be written", record.download_id)
+        """Have a record written; without it a download is not taken up by the next start of the agent, no more."""
+        download_id, text = record.download_id, record.model_dump_json()
+        write = functools.partial(self._records.write, download_id, text)
+        self._writes.begin_or_tell(download_id, write, f"the record of download {download_id} cannot be written")
 
-    def _add(self, record: DownloadRecord) -> Job:
+    async def _saved(self, record: DownloadRecord) -> None:
+        """Return when the record is written, or the log says why it cannot be."""
         self._save(record)
+        await self._writes.settled(record.download_id)
+
+    def _forget(self, record: DownloadRecord) -> None:
+        """Have its record removed, and what came of it: nothing else would find that again."""
+        download_id = record.download_id
+        del self._jobs[download_id]
+        remove = functools.partial(self._remove, download_id, self._left(record))
+        self._writes.begin_or_tell(download_id, remove, f"what is left of download {download_id} cannot be removed")
+
+    def _left(self, record: DownloadRecord) -> list[Path]:
+        """What came of an ended download, but for what one that goes on writes to."""
+        going_on = (job.record.model for job in self._jobs.values() if job.record.is_open)
+        kept = {part for model in going_on if model for part in model_files.parts(self._cache, model)}
+        parts = model_files.parts(self._cache, record.model) if record.model is not None else []
+        return [part for part in parts if part not in kept]
+
+    def _remove(self, download_id: str, parts: list[Path]) -> None:
+        for part in parts:
+            part.unlink(missing_ok=True)
+        self._records.remove(download_id)
+
+    async def _add(self, record: DownloadRecord) -> Job:
         job = self._jobs[record.download_id] = Job(record)
+        await self._saved(record)
         self._prune()
         return job
 
-    def _check_disk(self, model: Resolved) -> None:
-        disk = devices.disk(self._cache)
-        others = sum(
-            job.record.model.size_bytes - model_files.present(self._cache, job.record.model)
-            for job in self._jobs.values()
-            if job.record.is_open and job.record.model
-        )
-        available = disk.available_bytes - self._settings.reserved_disk(disk.total_bytes) - others
-        needed = model.size_bytes - model_files.present(self._cache, model)
+    def _check_disk(self, model: Resolved, found: _OnDisk) -> None:
+        available = found.disk.available_bytes - self._settings.reserved_disk(found.disk.total_bytes)
+        available -= found.promised_bytes
+        needed = model.size_bytes - found.present_bytes
         if needed > available:
             raise DoesNotFit(
                 f"{model.filename} needs {needed} bytes more on the disk and {max(0, available)} may be used: "
@@ -213,7 +290,7 @@ class Downloads:
             async with self._at_once:
                 await download_run.until_ready(
                     fetch,
-                    lambda event: self._on_event(job, event),
+                    lambda progress: self._on_progress(job, progress),
                     attempts=self._settings.download_attempts,
                     stall_s=self._settings.download_stall_s,
                 )
@@ -225,14 +302,12 @@ class Downloads:
             problem = Problem(code="internal_error", message="the download failed; the hive's log says why")
             self._end(job, DownloadStatus.FAILED, problem)
 
-    def _on_event(self, job: Job, event: dict[str, Any]) -> None:
-        if "done" not in event:
-            return
-        status = DownloadStatus(event["event"])
+    def _on_progress(self, job: Job, progress: Progress) -> None:
+        status = DownloadStatus(progress.event)
         if status is DownloadStatus.DOWNLOADING:
-            if (more := event["done"] - job.pace.done) > 0:
+            if (more := progress.done - job.pace.done) > 0:
                 self._count_bytes(more)
-            job.pace.at(event["done"], time.monotonic())
+            job.pace.at(progress.done, time.monotonic())
         if status != job.record.status:
             job.record.status = status
             self._save(job.record)
@@ -247,22 +322,29 @@ class Downloads:
         """End a download and delete what came of it; one that has ended stays as it is. Raises NotFound."""
         job = self.get(download_id)
         if job.record.is_open and job.task is not None:
-            job.task.cancel()
-            await asyncio.wait({job.task}, timeout=10)
-        if job.record.is_open and job.record.model is not None:
-            model_files.drop_parts(self._cache, job.record.model)
-            self._end(job, DownloadStatus.CANCELLED)
+            if job.cancelling is None:
+                job.cancelling = asyncio.create_task(self._cancel(job, job.task))
+            await asyncio.shield(job.cancelling)
         return job
 
-    def forget(self, model_ref: str, filename: str) -> None:
-        """Forget the ended downloads of a model that is deleted, and what is left of them."""
+    async def _cancel(self, job: Job, task: asyncio.Task[None]) -> None:
+        task.cancel()
+        await asyncio.wait({task}, timeout=CANCELLED_S)
+        if job.record.is_open and job.record.model is not None:
+            try:
+                await asyncio.to_thread(model_files.drop_parts, self._cache, job.record.model)
+            except OSError as error:
+                log.error("what came of download %s cannot be deleted: %s", job.record.download_id, error)  # noqa: TRY400
+            self._end(job, DownloadStatus.CANCELLED)
+            await self._writes.settled(job.record.download_id)
+
+    async def forget(self, model_ref: str, filename: str) -> None:
+        """Forget the ended downloads of a model that is deleted, and what is left of them; `beginning` is held."""
         for job in list(self._jobs.values()):
             record = job.record
             if record.model_ref == model_ref and record.filename == filename and not record.is_open:
-                if record.model is not None:
-                    model_files.drop_parts(self._cache, record.model)
-                del self._jobs[record.download_id]
-                self._records.remove(record.download_id)
+                self._forget(record)
+                await self._writes.settled(record.download_id)
 
     async def events(self, download_id: str) -> AsyncIterator[Download]:
         """The download each time it changed, until it ends. Raises NotFound."""
@@ -282,16 +364,47 @@ class Downloads:
         # Records of models that are there stay: they hold who asked for them.
         ended = [job for job in self._jobs.values() if not job.record.is_open and not job.ready]
         for job in ended[:-KEEP_ENDED]:
-            del self._jobs[job.record.download_id]
-            self._records.remove(job.record.download_id)
+            self._forget(job.record)
 
 
-def _on_disk(ref: HubRef, here: list[model_cache.CachedModel]) -> Resolved | None:
-    """What of the models that are here a reference means; None where only the hub can tell."""
+@dataclass(frozen=True)
+class _OnDisk:
+    """What there is of a model, and room for more; `promised_bytes` are those that others still want."""
+
+    ready: bool
+    present_bytes: int
+    promised_bytes: int
+    disk: MemoryInfo
+
+
+def _look(cache: Path, model: Resolved, others: list[Resolved]) -> _OnDisk:
+    promised = sum(other.size_bytes - model_files.present(cache, other) for other in others)
+    return _OnDisk(
+        ready=model_files.ready(cache, model),
+        present_bytes=model_files.present(cache, model),
+        promised_bytes=promised,
+        disk=devices.disk(cache),
+    )
+
+
+def _is_of(job: Job, wanted: Resolved) -> bool:
+    model = job.record.model
+    if model is None:
+        return False
+    return (model.repo, model.commit, model.filename) == (wanted.repo, wanted.commit, wanted.filename)
+
+
+def _on_disk(ref: HubRef, cache: Path, *, even_beside: bool = False) -> Resolved | None:
+    """What of the models that are here a reference means; None where only the hub can tell.
+
+    Where nothing is here but what goes beside models, the hub may have the model itself; `even_beside` takes that.
+    """
+    here = model_cache.models(cache)
     cached = {model.filename: model for model in here if model.answers(ref.repo, ref.revision)}
     name, because = ref.filename, None
     if name is None:
-        if (choice := quantisation.choose(cached)) is None:
+        choice = quantisation.choose(cached)
+        if choice is None or (quantisation.goes_beside(choice[0]) and not even_beside):
             return None
         name, why = choice
         several = len(quantisation.models_of(cached)) > 1

@@ -16,7 +16,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from llama_orch.contract.devices import Backend, EngineLibrary, EngineStatus, LibraryResult
 
 from . import atomic, engine_build, process
-from .one_answer import answer_of
+from .one_answer import NoAnswer, ask
 from .problems import Failed
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class EngineTest:
         # Nothing found is no result: the next start of the agent tries again.
         if self._status.libraries:
             self._status = self._status.model_copy(update={"tested_at": datetime.now(UTC)})
-            self._keep()
+            await asyncio.to_thread(self._keep)
         self._tell()
 
     def _kept(self) -> EngineStatus | None:
@@ -138,19 +138,16 @@ def unusable(library: EngineLibrary) -> Failed:
 
 async def _run(arguments: list[str]) -> list[EngineLibrary]:
     """What the self-test found; nothing where it could not be run."""
-    answer = await answer_of(
-        MODULE,
-        *arguments,
-        within_s=PATIENCE_S,
-        environment=process.environment(),
-        stderr=asyncio.subprocess.PIPE,
-    )
-    if answer.status is None:
-        log.error("engine: the self-test did not end within %.0f s", PATIENCE_S)
-        return []
     try:
-        return _LIBRARIES.validate_json(answer.said)
-    except ValidationError:
-        last = answer.complaint.decode(errors="replace").strip().splitlines()[-1:]
-        log.error("engine: the self-test ended with status %s: %s", answer.status, *last or [""])  # noqa: TRY400
+        return await ask(
+            MODULE,
+            *arguments,
+            understand=_LIBRARIES.validate_json,
+            within_s=PATIENCE_S,
+            environment=process.environment(),
+            stderr=asyncio.subprocess.PIPE,
+        )
+    except NoAnswer as error:
+        last = error.answer.complaint.decode(errors="replace").strip().splitlines()[-1:]
+        log.error("engine: the self-test %s within %.0f s: %s", error, PATIENCE_S, *last or [""])  # noqa: TRY400
         return []

@@ -10,11 +10,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from llama_orch.contract.devices import Condition, Gpu, GpuFault, GpuStatus, Xid
 
 from . import gpu_conditions
+from .child import Child
 from .process import interpreter
 
 # Well within what the queen gives a hive (its `probe_timeout_s`), so that it hears what is wrong.
@@ -27,7 +28,6 @@ FRESH_S = 1.0
 MISSING_S = 30.0
 KILL_S = 1.0
 KEPT_XIDS = 64
-_LONGEST_LINE = 2**20
 
 
 class Reading(BaseModel):
@@ -47,7 +47,7 @@ class Gpus:
 
     def __init__(self, worker_of: Callable[[int], str | None] = lambda _: None) -> None:
         self._worker_of = worker_of
-        self._child: asyncio.subprocess.Process | None = None
+        self._child: Child | None = None
         self._killed = False
         self._reading: asyncio.Task[None] | None = None
         self._last = _silent("not read yet")
@@ -94,20 +94,21 @@ class Gpus:
             self._reading = None
 
     async def _ask(self) -> Reading:
-        if self._killed and self._child is not None and self._child.returncode is None:
+        if self._killed and self._child is not None and self._child.status is None:
             # The kernel still holds it; another one would only hang beside it.
             return _silent("the NVIDIA driver has not answered an earlier question")
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 line = await self._line()
-                if not line and await self._ended() == -signal.SIGKILL:
-                    # Somebody ended it; that says nothing of the driver.
+                if not line.endswith(b"\n") and await self._ended() == -signal.SIGKILL:
+                    # Somebody ended it, before its answer or in the middle; that says nothing of the driver.
                     line = await self._line()
             reading = Reading.model_validate_json(line)
         except TimeoutError:
             await self._end_child()
             return _silent(f"the NVIDIA driver did not answer within {TIMEOUT_S:.0f} s")
-        except (ValidationError, OSError):
+        except (ValueError, OSError):
+            # No answer, no whole one, or none that can be read: that child is asked nothing more.
             return _silent(f"the process that asks the NVIDIA driver ended (status {await self._ended()})")
         if not reading.status.available:
             # It ends by itself; the next one begins with the library as it is then.
@@ -116,21 +117,16 @@ class Gpus:
 
     async def _line(self) -> bytes:
         child = await self._running_child()
-        assert child.stdin is not None and child.stdout is not None  # noqa: S101  asked for when it was started
-        child.stdin.write(b"\n")
+        child.say(b"\n")
         return await child.stdout.readline()
 
-    async def _running_child(self) -> asyncio.subprocess.Process:
+    async def _running_child(self) -> Child:
         """The child, started where there is none."""
-        if self._child is not None and self._child.returncode is None:
+        if self._child is not None and self._child.status is None:
             return self._child
         self._killed = False
-        self._child = await asyncio.create_subprocess_exec(
-            *(interpreter(), "-m", "llama_orch.hive.nvml_child"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=_LONGEST_LINE,
-        )
+        # It ends with the thread that started it; those of the loop's pool last as long as the agent.
+        self._child = await Child.start([interpreter(), "-m", "llama_orch.hive.nvml_child"])
         return self._child
 
     async def _ended(self) -> int | None:
@@ -141,16 +137,11 @@ class Gpus:
         return await self._end_child()
 
     async def _end_child(self) -> int | None:
-        child = self._child
-        if child is None:
+        if self._child is None:
             return None
         self._killed = True
-        with contextlib.suppress(ProcessLookupError):
-            child.kill()
         # One that hangs in the driver ends when the driver lets it go.
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(child.wait(), KILL_S)
-        return child.returncode
+        return await self._child.end(KILL_S)
 
     def _completed(self, reading: Reading) -> Reading:
         gpus = [self._named(gpu) for gpu in reading.gpus]

@@ -1,11 +1,16 @@
-"""The model hub; the only importer of huggingface_hub. Everything here blocks: call it in a thread or a process."""
+"""The model hub; with `hub_failures.py` the only importer of huggingface_hub.
+
+Everything here blocks: call it in a thread or a process.
+"""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import hashlib
+import logging
 import os
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,28 +18,19 @@ from types import TracebackType
 from typing import Any, BinaryIO, Literal, Self
 from urllib.parse import urlsplit
 
-import httpx2
-from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi, HfFileMetadata, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
 from pydantic import ValidationError
 
 from llama_orch.contract.model_ref import HubRef
 
-from . import model_cache, quantisation
+from . import hub_failures, model_cache, quantisation
 from .gguf_header import part_names
 from .hub_model import FetchJob, HubFile, Resolved, is_file_name
 from .problems import Failed
 
+log = logging.getLogger(__name__)
 TIMEOUT_S = 10
 # The library's 10 MiB would lose as much when a download is cut, and show progress in jumps.
 _CHUNK = 64 * 1024
@@ -44,7 +40,7 @@ Report = Callable[[Phase, int], None]
 
 def resolve(ref: HubRef, endpoint: str, token: str | None) -> Resolved:
     """Ask the hub what a reference means, and whether it lets us have it. Raises Failed."""
-    with _explained(ref.repo, ref.revision):
+    with hub_failures.explained(ref.repo, ref.revision):
         info = HfApi(endpoint=endpoint or None, token=token or False).model_info(
             ref.repo, revision=ref.revision, files_metadata=True, timeout=TIMEOUT_S
         )
@@ -71,12 +67,7 @@ def resolve(ref: HubRef, endpoint: str, token: str | None) -> Resolved:
                 files=models[:200],
             )
         # Asking what a repository holds is open to all even where its files are not.
-        get_hf_file_metadata(
-            hf_hub_url(ref.repo, names[0], revision=info.sha, endpoint=endpoint or None),
-            token=token or False,
-            timeout=TIMEOUT_S,
-            endpoint=endpoint or None,
-        )
+        _metadata(ref.repo, names[0], str(info.sha), endpoint or constants.ENDPOINT, token)
     try:
         return Resolved(
             repo=ref.repo,
@@ -93,6 +84,20 @@ def resolve(ref: HubRef, endpoint: str, token: str | None) -> Resolved:
         ) from None
 
 
+def _metadata(repo: str, name: str, commit: str, endpoint: str, token: str | None) -> HfFileMetadata:
+    """Where a file is, and whether the hub lets us have it. Raises Failed where no hub answers."""
+    meta = get_hf_file_metadata(
+        hf_hub_url(repo, name, revision=commit, endpoint=endpoint),
+        token=token or False,
+        timeout=TIMEOUT_S,
+        endpoint=endpoint,
+    )
+    # Each file of a hub has one; what else would come would be written behind the bytes that are there.
+    if meta.etag is None:
+        raise hub_failures.no_hub()
+    return meta
+
+
 def _file(name: str, sibling: Any) -> HubFile:
     if sibling.lfs is not None:
         return HubFile(name=name, size=sibling.lfs.size, etag=sibling.lfs.sha256)
@@ -107,7 +112,7 @@ def fetch(job: FetchJob, report: Report) -> None:
     """
     constants.DOWNLOAD_CHUNK_SIZE = _CHUNK
     before = 0
-    with _explained(job.model.repo, job.model.revision), _disk_full_explained():
+    with hub_failures.explained(job.model.repo, job.model.revision), _disk_full_explained():
         for file in job.model.files:
             _fetch_file(job, file, lambda phase, done, start=before: report(phase, start + done))
             before += file.size
@@ -122,11 +127,14 @@ def _fetch_file(job: FetchJob, file: HubFile, report: Report) -> None:
         part.parent.mkdir(parents=True, exist_ok=True)
         with part.open("ab") as target:
             _lock(target, file.name)
-            _receive(job, file, target, report)
-            report("verifying", 0)
-            target.flush()
-            os.fsync(target.fileno())
-            _verify(part, file, report)
+            resumed = target.tell() > 0
+            try:
+                _receive_and_verify(job, file, target, report)
+            except _WrongContent:
+                if not resumed:
+                    part.unlink()
+                    raise
+                _from_its_beginning(job, file, target, report)
             part.replace(blob)
     report("downloading", file.size)
     hf_hub_download(
@@ -140,6 +148,34 @@ def _fetch_file(job: FetchJob, file: HubFile, report: Report) -> None:
     )
 
 
+class _WrongContent(Failed):
+    """The file's content is not what the hub states."""
+
+    def __init__(self, message: str, what_to_do: str) -> None:
+        super().__init__(code="checksum_mismatch", message=message, what_to_do=what_to_do)
+
+
+def _receive_and_verify(job: FetchJob, file: HubFile, target: BinaryIO, report: Report) -> None:
+    """Take up what is there and check the whole. Raises Failed."""
+    _receive(job, file, target, report)
+    report("verifying", 0)
+    target.flush()
+    os.fsync(target.fileno())
+    _verify(Path(target.name), file, report)
+
+
+def _from_its_beginning(job: FetchJob, file: HubFile, target: BinaryIO, report: Report) -> None:
+    """Once more and without what was there before, as that may be what is damaged. Raises Failed."""
+    log.warning("what there was of %s is damaged: it is downloaded again from its beginning", file.name)
+    target.seek(0)
+    target.truncate()
+    try:
+        _receive_and_verify(job, file, target, report)
+    except _WrongContent:
+        Path(target.name).unlink()
+        raise
+
+
 def _lock(target: BinaryIO, name: str) -> None:
     try:
         fcntl.flock(target, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -149,12 +185,7 @@ def _lock(target: BinaryIO, name: str) -> None:
 
 def _receive(job: FetchJob, file: HubFile, target: BinaryIO, report: Report) -> None:
     endpoint = job.endpoint or constants.ENDPOINT
-    meta = get_hf_file_metadata(
-        hf_hub_url(job.model.repo, file.name, revision=job.model.commit, endpoint=endpoint),
-        token=job.token or False,
-        timeout=TIMEOUT_S,
-        endpoint=endpoint,
-    )
+    meta = _metadata(job.model.repo, file.name, job.model.commit, endpoint, job.token)
     if target.tell() > file.size:
         target.truncate(0)
         target.seek(0)
@@ -192,8 +223,7 @@ def _bar(report: Report, file: HubFile) -> type:
         def update(self, count: int) -> None:
             self.done += count
             if self.done > file.size:
-                raise Failed(
-                    "checksum_mismatch",
+                raise _WrongContent(
                     f"the hub sent more of {file.name} than the {file.size} bytes that it has",
                     "see that hub_endpoint is a hub, and that no proxy on the way changes what it sends",
                 )
@@ -212,9 +242,7 @@ def _verify(part: Path, file: HubFile, report: Report) -> None:
             done += len(chunk)
             report("verifying", done)
     if digest.hexdigest() != file.etag:
-        part.unlink()
-        raise Failed(
-            "checksum_mismatch",
+        raise _WrongContent(
             f"{file.name} arrived with another checksum than the hub states; what arrived was deleted",
             "download it again; if that repeats, a proxy or a disk on the way changes it",
         )
@@ -232,6 +260,9 @@ def _point_revision(job: FetchJob) -> None:
 def _disk_full_explained() -> Iterator[None]:
     try:
         yield
+    except ssl.SSLError:
+        # Its numbers are not the system's.
+        raise
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise Failed(
@@ -239,46 +270,6 @@ def _disk_full_explained() -> Iterator[None]:
             ) from None
         if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
             raise Failed("disk_refused", "models_dir cannot be written", "let the hive's user write there") from None
-        raise
-
-
-@contextmanager
-def _explained(repo: str, revision: str | None) -> Iterator[None]:
-    try:
-        yield
-    except Failed:
-        raise
-    except GatedRepoError:
-        raise Failed(
-            "model_gated",
-            f"{repo} is gated: its owner lets in only who asked",
-            "accept its terms on its page, then put a token of that account into the hive's hub_token_file",
-        ) from None
-    except RevisionNotFoundError:
-        raise Failed("model_not_found", f"{repo} has no revision {revision}", "correct the part after '@'") from None
-    except RemoteEntryNotFoundError:
-        raise Failed("file_not_found", f"the file is no longer in {repo}", "choose another file") from None
-    except RepositoryNotFoundError:
-        raise Failed(
-            "model_not_found",
-            f"the hub has no repository {repo} that this hive may see",
-            "check the name; for a private one put a token into the hive's hub_token_file",
-        ) from None
-    except HFValidationError:
-        raise Failed("model_not_found", f"the hub does not take {repo} as a name", "check the name") from None
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else 0
-        if status == 401:
-            raise Failed("hub_token_refused", "the hub refuses the hive's token", "renew hub_token_file") from None
-        raise Failed("hub_failed", f"the hub answered {status}", "try again later", retry=True) from None
-    except (httpx2.HTTPError, LocalEntryNotFoundError) as error:
-        raise Failed(
-            "hub_unreachable",
-            f"the hub cannot be reached ({type(error).__name__})",
-            "check the hive's network and hub_endpoint; a model on its disk can be named as file:/path.gguf",
-            retry=True,
-        ) from None
-    except ValueError as error:
-        if "too large" in str(error):
-            raise Failed("file_too_large", "files over 50 GB must be in parts", "choose a split model") from None
+        if "Consistency check failed" in str(error):
+            raise Failed("hub_failed", "the hub sent less of a file than it has", "ask again", retry=True) from None
         raise

@@ -26,7 +26,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     # Its action is to end the process: also where the agent is gone, and waits no longer.
     signal.alarm(LONGEST_QUESTION_S)
-    question = Question.model_validate_json(sys.stdin.readline())
+    question = Question.model_validate_json(sys.stdin.buffer.readline())
     answer: dict[str, object]
     try:
         answer = {"model": hub.resolve(question.ref, question.endpoint, question.token).model_dump()}

@@ -25,7 +25,7 @@ def _no_parent(text: str) -> str:
     return text
 
 
-FileName = Annotated[str, StringConstraints(pattern=patterns.GGUF_FILE, max_length=255), AfterValidator(_no_parent)]
+FileName = Annotated[patterns.GgufFilename, AfterValidator(_no_parent)]
 Hash = Annotated[str, StringConstraints(pattern=r"^(?:[0-9a-f]{40}|[0-9a-f]{64})$")]
 Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
 Repo = Annotated[str, StringConstraints(pattern=patterns.HF_REPO), AfterValidator(_no_parent)]
@@ -35,7 +35,7 @@ _FILE_NAME = re.compile(patterns.GGUF_FILE)
 
 def is_file_name(name: str) -> bool:
     """Whether a file of that name is one that a model may have."""
-    return len(name) <= 255 and ".." not in name and _FILE_NAME.fullmatch(name) is not None
+    return len(name) <= 255 and ".." not in name and _FILE_NAME.fullmatch(name) is not None and patterns.names_fit(name)
 
 
 class HubFile(BaseModel):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
-from typing import Any
 
 from .download_run import environment
 from .hub_model import LONGEST_QUESTION_S, Question, Resolved
-from .one_answer import answer_of
-from .problems import Failed, failed_from
+from .one_answer import NoAnswer
+from .one_answer import ask as ask_process
+from .problems import Failed, answered
 
 log = logging.getLogger(__name__)
 MODULE = "llama_orch.hive.hub_child"
@@ -19,26 +18,19 @@ _GRACE_S = 5.0
 
 async def ask(question: Question, cache: Path) -> Resolved:
     """What the hub says. Raises Failed, also where it says nothing in time, or more than a listing can be."""
-    answer = await answer_of(
-        MODULE,
-        within_s=LONGEST_QUESTION_S + _GRACE_S,
-        environment=environment(question.endpoint, cache),
-        question=question.model_dump_json().encode() + b"\n",
-    )
     try:
-        return _model(answer.said)
-    except (ValueError, LookupError):
-        log.error("the process that asked the hub ended with status %s, without an answer", answer.status)  # noqa: TRY400
+        return await ask_process(
+            MODULE,
+            understand=lambda said: Resolved.model_validate(answered(said, "model")),
+            within_s=LONGEST_QUESTION_S + _GRACE_S,
+            environment=environment(question.endpoint, cache),
+            question=question.model_dump_json().encode() + b"\n",
+        )
+    except NoAnswer as error:
+        log.error("the process that asked the hub %s", error)  # noqa: TRY400
         raise Failed(
             "hub_failed",
             f"the hub says nothing of {question.ref.repo} within {LONGEST_QUESTION_S} s, or more than can be",
             "check the hive's way to the hub, and hub_endpoint",
             retry=True,
         ) from None
-
-
-def _model(said: bytes) -> Resolved:
-    answer: dict[str, Any] = json.loads(said)
-    if "problem" in answer:
-        raise failed_from(answer)
-    return Resolved.model_validate(answer["model"])

@@ -6,8 +6,11 @@ its hash was checked, so a model whose parts are all there is ready.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import re
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,8 +62,8 @@ def models(cache: Path) -> list[CachedModel]:
             revisions = tuple(sorted(name for name, commit in refs.items() if commit == snapshot.name))
             found += [
                 model
-                for path in sorted(snapshot.rglob("*.gguf"))
-                if (model := _model(repo, snapshot, revisions, path)) is not None
+                for path in sorted(snapshot.rglob("*"))
+                if path.suffix.lower() == ".gguf" and (model := _model(repo, snapshot, revisions, path)) is not None
             ]
     return found
 
@@ -74,7 +77,8 @@ def _refs(home: Path) -> dict[str, str]:
 
 def _model(repo: str, snapshot: Path, revisions: tuple[str, ...], path: Path) -> CachedModel | None:
     parts = split_name(path.name)
-    if parts is not None and parts[1] != 1:
+    # A name that is no UTF-8 is none that an answer can have.
+    if (parts is not None and parts[1] != 1) or not _is_text(path):
         return None
     files = [path.parent / name for name in part_names(path.name)]
     # exists() follows the link: one whose blob was taken away is no model.
@@ -91,6 +95,14 @@ def _model(repo: str, snapshot: Path, revisions: tuple[str, ...], path: Path) ->
         sha256=blob if len(files) == 1 and _SHA256.fullmatch(blob) else None,
         parts=len(files),
     )
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def remove(cache: Path, model: CachedModel) -> None:
@@ -115,6 +127,27 @@ def remove(cache: Path, model: CachedModel) -> None:
 def part_file(cache: Path, repo: str, etag: str) -> Path:
     """Where a file is kept while it is downloaded, beside the blob that it will become. Raises ValueError."""
     return _in(repo_folder(cache, repo) / "blobs", f"{etag}.part")
+
+
+def drop_parts(cache: Path, keep: Collection[Path]) -> list[Path]:
+    """Delete the begun files that are not among these and that nobody writes to; answers which they were."""
+    dropped: list[Path] = []
+    for part in cache.glob("models--*--*/blobs/*.part"):
+        with contextlib.suppress(OSError):
+            if part not in keep and _is_left(part):
+                part.unlink()
+                dropped.append(part)
+    return dropped
+
+
+def _is_left(part: Path) -> bool:
+    """Whether no process holds it, as one that downloads into it does."""
+    with part.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
 
 
 def revision_file(cache: Path, repo: str, revision: str) -> Path:

@@ -22,6 +22,8 @@ _WITHOUT_CACHE = frozenset({
     "bert", "jina-bert-v2", "jina-bert-v3", "nomic-bert", "nomic-bert-moe", "neo-bert", "eurobert", "modern-bert",
     "gemma-embedding", "wavtokenizer-dec", "dream", "llada", "llada-moe", "rnd1",
 })  # fmt: skip
+# Files of these values of `general.type` go beside a model (gguf's GGUFType).
+_BESIDE_MODELS = {"adapter": "an adapter (LoRA)", "mmproj": "a projector (mmproj)", "imatrix": "an importance matrix"}
 # Every so many blocks one sees the whole context, where the header does not say (`load_swa_pattern` of each model).
 _WINDOW_PERIODS = {"gemma2": 2, "gemma3": 6, "gpt-oss": 2, "cohere2": 4, "olmo2": 4}
 # llama_pooling_type of llama.h: mean, first or last token of a text make its vector.
@@ -73,7 +75,9 @@ def read(path: Path) -> ModelFacts:
 
 
 def of(header: Header) -> ModelFacts:
-    """The facts of a header."""
+    """The facts of a header. Raises Failed where it is damaged, or of what is no model."""
+    if (what := _BESIDE_MODELS.get(str(header.values.get("general.type")))) is not None:
+        raise Failed("model_unreadable", f"the file is {what} and no model", "name the file of the model itself")
     keys = _Keys(header)
     whole = windowed = states = 0
     blocks = _blocks(header)

@@ -25,7 +25,8 @@ MEMORY_BYTES = 512 * 1024 * 1024
 def main(path: Path) -> None:
     """Read and answer."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
+    # At the soft limit it ends by SIGXCPU; at the hard one it would by SIGKILL, as if somebody had killed it.
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S + 5))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     # Its action is to end the process: also where the agent is gone, and waits no longer.
     signal.alarm(LONGEST_S)

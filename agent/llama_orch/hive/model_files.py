@@ -35,10 +35,15 @@ def ready(cache: Path, model: Resolved) -> bool:
     return all((folder / file.name).exists() for file in model.files)
 
 
+def parts(cache: Path, model: Resolved) -> list[Path]:
+    """Where what came of its files is kept until they are whole."""
+    return [model_cache.part_file(cache, model.repo, file.etag) for file in model.files]
+
+
 def drop_parts(cache: Path, model: Resolved) -> None:
     """Delete what came of files that are not whole."""
-    for file in model.files:
-        model_cache.part_file(cache, model.repo, file.etag).unlink(missing_ok=True)
+    for part in parts(cache, model):
+        part.unlink(missing_ok=True)
 
 
 def _snapshot(cache: Path, model: Resolved) -> Path:

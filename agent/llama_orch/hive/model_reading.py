@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -20,8 +18,8 @@ from llama_orch.contract.common import Problem
 from . import atomic, gguf_header, process
 from .model_facts import ModelFacts
 from .model_facts_child import LONGEST_S
-from .one_answer import answer_of
-from .problems import Failed, failed_from
+from .one_answer import NoAnswer, ask
+from .problems import Failed, answered
 
 log = logging.getLogger(__name__)
 FILE = "unreadable-models.json"
@@ -69,29 +67,29 @@ async def facts(path: Path, state_dir: Path) -> ModelFacts:
 
 
 async def _read(path: Path) -> ModelFacts:
-    answer = await answer_of(
-        MODULE,
-        str(path),
-        within_s=LONGEST_S + _GRACE_S,
-        environment=process.environment(),
-        stderr=asyncio.subprocess.DEVNULL,
-    )
     try:
-        return _facts(answer.said)
-    except (ValidationError, ValueError, LookupError):
-        log.error("the process that read %s ended with status %s, without an answer", path, answer.status)  # noqa: TRY400
+        return await ask(
+            MODULE,
+            str(path),
+            understand=lambda said: _FACTS.validate_python(answered(said, "facts")),
+            within_s=LONGEST_S + _GRACE_S,
+            environment=process.environment(),
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+    except NoAnswer as error:
+        log.error("the process that read %s %s", path, error)  # noqa: TRY400
+        if error.answer.was_cut:
+            raise Failed(
+                "model_not_read",
+                f"the process that read the header of {path.name} was ended (status {error.answer.status})",
+                "ask again; if nobody killed it, the kernel did for want of memory: dmesg says so",
+                retry=True,
+            ) from None
         raise Failed(
             "model_unreadable",
             f"the header of {path.name} takes too long, or too much memory, to be read",
             "download the file again; one that is so again was made to do harm",
         ) from None
-
-
-def _facts(said: bytes) -> ModelFacts:
-    answer: dict[str, Any] = json.loads(said)
-    if "problem" in answer:
-        raise failed_from(answer)
-    return _FACTS.validate_python(answer["facts"])
 
 
 def _identity(path: Path) -> Identity:

@@ -13,26 +13,34 @@ from llama_orch.contract.model_ref import FileRef, HubRef
 
 from . import model_cache, model_files
 from .download_job import Job
+from .download_records import DownloadRecord
 from .downloads import Downloads
 
 Using = Callable[[str, str, Path], list[str]]
 
 
 class Models:
-    """Read anew at each question. `using` tells which workers have a model."""
+    """Read anew at each question.
 
-    def __init__(self, cache: Path, downloads: Downloads, using: Using) -> None:
+    `using` tells which workers have a model; while `admitting` is held no worker is admitted.
+    """
+
+    def __init__(self, cache: Path, downloads: Downloads, using: Using, admitting: asyncio.Lock) -> None:
         self._cache = cache
         self._downloads = downloads
         self._using = using
+        self._admitting = admitting
 
     async def all(self) -> list[Model]:
         """Every model, whole ones first."""
         cached = await asyncio.to_thread(model_cache.models, self._cache)
+        # One that goes on says more than one of the same model that has failed.
+        jobs = sorted(self._downloads.all(), key=lambda job: not job.record.is_open)
+        on_disk = await asyncio.to_thread(_on_disk, self._cache, [job.record for job in jobs])
         listed = [self._whole(model) for model in cached]
         known = {(model.model_ref, model.filename) for model in listed}
-        for job in self._downloads.all():
-            model = self._of_download(job)
+        for job in jobs:
+            model = self._of_download(job, on_disk)
             if model is not None and (model.model_ref, model.filename) not in known:
                 known.add((model.model_ref, model.filename))
                 listed.append(model)
@@ -41,7 +49,8 @@ class Models:
     async def delete(self, model_ref: str | None, filename: str | None) -> Model:
         """Delete a model's files; of a file that a user named only the listing goes. Answers what there was.
 
-        Raises BadRequest, NotFound, or Conflict while it is in use.
+        Raises BadRequest, NotFound, or Conflict while it is in use. No worker of it is admitted meanwhile, and no
+        download of it begins.
         """
         if not model_ref:
             raise BadRequest("model_ref: required in the query, as GET /api/v1/models shows it")
@@ -49,6 +58,10 @@ class Models:
             ref = refs.parse(model_ref, filename)
         except ValueError as error:
             raise BadRequest(f"model_ref: {error}") from None
+        async with self._admitting, self._downloads.beginning:
+            return await self._delete(ref, model_ref)
+
+    async def _delete(self, ref: refs.ModelRef, model_ref: str) -> Model:
         model = self._chosen([model for model in await self.all() if self._meant(model, ref)], model_ref)
         if model.workers:
             raise Conflict(
@@ -58,7 +71,7 @@ class Models:
             raise Conflict(f"{model.filename} is being downloaded: cancel the download first")
         if isinstance(ref, HubRef):
             await asyncio.to_thread(self._remove, ref.repo, model)
-        self._downloads.forget(model.model_ref, model.filename)
+        await self._downloads.forget(model.model_ref, model.filename)
         return model
 
     def _remove(self, repo: str, model: Model) -> None:
@@ -98,17 +111,15 @@ class Models:
                 return job.record.origin
         return "rest"
 
-    def _of_download(self, job: Job) -> Model | None:
+    def _of_download(self, job: Job, on_disk: set[str]) -> Model | None:
         record = job.record
         if record.model is None:
-            there = job.ready and Path(record.file_path or "").exists()
-            status = ModelStatus.READY if there else None
+            status = ModelStatus.READY if job.ready and record.download_id in on_disk else None
         elif record.is_open:
             status = ModelStatus.DOWNLOADING
         else:
             failed = record.status is DownloadStatus.FAILED
-            begun = failed and model_files.present(self._cache, record.model) > 0
-            status = ModelStatus.INCOMPLETE if begun else None
+            status = ModelStatus.INCOMPLETE if failed and record.download_id in on_disk else None
         if status is None:
             return None
         return Model(
@@ -121,3 +132,16 @@ class Models:
             workers=self._using(record.model_ref, record.filename, self._downloads.path_of(record)),
             origin=record.origin,
         )
+
+
+def _on_disk(cache: Path, records: list[DownloadRecord]) -> set[str]:
+    """The ids of those downloads of which there is something: the file that a user named, or bytes that arrived."""
+    found: set[str] = set()
+    for record in records:
+        if record.model is None:
+            there = Path(record.file_path or "").exists()
+        else:
+            there = record.status is DownloadStatus.FAILED and model_files.present(cache, record.model) > 0
+        if there:
+            found.add(record.download_id)
+    return found

@@ -13,6 +13,7 @@ from llama_orch.contract.hive import SpawnRequest
 
 from . import devices, gpu_conditions
 from .model_facts import ModelFacts
+from .problems import NeverFits
 from .settings import HiveSettings
 from .worker_records import RAM
 
@@ -151,11 +152,21 @@ def free_memory(settings: HiveSettings, gpu: Gpu | None, spoken_for: Mapping[str
     return max(0, available), f"memory of GPU {gpu.index}"
 
 
-def check_memory(needed: int, available: int, of_what: str, *, device: int | None = None) -> None:
-    """Raises DoesNotFit, with both numbers and the GPU that is too full."""
+def whole_memory(settings: HiveSettings, gpu: Gpu | None) -> int | None:
+    """Bytes that a worker alone on the GPU, or on the CPU, may use; None where nobody knows."""
+    if gpu is None or gpu.shares_memory:
+        return devices.memory().total_bytes - settings.reserve_ram_bytes
+    return None if gpu.memory_total_bytes is None else gpu.memory_total_bytes - settings.reserve_gpu_bytes
+
+
+def check_memory(
+    needed: int, available: int, of_what: str, *, whole: int | None = None, device: int | None = None
+) -> None:
+    """Raises DoesNotFit, with both numbers and the GPU that is too full; NeverFits where it is more than `whole`."""
     if needed > available:
         which: dict[str, Any] = {} if device is None else {"device": device}
-        raise DoesNotFit(
+        kind = NeverFits if whole is not None and needed > whole else DoesNotFit
+        raise kind(
             f"the worker needs about {needed} bytes and {available} bytes of {of_what} may be used: "
             "stop another worker, or ask for fewer slots, less ctx_per_slot or a smaller quantisation",
             needed_bytes=needed,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+from pydantic import BaseModel, Field
+
 from llama_orch.contract.common import Problem
-from llama_orch.contract.errors import ApiError, BadRequest, NotFound, UpstreamFailed
+from llama_orch.contract.errors import ApiError, BadRequest, DoesNotFit, NotFound, UpstreamFailed
 
 _AS_ANSWER: dict[str, type[ApiError]] = {
     "model_not_found": NotFound,
@@ -13,6 +16,8 @@ _AS_ANSWER: dict[str, type[ApiError]] = {
     "model_gated": BadRequest,
     "hub_token_refused": BadRequest,
 }
+# What may come by waiting: memory that others took, a GPU that is hot or does not answer, a port.
+_PASSING = frozenset({DoesNotFit.code, "device_cordoned", "no_free_port"})
 
 
 class Failed(Exception):
@@ -32,9 +37,14 @@ def as_answer(failed: Failed) -> ApiError:
     return _AS_ANSWER.get(problem.code, UpstreamFailed)(text, code=problem.code, **failed.details)
 
 
+class NeverFits(DoesNotFit):
+    """It needs more than the whole device has: no waiting helps."""
+
+
 def as_failed(error: ApiError) -> Failed:
     """An answer that nobody waits for, as the reason kept beside what failed."""
-    return Failed(error.error_code, error.message, **error.details)
+    retry = error.error_code in _PASSING and not isinstance(error, NeverFits)
+    return Failed(error.error_code, error.message, retry=retry, **error.details)
 
 
 def failed_as_json(failed: Failed) -> dict[str, Any]:
@@ -42,7 +52,24 @@ def failed_as_json(failed: Failed) -> dict[str, Any]:
     return {"problem": failed.problem.model_dump(), "retry": failed.retry, "details": failed.details}
 
 
-def failed_from(told: dict[str, Any]) -> Failed:
-    """What `failed_as_json` told. Raises ValueError, LookupError."""
-    problem = Problem.model_validate(told["problem"])
-    return Failed(problem.code, problem.message, problem.what_to_do, retry=bool(told["retry"]), **told["details"])
+class ToldFailure(BaseModel):
+    """What `failed_as_json` told."""
+
+    problem: Problem
+    retry: bool
+    details: dict[str, Any] = Field(default_factory=dict)
+
+    def as_failed(self) -> Failed:
+        """The same to be raised here."""
+        problem = self.problem
+        return Failed(problem.code, problem.message, problem.what_to_do, retry=self.retry, **self.details)
+
+
+def answered(said: bytes, field: str) -> Any:
+    """What a process of ours answered under that name. Raises ValueError where that is no answer, and Failed."""
+    answer = json.loads(said)
+    if not isinstance(answer, dict) or not answer.keys() & {field, "problem"}:
+        raise ValueError("no answer")
+    if "problem" in answer:
+        raise ToldFailure.model_validate(answer).as_failed()
+    return answer[field]

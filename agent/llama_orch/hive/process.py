@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llama_orch.contract.home import HOME_VARIABLE
 from llama_orch.contract.process import SPEC_FILE
 from llama_orch.web.auth import Token
 
@@ -21,7 +24,10 @@ log = logging.getLogger(__name__)
 SHIM = "llama_orch.hive.shim"
 WORKER = "llama_orch.worker"
 # Everything else, above all the agent's own settings and credentials, is no business of a worker's.
-_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "HOME", "PYTHONPATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+_ENVIRONMENT = (
+    *("PATH", "LANG", "LC_ALL", "TZ", "HOME", "PYTHONPATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES"),
+    HOME_VARIABLE,
+)
 
 
 @dataclass(frozen=True)
@@ -54,9 +60,18 @@ class Process:
             os.close(handle)
 
 
+@functools.cache
 def boot_id() -> str:
     """What changes with each boot of the machine."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def uptime() -> float:
+    """Seconds since the machine's boot, its sleep included: no clock that is set changes it.
+
+    What one run of the agent noted the next can compare with, within the same `boot_id`.
+    """
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def start_time(pid: int) -> int | None:
@@ -199,7 +214,11 @@ def environment() -> dict[str, str]:
     return kept | {"GGML_NO_BACKTRACE": "1"}
 
 
+@functools.cache
 def interpreter() -> str:
-    """This Python by the path of its own release: a worker must not change its code when `current` is switched."""
+    """This Python by the path of its own release: a worker must not change its code when `current` is switched.
+
+    Looked up at the agent's start, as it may be switched at any time.
+    """
     executable = Path(sys.executable)
     return str(executable.parent.resolve() / executable.name)

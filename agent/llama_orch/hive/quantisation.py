@@ -22,12 +22,24 @@ _NAME = re.compile(
 )
 # Files that stand beside models in repositories but are none by themselves.
 _NO_MODEL = re.compile(r"mmproj|imatrix", re.IGNORECASE)
+# What a model is given beside it: small ones that guess for it, and changes to it. A repository may hold nothing else,
+# or models whose own names have such a word.
+_BESIDE = re.compile(
+    r"(?<![A-Za-z])(?:draft(?:er)?|mtp|nextn|eagle[0-9]?|lora|adapter|control[-_]?vector)(?![A-Za-z])", re.IGNORECASE
+)
 
 
 def of(filename: str) -> str | None:
-    """The quantisation that a file's name tells, in upper case."""
-    found = _NAME.findall(filename.rpartition("/")[2])
-    return found[-1].upper() if found else None
+    """The quantisation that a file's name tells, or else the folder's that it is in, in upper case."""
+    for part in reversed(filename.split("/")):
+        if found := _NAME.findall(part):
+            return found[-1].upper()
+    return None
+
+
+def goes_beside(filename: str) -> bool:
+    """Whether its name says that it is given to a model beside it, as drafts and adapters are."""
+    return _BESIDE.search(filename) is not None
 
 
 def models_of(filenames: Iterable[str]) -> list[str]:
@@ -43,7 +55,8 @@ def models_of(filenames: Iterable[str]) -> list[str]:
 
 def choose(filenames: Iterable[str]) -> tuple[str, str] | None:
     """The file to take and why, of a repository's files; None where there is no model among them."""
-    models = models_of(filenames)
+    there = models_of(filenames)
+    models = [name for name in there if not goes_beside(name)] or there
     if not models:
         return None
     if len(models) == 1:
@@ -54,8 +67,8 @@ def choose(filenames: Iterable[str]) -> tuple[str, str] | None:
         return best, f"{WANTED} is the usual balance of size and quality"
     if kind is None or kind not in ORDER:
         return best, "no file's name tells a known quantisation; this is the shortest name"
-    there = dict.fromkeys(of(name) or "one without a known name" for name in ranked)
-    return best, f"there is no {WANTED}; {kind} is the nearest of: {', '.join(there)}"
+    kinds = dict.fromkeys(of(name) or "one without a known name" for name in ranked)
+    return best, f"there is no {WANTED}; {kind} is the nearest of: {', '.join(kinds)}"
 
 
 def _rank(kind: str | None) -> int:

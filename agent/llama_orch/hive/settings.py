@@ -10,7 +10,7 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
-from llama_orch.contract.patterns import Network
+from llama_orch.contract.patterns import Network, WebOrigin
 from llama_orch.web import auth
 from llama_orch.web.settings import Settings
 
@@ -46,6 +46,11 @@ class HiveSettings(Settings):
         max_length=256,
         description="addresses or networks of gateways, which may name the scope of a request",
     )
+    cors_origins: list[WebOrigin] = Field(
+        default_factory=list[WebOrigin],
+        max_length=256,
+        description="origins whose web pages may ask this hive and its workers; '*' is every one",
+    )
     confine_workers: bool = Field(default=True, description="whether workers can reach no files but those they need")
     hub_endpoint: str = Field(default="", pattern=r"^(https?://.+)?$", description="another hub's URL")
     hub_token_file: str = Field(default="", description="file with a token of the hub, for gated models")
@@ -59,7 +64,7 @@ class HiveSettings(Settings):
     download_attempts: int = Field(default=10, ge=1, description="tries without progress until a download fails")
     download_stall_s: float = Field(default=60, gt=0, description="seconds without a byte until a try is given up")
 
-    @field_validator("gateways", mode="before")
+    @field_validator("gateways", "cors_origins", mode="before")
     @classmethod
     def _named_in_a_row(cls, value: object) -> object:
         # As flags and environment variables say it.

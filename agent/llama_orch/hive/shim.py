@@ -7,6 +7,7 @@ comes so late that the worker was launched again meanwhile starts nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -37,7 +38,7 @@ def main(arguments: list[str]) -> int:
         pid = os.posix_spawn(command[0], command, {**os.environ, "TMPDIR": temporary})
     except OSError as error:
         sys.stderr.write(f"cannot start {command[0]}: {error.strerror}\n")
-        _write(folder, ENDED_FILE, {"exit_code": 127, "signal": None, "at": _now()})
+        _write(folder, ENDED_FILE, {"exit_code": 127, "signal": None, **_now()})
         return 1
     if token is not None:
         os.close(token)
@@ -48,7 +49,7 @@ def main(arguments: list[str]) -> int:
     )
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     ended = {"exit_code": None, "signal": -status} if status < 0 else {"exit_code": status, "signal": None}
-    _write(folder, ENDED_FILE, {**ended, "at": _now()})
+    _write(folder, ENDED_FILE, {**ended, **_now()})
     return 0
 
 
@@ -72,12 +73,18 @@ def _start_time(pid: int) -> int:
     return int(_read(f"/proc/{pid}/stat").rpartition(")")[2].split()[19])
 
 
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+def _now() -> dict[str, object]:
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return {"at": now, "uptime_s": time.clock_gettime(time.CLOCK_BOOTTIME)}
+
+
+def temporary_name(name: str) -> str:
+    """What the file of that name is called until it is whole."""
+    return f".{name}.tmp"
 
 
 def _write(folder: str, name: str, value: dict[str, object]) -> None:
-    temporary = f"{folder}/.{name}.tmp"
+    temporary = f"{folder}/{temporary_name(name)}"
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
@@ -88,6 +95,8 @@ def _write(folder: str, name: str, value: dict[str, object]) -> None:
     except OSError as error:
         # A full disk must not take the shim from under a worker that runs.
         sys.stderr.write(f"cannot write {name}: {error.strerror}\n")
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)  # noqa: PTH108
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from llama_orch.contract.process import (
 )
 
 from . import atomic, last_words, process
+from .looking import look
 
 KILL_TIMEOUT_S = 20.0
 BEFORE_READY = " while it loaded its model or tried it out, before it was ready"
@@ -86,19 +87,31 @@ async def _signalled(state_dir: Path, worker_id: str, number: signal.Signals, ti
     deadline = time.monotonic() + timeout
     told: set[process.Process] = set()
     while True:
-        alive = (await asyncio.to_thread(process.find, state_dir)).get(worker_id, [])
-        for found in alive:
-            # The shim is to see how its worker ends; it is killed only where it outlives that.
-            if found not in told and (not found.is_shim or len(alive) == 1):
-                found.send(number)
-                told.add(found)
+        alive = await look(_tell, state_dir, worker_id, number, told)
         if not alive:
             return True
         look_again = min(deadline, time.monotonic() + _SCAN_S)
-        while any(found.lives() for found in alive) and time.monotonic() < look_again:  # noqa: ASYNC110  /proc tells no events
+        while (  # noqa: ASYNC110  /proc tells no events
+            lives := await look(_any_lives, alive)
+        ) and time.monotonic() < look_again:
             await asyncio.sleep(_LOOK_S)
-        if time.monotonic() >= deadline and any(found.lives() for found in alive):
+        if lives and time.monotonic() >= deadline:
             return False
+
+
+def _tell(state_dir: Path, worker_id: str, number: signal.Signals, told: set[process.Process]) -> list[process.Process]:
+    """Send the signal to those of its processes that were not told; answers all that live."""
+    alive = process.find(state_dir).get(worker_id, [])
+    for found in alive:
+        # The shim is to see how its worker ends; it is killed only where it outlives that.
+        if found not in told and (not found.is_shim or len(alive) == 1):
+            found.send(number)
+            told.add(found)
+    return alive
+
+
+def _any_lives(processes: list[process.Process]) -> bool:
+    return any(found.lives() for found in processes)
 
 
 def how_it_ended(folder: Path) -> WorkerEnded | None:

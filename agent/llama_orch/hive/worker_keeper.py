@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import subprocess
 import time
@@ -11,27 +12,41 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from llama_orch.contract.common import Problem
 from llama_orch.contract.errors import ApiError
-from llama_orch.contract.hive import Worker
+from llama_orch.contract.hive import Worker, WorkerStatus
 from llama_orch.contract.model_ref import FileRef, HubRef
 from llama_orch.contract.process import EXIT_KNOWN_FAILURE, WorkerEnded
 from llama_orch.web.auth import Token
 
-from . import backoff, model_memory, model_reading, placement, process, worker_ending, worker_launch
+from . import (
+    backoff,
+    child,
+    model_memory,
+    model_reading,
+    placement,
+    process,
+    worker_ending,
+    worker_launch,
+    worker_probe,
+)
 from .download_job import Job
 from .downloads import Downloads
 from .engine_test import EngineTest
+from .looking import look
 from .model_memory import Needed
+from .ordered_writes import OrderedWrites
 from .problems import Failed, as_failed
 from .settings import HiveSettings
 from .worker_probe import Probe
-from .worker_pulse import Pulse
+from .worker_pulse import Progress, Pulse
 from .worker_records import WorkerRecord, WorkerRecords
 from .worker_state import WorkerState
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 LOOK_S = 0.25
 ASK_S = 1.0
 PORT_RACES = 10
@@ -40,18 +55,20 @@ READY_SECONDS_PER_BYTE = 20 / 1e9
 
 @dataclass
 class Surroundings:
-    """What keepers share. `ports` and `threads_used` speak of all workers but the one with that id.
+    """What keepers share. `threads_used` speaks of all workers but the one with that id.
 
-    `take_on` promises a worker memory, and raises ApiError where it cannot be started there.
+    `take_on` promises a worker memory, and raises ApiError where it cannot be started there; `give_port` gives it a
+    port, and raises NotReady where there is none. What is written of a worker goes through `writes`, by its id.
     """
 
     settings: HiveSettings
     records: WorkerRecords
+    writes: OrderedWrites
     downloads: Downloads
     probe: Probe
     engine: EngineTest
     inference_token: Token
-    ports: Callable[[str], set[int]]
+    give_port: Callable[[WorkerRecord], Awaitable[None]]
     threads_used: Callable[[str], int]
     take_on: Callable[[WorkerRecord, Needed], Awaitable[None]]
     count_restart: Callable[[], None]
@@ -73,6 +90,9 @@ class WorkerKeeper:
         self._folder = around.records.folder(record.id)
         self._task: asyncio.Task[None] | None = None
         self._shim: subprocess.Popen[bytes] | None = None
+        self._forgetting = asyncio.Lock()
+        # Not while its record is being removed: what is written then would bring it back.
+        self._writable = True
         self._port_races = 0
         self._asked_at = 0.0
         self._pulse = Pulse(0.0)
@@ -91,18 +111,47 @@ class WorkerKeeper:
             await asyncio.wait({self._task}, timeout=5)
 
     async def stop(self) -> None:
-        """Drain and end the worker. Raises worker_ending.WillNotEnd."""
-        drain_s = self._around.settings.drain_timeout_s if self.state.serving else 0
-        self.record.stopping = True
-        self._save()
-        await self.leave()
-        self.state.drain()
-        await self._end_processes(drain_s, self._around.settings.term_timeout_s)
+        """Drain and end the worker, or go on with that where an earlier run of the agent began it.
 
-    def forget(self) -> None:
-        """Take its record away, once it has ended. Raises OSError where the disk does not let it."""
-        self._around.records.remove(self.record.id)
-        self.state.stop()
+        Raises worker_ending.WillNotEnd.
+        """
+        record, settings = self.record, self._around.settings
+        if not record.stopping:
+            record.stopping = True
+            # Of its present process, which may have answers under way whether we have asked it yet or not.
+            was_ready = record.ready_at is not None
+            record.drain_until_s = process.uptime() + settings.drain_timeout_s if was_ready else None
+        await self.saved()
+        await self.leave()
+        # A start that its end came in between of is over then, and its process is found.
+        await self._around.writes.settled(record.id)
+        self.state.drain()
+        if self.process is None:
+            self.process = await look(_recorded, self._folder)
+        await self._end_processes(self._drain_left(), settings.term_timeout_s)
+
+    def _drain_left(self) -> float:
+        """Seconds that its running answers still have."""
+        if self.record.drain_until_s is None:
+            return 0.0
+        left = self.record.drain_until_s - process.uptime()
+        # After a reboot, when nothing of it runs any more, the time may be any.
+        return min(max(0.0, left), self._around.settings.drain_timeout_s)
+
+    async def forget(self) -> None:
+        """Take its record away, once it has ended; more than once is once. Raises OSError where the disk refuses."""
+        async with self._forgetting:
+            if self.state.status is WorkerStatus.STOPPED:
+                return
+            self._writable = False
+            try:
+                await self._around.writes.run(
+                    self.record.id, functools.partial(self._around.records.remove, self.record.id)
+                )
+            except OSError:
+                self._writable = True
+                raise
+            self.state.stop()
 
     def try_again(self) -> None:
         """Start a failed worker once more, as a user asked."""
@@ -166,9 +215,10 @@ class WorkerKeeper:
             return
         self._asked_at = now
         health = await self._around.probe.health(self.record.id, self.record.port)
-        if self.process is not asked or not asked.lives() or self.record.stopping:
+        alive, progress = await look(_look_at, asked)
+        if self.process is not asked or not alive or self.record.stopping:
             return
-        self._pulse.asked(health, process.progress(asked.pid), time.monotonic())
+        self._pulse.asked(health, progress, time.monotonic())
         if health is None:
             self.tokens_per_second = 0.0
             return
@@ -177,23 +227,22 @@ class WorkerKeeper:
         if health.status in {"idle", "busy", "overloaded"}:
             self.state.serve(max(health.slots_busy, health.status == "overloaded"))
             if self.record.ready_at is None:
-                self.record.ready_at = datetime.now(UTC)
+                self.record.ready_at, self.record.ready_uptime_s = datetime.now(UTC), process.uptime()
                 self.record.ctx_per_slot = health.context_per_slot or self.record.ctx_per_slot
                 self._save()
 
     async def _live(self) -> None:
         try:
+            await asyncio.to_thread(worker_probe.load)
             ended = await self._take_over()
             while True:
                 if ended is not None:
                     await self._after_end(ended)
                 if self.process is None:
-                    await self._launch_once_it_can(await self._prepare())
+                    await self._launch_once_it_can(await self._once_it_can(self._prepare))
                 ended = await self._watch()
         except Failed as failed:
             self.fail(failed.problem)
-        except ApiError as error:
-            self.fail(as_failed(error).problem)
         except worker_ending.WillNotEnd as error:
             self.fail(Problem(code="process_stuck", message=str(error), what_to_do="restart the machine"))
         except Exception:
@@ -226,7 +275,7 @@ class WorkerKeeper:
         """The model's first file, downloaded where it is not there, and all of the record that depends on it."""
         record, request, around = self.record, self.record.request, self._around
         path = self._path_of_record()
-        if path is None or not path.exists():
+        if path is None or not await asyncio.to_thread(path.exists):
             path = await self._get_model()
         facts = await model_reading.facts(path, around.settings.state_dir)
         record.model_path = str(path)
@@ -238,7 +287,7 @@ class WorkerKeeper:
             await around.take_on(record, needed)
         record.threads = placement.threads(request.threads, around.threads_used(record.id))
         # Its own port again where that is free, so that those who know its address find it.
-        record.port = placement.free_port(around.settings, around.ports(record.id), prefer=record.port)
+        await around.give_port(record)
         return path
 
     def _path_of_record(self) -> Path | None:
@@ -272,20 +321,25 @@ class WorkerKeeper:
 
     async def _launch_once_it_can(self, model: Path) -> None:
         """Start the process, and try again where what is in the way passes: a full disk is no fault of the worker's."""
+        await self._once_it_can(lambda: self._launch(model))
+
+    async def _once_it_can(self, work: Callable[[], Awaitable[T]]) -> T:
+        """What `work` does or brings. What is in its way and may pass is shown, and waited for. Raises Failed."""
         attempt = 0
         while True:
             try:
-                await self._launch(model)
-            except Failed as failed:
-                if not failed.retry:
-                    raise
-                attempt += 1
-                wait = backoff.delay(attempt)
-                self.record.last_error, self.record.boot_id = failed.problem, None
-                log.warning("worker %s: %s; trying again in %.1f s", self.record.id, failed.problem.message, wait)
-                await asyncio.sleep(wait)
-            else:
-                return
+                return await work()
+            except Failed as error:
+                failed = error
+            except ApiError as error:
+                failed = as_failed(error)
+            if not failed.retry:
+                raise failed
+            attempt += 1
+            self.record.last_error, self.record.boot_id = failed.problem, None
+            wait = backoff.delay(attempt)
+            log.warning("worker %s: %s; trying again in %.1f s", self.record.id, failed.problem.message, wait)
+            await asyncio.sleep(wait)
 
     async def _launch(self, model: Path) -> None:
         """Start the process. The record says so before, so that a crash at any line is seen by the next start.
@@ -295,15 +349,24 @@ class WorkerKeeper:
         settings = self._around.settings
         cpu_library = await self._around.engine.cpu_library(self.record.request.backend)
         await self._end_processes(0, settings.term_timeout_s)
-        self.record.boot_id, self.record.started_at, self.record.ready_at = process.boot_id(), datetime.now(UTC), None
-        self._save()
+        self.record.boot_id, self.record.started_at = process.boot_id(), datetime.now(UTC)
+        self.record.ready_at = self.record.ready_uptime_s = None
+        await self.saved()
         self._percentage = 0.0
-        self._shim = worker_launch.start(
-            self.record, self._folder, model, settings, self._around.inference_token, cpu_library=cpu_library
-        )
+        record = self.record.model_copy(deep=True)
+        await self._around.writes.run(record.id, lambda: self._start_shim(record, model, cpu_library))
+        assert self._shim is not None  # noqa: S101  it was started
+        child.reap_at_end(self._shim)
         self.process = await worker_launch.written_down(self._folder, self._shim)
         if self.process is None:
             await self._end_processes(0, settings.term_timeout_s)
+
+    def _start_shim(self, record: WorkerRecord, model: Path, cpu_library: str | None) -> None:
+        # In a thread, and to its end whoever leaves meanwhile: so that it is known, and reaped.
+        around = self._around
+        self._shim = worker_launch.start(
+            record, self._folder, model, around.settings, around.inference_token, cpu_library=cpu_library
+        )
 
     async def _watch(self) -> _Ended:
         """Ask the worker how it is until its process is gone."""
@@ -313,7 +376,7 @@ class WorkerKeeper:
         allowed += self.record.promised().total() * READY_SECONDS_PER_BYTE
         hangs: str | None = None
         late = False
-        while self.process is not None and self.process.lives():
+        while (watched := self.process) is not None and await look(watched.lives):
             now = time.monotonic()
             if now - self._asked_at >= (ASK_S if self.state.serving else LOOK_S):
                 await self.ask()
@@ -337,7 +400,7 @@ class WorkerKeeper:
     async def _after_end(self, end: _Ended) -> None:
         """Decide what follows an end that nobody asked for. Raises Failed where that is nothing."""
         record = self.record
-        known = worker_ending.known_failure(self._folder)
+        known = await look(worker_ending.known_failure, self._folder)
         if end.how is not None and end.how.exit_code == EXIT_KNOWN_FAILURE and known is not None:
             if known.code != "port_in_use" or self._port_races >= PORT_RACES:
                 raise Failed(known.code, known.message, known.what_to_do)
@@ -347,7 +410,7 @@ class WorkerKeeper:
             self._save()
             return
         log_file = worker_launch.log_file(self._around.settings, record.id)
-        problem = worker_ending.why(self._folder, log_file, end.how, end.when, by_us=end.by_us)
+        problem = await look(worker_ending.why, self._folder, log_file, end.how, end.when, by_us=end.by_us)
         record.streak = backoff.streak_after(record.streak, self._served(end.how))
         record.last_error, record.boot_id = problem, None
         self.state.load()
@@ -362,11 +425,11 @@ class WorkerKeeper:
         await asyncio.sleep(wait)
 
     def _served(self, ended: WorkerEnded | None) -> float:
-        """Seconds between its first readiness and its end."""
-        if self.record.ready_at is None:
+        """Seconds between its first readiness and its end, whatever the machine's clock was set to meanwhile."""
+        if self.record.ready_at is None or self.record.ready_uptime_s is None:
             return 0.0
-        until = ended.at if ended is not None else datetime.now(UTC)
-        return (until - self.record.ready_at).total_seconds()
+        until = ended.uptime_s if ended is not None else None
+        return (until if until is not None else process.uptime()) - self.record.ready_uptime_s
 
     async def _end_processes(self, drain_s: float, term_s: float) -> None:
         await worker_ending.end(self._around.settings.state_dir, self.record.id, drain_s=drain_s, term_s=term_s)
@@ -379,11 +442,25 @@ class WorkerKeeper:
         self.confined = None
 
     def _save(self) -> None:
-        try:
-            self._around.records.save(self.record)
-        except OSError:
-            # A full disk ends no worker, nor keeps one from being stopped.
-            log.exception("the record of worker %s cannot be written", self.record.id)
+        """Have the record written as it is now. A full disk ends no worker, nor keeps one from being stopped."""
+        if self._writable:
+            around, worker_id = self._around, self.record.id
+            write = functools.partial(around.records.write, worker_id, self.record.model_dump_json())
+            around.writes.begin_or_tell(worker_id, write, f"the record of worker {worker_id} cannot be written")
+
+    async def saved(self) -> None:
+        """Return when the record is written as it is now, or when the log says why it cannot be."""
+        self._save()
+        await self._around.writes.settled(self.record.id)
+
+
+def _look_at(one: process.Process) -> tuple[bool, Progress | None]:
+    return one.lives(), process.progress(one.pid)
+
+
+def _recorded(folder: Path) -> process.Process | None:
+    found = process.recorded(folder)
+    return found if found is not None and found.lives() else None
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,15 @@ from llama_orch.contract.process import ENDED_FILE, FAILURE_FILE, SPEC_FILE, Wor
 from llama_orch.web.auth import Token
 
 from . import atomic, process, worker_ending
+from .looking import look
 from .problems import Failed
 from .settings import HiveSettings
-from .shim import LAUNCH_FILE, PROCESS_FILE
+from .shim import LAUNCH_FILE, PROCESS_FILE, temporary_name
 from .worker_records import WorkerRecord
 
 SHIM_START_S = 20.0
 ENDED_WRITTEN_S = 3.0
-_LOOK_S = 0.02
+_LOOK_S, _LOOK_SLOWER, _LOOK_MOST_S = 0.02, 1.5, 0.2
 # What ends by itself, or when somebody made room.
 _PASSING = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE}
@@ -31,6 +32,8 @@ def clear(folder: Path) -> None:
     """Take away what an earlier process of this worker left."""
     for name in (PROCESS_FILE, ENDED_FILE, FAILURE_FILE):
         (folder / name).unlink(missing_ok=True)
+    for name in (PROCESS_FILE, ENDED_FILE):
+        (folder / temporary_name(name)).unlink(missing_ok=True)
 
 
 def log_file(settings: HiveSettings, worker_id: str) -> Path:
@@ -70,6 +73,7 @@ def start(
         gpu_layers=request.gpu_layers,
         cpu_library=cpu_library,
         gateways=settings.gateways,
+        cors_origins=settings.cors_origins,
         reuse_across_scopes=request.reuse_across_scopes,
         confined=settings.confine_workers,
         record=record.model_dump(mode="json"),
@@ -96,10 +100,12 @@ async def written_down(folder: Path, shim: subprocess.Popen[bytes]) -> process.P
     None where it started none, and where that took too long: then whatever it started is to be ended.
     """
     deadline = time.monotonic() + SHIM_START_S
-    while (found := process.recorded(folder)) is None and time.monotonic() < deadline:
+    pause = _LOOK_S
+    while (found := await look(process.recorded, folder)) is None and time.monotonic() < deadline:
         if shim.poll() is not None:
-            return process.recorded(folder)
-        await asyncio.sleep(_LOOK_S)
+            return await look(process.recorded, folder)
+        await asyncio.sleep(pause)
+        pause = min(pause * _LOOK_SLOWER, _LOOK_MOST_S)
     return found
 
 
@@ -110,8 +116,8 @@ async def left_over(folder: Path, state_dir: Path) -> process.Process | None:
     """
     deadline = time.monotonic() + SHIM_START_S
     while True:
-        written = process.recorded(folder)
-        alive = (await asyncio.to_thread(process.find, state_dir)).get(folder.name, [])
+        written = await look(process.recorded, folder)
+        alive = (await look(process.find, state_dir)).get(folder.name, [])
         workers = [found for found in alive if not found.is_shim]
         if written in workers:
             return written
@@ -126,8 +132,10 @@ async def left_over(folder: Path, state_dir: Path) -> process.Process | None:
 async def how_it_ended(folder: Path) -> WorkerEnded | None:
     """How a process that is gone ended; the shim may need a moment to write it down."""
     deadline = time.monotonic() + ENDED_WRITTEN_S
-    while (ended := worker_ending.how_it_ended(folder)) is None:
+    pause = _LOOK_S
+    while (ended := await look(worker_ending.how_it_ended, folder)) is None:
         if time.monotonic() >= deadline:
             break
-        await asyncio.sleep(_LOOK_S)
+        await asyncio.sleep(pause)
+        pause = min(pause * _LOOK_SLOWER, _LOOK_MOST_S)
     return ended

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Collection
@@ -14,23 +15,33 @@ KEPT_BYTES = 1024 * 1024
 
 
 def cut(log_dir: Path) -> None:
-    """Where a log has grown too long, keep the end of it beside it and begin it anew. Raises OSError.
+    """Begin logs anew that have grown too long, and keep their ends beside them where there is room. Raises OSError.
 
-    It is cut and not renamed: the worker goes on writing into the same file, always at its end.
+    A log is cut and not renamed: the worker goes on writing into the same file, always at its end.
     """
     for path in log_dir.glob("worker-*.log"):
         if path.stat().st_size <= MOST_BYTES:
             continue
-        with path.open("rb") as log, path.with_name(path.name + ".1").open("wb") as kept:
-            log.seek(-KEPT_BYTES, os.SEEK_END)
-            shutil.copyfileobj(log, kept)
+        kept = path.with_name(path.name + ".1")
+        try:
+            with path.open("rb") as log, kept.open("wb") as end:
+                log.seek(-KEPT_BYTES, os.SEEK_END)
+                shutil.copyfileobj(log, end)
+        except OSError:
+            # On a full disk a log's end is worth less than the room that the log itself takes.
+            kept.unlink(missing_ok=True)
         os.truncate(path, 0)
 
 
 def prune(log_dir: Path, worker_ids: Collection[str]) -> None:
-    """Delete the oldest logs of workers that are not among these."""
+    """Delete the oldest logs of workers that are not among these. Raises OSError."""
     current = {f"worker-{worker_id}.log" for worker_id in worker_ids}
-    logs = [path for path in log_dir.glob("worker-*.log") if path.name not in current]
-    for path in sorted(logs, key=lambda path: path.stat().st_mtime)[:-LOGS_KEPT]:
+    # Several may be at this at the same time: what another deleted meanwhile is no log any more.
+    logs: list[tuple[float, Path]] = []
+    for path in log_dir.glob("worker-*.log"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.name not in current:
+                logs.append((path.stat().st_mtime, path))
+    for _, path in sorted(logs)[:-LOGS_KEPT]:
         path.unlink(missing_ok=True)
         path.with_name(path.name + ".1").unlink(missing_ok=True)

@@ -18,6 +18,13 @@ TIMEOUT_S = 2.0
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  compared, not bound
 
 
+def load() -> None:
+    """Import what a question needs. It takes long: to be called in a thread, before the first one."""
+    import aiohttp  # noqa: F401, PLC0415
+
+    from llama_orch.client import bounded  # noqa: F401, PLC0415
+
+
 class Probe:
     """Knows where workers listen."""
 

@@ -34,8 +34,10 @@ class WorkerRecord(BaseModel):
     `device_uuids` are the GPUs that were meant when it was asked for, none for the CPU, and `sharing_uuids` those of
     them that use the machine's memory. `tensor_split` is the part of the model that each gets, `device_memory_bytes`
     what it is promised on each (on the CPU: of memory), `host_memory_bytes` of memory beside GPUs. `boot_id` is the
-    boot in which it was last started, None before its first start. `streak` counts crashes without enough service
-    between them. `stopping` and `failed` outlive the agent like everything else here. `admitted`: its devices were
+    boot in which it was last started, None before its first start; `ready_uptime_s` is when it was ready, in seconds
+    since that boot. `streak` counts crashes without enough service
+    between them. `stopping` and `failed` outlive the agent like everything else here; `drain_until_s` is until when its
+    running answers may go on where it is stopped, in seconds since that boot. `admitted`: its devices were
     found good and free for it, and are its own through crashes, until it fails.
     """
 
@@ -57,9 +59,11 @@ class WorkerRecord(BaseModel):
     boot_id: str | None = None
     started_at: datetime | None = None
     ready_at: datetime | None = None
+    ready_uptime_s: float | None = None
     restarts: int = 0
     streak: int = 0
     stopping: bool = False
+    drain_until_s: float | None = None
     failed: bool = False
     admitted: bool = False
     last_error: Problem | None = None
@@ -127,6 +131,7 @@ class WorkerRecords:
         """
         records = []
         for folder in self._home.iterdir():
+            atomic.drop_begun(folder)
             try:
                 text = atomic.read_bytes(folder / RECORD_FILE)
             except FileNotFoundError:
@@ -163,10 +168,14 @@ class WorkerRecords:
         return record
 
     def save(self, record: WorkerRecord) -> None:
-        """Write a record."""
-        folder = self.folder(record.id)
+        """Write a record. Raises OSError."""
+        self.write(record.id, record.model_dump_json())
+
+    def write(self, worker_id: str, text: str) -> None:
+        """Write a record that is JSON already. Raises OSError."""
+        folder = self.folder(worker_id)
         folder.mkdir(mode=0o700, exist_ok=True)
-        atomic.write_text(folder / RECORD_FILE, record.model_dump_json())
+        atomic.write_text(folder / RECORD_FILE, text)
 
     def remove(self, worker_id: str) -> None:
         """Forget a worker: its record first, so that a crash in between leaves none that would be started again."""

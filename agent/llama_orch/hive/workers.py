@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import logging
-import signal
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from llama_orch.contract.common import Problem
-from llama_orch.contract.devices import Gpu
 from llama_orch.contract.errors import ApiError, Conflict, DoesNotFit, NotFound, NotReady
 from llama_orch.contract.hive import SpawnRequest, Worker, WorkerStatus
 from llama_orch.contract.model_ref import FileRef
@@ -23,7 +22,6 @@ from llama_orch.web.tasks import OwnedTasks
 
 from . import (
     backoff,
-    devices,
     engine_build,
     model_memory,
     model_reading,
@@ -32,17 +30,20 @@ from . import (
     worker_ending,
     worker_logs,
 )
+from .admission import Admission
 from .download_job import Job
 from .downloads import Downloads
 from .engine_test import EngineTest
 from .gpus import Gpus
+from .looking import look
 from .model_facts import ModelFacts
-from .model_memory import Needed
+from .ordered_writes import OrderedWrites
 from .problems import Failed
 from .settings import HiveSettings
 from .worker_keeper import Surroundings, WorkerKeeper
 from .worker_probe import Probe
-from .worker_records import RAM, WorkerRecord, WorkerRecords
+from .worker_records import WorkerRecord, WorkerRecords
+from .worker_strays import Strays
 
 log = logging.getLogger(__name__)
 FRESH_S = 0.2
@@ -66,33 +67,38 @@ class Workers:
     ) -> None:
         self._settings = settings
         self._downloads = downloads
-        self._gpus = gpus
         self._records = WorkerRecords(settings.state_dir)
         self._probe = Probe(settings)
         self._keepers: dict[str, WorkerKeeper] = {}
         self._stopping: dict[str, asyncio.Task[Worker]] = {}
-        self._ending: set[str] = set()
-        self._admitting = asyncio.Lock()
+        # Workers that have ended, and whose records cannot be removed yet.
+        self._forgetting: set[str] = set()
+        self._writes = OrderedWrites()
+        # Spawns under way, by the download that they wait for.
+        self._claims: Counter[str] = Counter()
         self._tasks = OwnedTasks()
+        self.admission = Admission(settings, gpus, self._keepers)
+        self._strays = Strays(settings, self._keepers, self._records.left_alone, self._tasks)
         self._around = Surroundings(
             settings=settings,
             records=self._records,
+            writes=self._writes,
             downloads=downloads,
             probe=self._probe,
             engine=engine,
             inference_token=inference_token,
-            ports=self._ports,
-            threads_used=self._threads_used,
-            take_on=self._take_on,
+            give_port=self.admission.give_port,
+            threads_used=self.admission.threads_used,
+            take_on=self.admission.take_on,
             count_restart=count_restart,
         )
 
     async def start(self) -> None:
         """Adopt what lives, start what should, end what nobody knows. Raises nothing: the agent must come up."""
-        found = await asyncio.to_thread(process.find, self._settings.state_dir)
+        found = await look(process.find, self._settings.state_dir)
         for record in self._records.load():
             self._keepers[record.id] = WorkerKeeper(record, self._around)
-        self._end_strays(found)
+        await self._strays.end(found)
         for keeper in self._keepers.values():
             if keeper.record.stopping:
                 self._begin_stop(keeper)
@@ -102,8 +108,9 @@ class Workers:
 
     async def stop(self) -> None:
         """Leave all workers to themselves."""
-        await asyncio.gather(*(keeper.leave() for keeper in self._keepers.values()))
         await self._tasks.cancel_all(timeout=5)
+        await asyncio.gather(*(keeper.leave() for keeper in self._keepers.values()))
+        await self._writes.settled(within_s=5)
         await self._probe.close()
 
     async def all(self) -> list[WorkerKeeper]:
@@ -126,9 +133,17 @@ class Workers:
         return [
             record.id
             for record in (keeper.record for keeper in self._keepers.values())
-            if record.model_path == str(path)
+            if self._model_path(record) == path
             or (record.request.ref.base == model_ref and record.filename in {filename, None})
         ]
+
+    def _model_path(self, record: WorkerRecord) -> Path | None:
+        """Where its model is, or will be when its download has ended."""
+        if record.model_path is not None:
+            return Path(record.model_path)
+        with contextlib.suppress(NotFound):
+            return self._downloads.path_of(self._downloads.get(record.download_id or "").record)
+        return None
 
     def of_process(self, pid: int) -> str | None:
         """The id of the worker that this process is, None where it is none of ours."""
@@ -143,8 +158,11 @@ class Workers:
         return await self._tasks.finish(self._spawn(request), "spawn")
 
     async def stop_worker(self, worker_id: str) -> Worker:
-        """Drain, stop and forget a worker; answers it as it ended. Raises NotFound."""
-        return await asyncio.shield(self._begin_stop(self._keeper(worker_id)))
+        """Drain, stop and forget a worker; answers it as it ended, and all who ask meanwhile alike.
+
+        Raises NotFound; NotReady where that goes on without an answer; ApiError where its process does not end.
+        """
+        return await self._tasks.outcome(self._begin_stop(self._keeper(worker_id)))
 
     def _keeper(self, worker_id: str) -> WorkerKeeper:
         if worker_id not in self._keepers:
@@ -154,7 +172,7 @@ class Workers:
     async def _spawn(self, request: SpawnRequest) -> Worker:
         if (existing := await self._existing(request)) is not None:
             return existing
-        await self._the_gpus(request)
+        await self.admission.the_gpus(request)
         if isinstance(request.ref, FileRef):
             worker = await self._spawn_checked(request, Path(request.ref.path), None)
             with contextlib.suppress(ApiError):
@@ -163,15 +181,35 @@ class Workers:
             return worker
         # A download that only a worker wants which cannot be would be for nothing.
         placement.check_build(request, cuda=engine_build.has_cuda(), splits_rows=await _splits_rows(request))
+        try:
+            return await self._spawn_downloaded(request)
+        except _ModelGone:
+            # Deleted between the question and the answer: then it is downloaded anew.
+            return await self._spawn_downloaded(request)
+
+    async def _spawn_downloaded(self, request: SpawnRequest) -> Worker:
         job = await self._downloads.request(request.ref, request.origin, for_worker=True)
         try:
-            return await self._spawn_checked(request, self._downloads.path_of(job.record), job)
+            with self._claimed(job):
+                return await self._spawn_checked(request, self._downloads.path_of(job.record), job)
         except ApiError:
             await self._release(job.record.download_id)
             raise
 
+    @contextlib.contextmanager
+    def _claimed(self, job: Job) -> Iterator[None]:
+        """Keep a download going whose worker is not among the workers yet."""
+        download_id = job.record.download_id
+        self._claims[download_id] += 1
+        try:
+            yield
+        finally:
+            self._claims[download_id] -= 1
+            if not self._claims[download_id]:
+                del self._claims[download_id]
+
     async def _spawn_checked(self, request: SpawnRequest, path: Path, job: Job | None) -> Worker:
-        async with self._admitting:
+        async with self.admission.lock:
             if (keeper := self._named(request)) is not None:
                 return keeper.view()
             broken: Failed | None = None
@@ -185,15 +223,19 @@ class Workers:
                     record.ctx_per_slot = placement.context(request.ctx_per_slot, facts)
                 except Failed as failed:
                     if failed.problem.code == "model_not_found":
+                        if job is not None:
+                            raise _ModelGone(f"model_ref: {failed.problem.message}", code="model_not_found") from None
                         raise NotFound(f"model_ref: {failed.problem.message}", code="model_not_found") from None
+                    if failed.retry:
+                        problem = failed.problem
+                        raise NotReady(f"{problem.message}: {problem.what_to_do}", code=problem.code) from None
                     broken = failed
-            spoken_for = self._spoken_for(record.id)
+            spoken_for = await self.admission.spoken_for(record.id)
             # Again, and last: a GPU's memory may be taken by programs that are not ours at any moment.
-            gpus = await self._the_gpus(request, now=True)
+            gpus = await self.admission.the_gpus(request, now=True)
             record.device_uuids = [gpu.uuid for gpu in gpus]
             record.sharing_uuids = [gpu.uuid for gpu in gpus if gpu.shares_memory]
-            available = [placement.free_memory(self._settings, gpu, spoken_for)[0] for gpu in gpus]
-            record.tensor_split = placement.tensor_split(request, available)
+            record.tensor_split = await self.admission.tensor_split(request, gpus, spoken_for)
             if facts is not None and record.ctx_per_slot is not None:
                 record.promise(model_memory.of_worker(facts, request, record.ctx_per_slot, record.tensor_split))
             elif broken is None and job is not None and job.record.model:
@@ -201,11 +243,14 @@ class Workers:
                 record.promise(model_memory.of_weights(job.record.model.size_bytes, request, record.tensor_split))
             record.filename = job.record.filename if job else path.name
             record.download_id = job.record.download_id if job else None
-            self._check_fits(record, gpus, spoken_for)
+            await self.admission.check_fits(record, gpus, spoken_for)
+            # What it needs as a whole is promised: from here on nothing that others take meanwhile fails it.
+            record.admitted = facts is not None
             placement.check_build(request, cuda=engine_build.has_cuda(), splits_rows=splits_rows)
-            record.port = placement.free_port(self._settings, self._ports(record.id))
-            self._save_new(record)
-            keeper = self._keepers[record.id] = WorkerKeeper(record, self._around)
+            async with self.admission.giving_port:
+                record.port = await self.admission.free_port(record)
+                await self._save_new(record)
+                keeper = self._keepers[record.id] = WorkerKeeper(record, self._around)
         await self._forget_failed()
         if broken is not None:
             keeper.fail(broken.problem)
@@ -215,14 +260,10 @@ class Workers:
         keeper.start()
         return keeper.view()
 
-    async def _the_gpus(self, request: SpawnRequest, *, now: bool = False) -> list[Gpu]:
-        """The GPUs that are meant, none for the CPU; `now` as in `Gpus.read`. Raises ApiError where one is unfit."""
-        found = await self._gpus.read(now=now and request.backend == "cuda")
-        return placement.the_gpus(request, found.status, found.gpus, found.conditions)
-
-    def _save_new(self, record: WorkerRecord) -> None:
+    async def _save_new(self, record: WorkerRecord) -> None:
+        write = functools.partial(self._records.write, record.id, record.model_dump_json())
         try:
-            self._records.save(record)
+            await self._writes.run(record.id, write)
         except OSError as error:
             log.error("the record of a worker cannot be written: %s", error)  # noqa: TRY400
             raise DoesNotFit(
@@ -234,12 +275,13 @@ class Workers:
         """The worker that this request names, started again if it failed. Raises ApiError where it cannot be."""
         keeper = self._named(request)
         if keeper is not None and keeper.state.status is WorkerStatus.FAILED:
-            async with self._admitting:
-                await self._check(keeper.record)
+            async with self.admission.lock:
+                await self.admission.check(keeper.record)
                 # It may have been stopped, or started, meanwhile.
                 keeper = self._named(request)
                 if keeper is not None and keeper.state.status is WorkerStatus.FAILED:
                     keeper.try_again()
+                    await keeper.saved()
         return keeper.view() if keeper is not None else None
 
     def _named(self, request: SpawnRequest) -> WorkerKeeper | None:
@@ -267,7 +309,8 @@ class Workers:
 
     async def _stop(self, keeper: WorkerKeeper) -> Worker:
         try:
-            await keeper.stop()
+            if keeper.record.id not in self._forgetting:
+                await keeper.stop()
         except worker_ending.WillNotEnd:
             log.exception("worker %s", keeper.record.id)
             raise ApiError(
@@ -275,7 +318,7 @@ class Workers:
                 code="process_stuck",
             ) from None
         try:
-            await asyncio.to_thread(keeper.forget)
+            await keeper.forget()
         except OSError as error:
             # Until then it counts as one that is being stopped, as the next start of the agent sees it.
             problem = Problem(
@@ -284,31 +327,41 @@ class Workers:
                 what_to_do="see that the disk of state_dir can be written to; the hive goes on trying",
             )
             keeper.record.last_error = problem
-            self._tasks.start(self._forget_once_it_can(keeper), f"forget {keeper.record.id}")
+            if keeper.record.id not in self._forgetting:
+                self._forgetting.add(keeper.record.id)
+                self._tasks.start(self._forget_once_it_can(keeper), f"forget {keeper.record.id}")
             raise NotReady(f"{problem.message}: {problem.what_to_do}", code=problem.code) from None
         await self._forgotten(keeper)
         return keeper.view()
 
     async def _forget_once_it_can(self, keeper: WorkerKeeper) -> None:
-        for attempt in itertools.count(1):
-            await asyncio.sleep(backoff.delay(attempt))
-            with contextlib.suppress(OSError):
-                await asyncio.to_thread(keeper.forget)
-                break
-        await self._forgotten(keeper)
+        try:
+            for attempt in itertools.count(1):
+                await asyncio.sleep(backoff.delay(attempt))
+                with contextlib.suppress(OSError):
+                    await keeper.forget()
+                    break
+            await self._forgotten(keeper)
+        finally:
+            self._forgetting.discard(keeper.record.id)
 
     async def _forgotten(self, keeper: WorkerKeeper) -> None:
         if self._keepers.pop(keeper.record.id, None) is None:
             return
         if keeper.record.download_id is not None:
             await self._release(keeper.record.download_id)
-        await asyncio.to_thread(worker_logs.prune, self._settings.log_dir, set(self._keepers))
+        try:
+            await asyncio.to_thread(worker_logs.prune, self._settings.log_dir, set(self._keepers))
+        except OSError as error:
+            log.warning("old logs of workers cannot be deleted: %s", error.strerror)
 
     async def _release(self, download_id: str) -> None:
         """End a download that only workers wanted and none does any more."""
         with contextlib.suppress(NotFound):
             record = self._downloads.get(download_id).record
-            wanted = any(keeper.record.download_id == download_id for keeper in self._keepers.values())
+            wanted = self._claims[download_id] or any(
+                keeper.record.download_id == download_id for keeper in self._keepers.values()
+            )
             if record.for_workers and record.is_open and not wanted:
                 await self._downloads.cancel(download_id)
 
@@ -317,39 +370,10 @@ class Workers:
         while True:
             await asyncio.sleep(LOOK_AFTER_S)
             try:
-                self._end_strays(await asyncio.to_thread(process.find, self._settings.state_dir))
+                await self._strays.end(await look(process.find, self._settings.state_dir))
                 await asyncio.to_thread(worker_logs.cut, self._settings.log_dir)
             except OSError:
                 log.exception("not all workers could be looked after")
-
-    def _end_strays(self, found: dict[str, list[process.Process]]) -> None:
-        """End what runs and is not to: workers that nobody knows, that have failed, and second processes of one."""
-        for worker_id, processes in found.items():
-            keeper = self._keepers.get(worker_id)
-            if worker_id in self._records.left_alone:
-                continue
-            if keeper is None or keeper.record.failed:
-                if worker_id not in self._ending:
-                    log.warning("worker %s runs without a record that wants it: ended", worker_id)
-                    self._ending.add(worker_id)
-                    self._tasks.start(self._end_stray(worker_id), f"end {worker_id}")
-            elif keeper.process is not None and keeper.process in processes:
-                for one in processes:
-                    if one != keeper.process and not one.is_shim:
-                        log.warning(
-                            "worker %s is pid %d; a second one, %d, is ended", worker_id, keeper.process.pid, one.pid
-                        )
-                        one.send(signal.SIGKILL)
-
-    async def _end_stray(self, worker_id: str) -> None:
-        try:
-            await worker_ending.end(
-                self._settings.state_dir, worker_id, drain_s=0, term_s=self._settings.term_timeout_s
-            )
-        except worker_ending.WillNotEnd as error:
-            log.error("%s: restart the machine", error)  # noqa: TRY400
-        finally:
-            self._ending.discard(worker_id)
 
     async def _forget_failed(self) -> None:
         """Failed workers that nobody gave a name are kept to be looked at, but not without end."""
@@ -359,51 +383,9 @@ class Workers:
             with contextlib.suppress(ApiError):
                 await self._begin_stop(keeper)
 
-    def _ports(self, but: str) -> set[int]:
-        return {k.record.port for k in self._keepers.values() if k.record.id != but and k.record.port is not None}
 
-    def _threads_used(self, but: str) -> int:
-        return sum(k.record.cpu_threads for k in self._wanted(but) if k.record.request.backend == "cpu")
-
-    def _wanted(self, but: str) -> list[WorkerKeeper]:
-        return [k for k in self._keepers.values() if k.record.id != but and not k.record.failed]
-
-    async def _take_on(self, record: WorkerRecord, needed: Needed) -> None:
-        """Promise a worker that is about to be started so much. Raises ApiError where it cannot be."""
-        async with self._admitting:
-            record.promise(needed)
-            await self._check(record)
-            record.admitted = True
-
-    async def _check(self, record: WorkerRecord) -> None:
-        """Raises ApiError where the worker cannot be started on its devices as they are now."""
-        spoken_for = self._spoken_for(record.id)
-        gpus: list[Gpu] = []
-        if record.device_uuids:
-            found = await self._gpus.read(now=True)
-            gpus = placement.bound_gpus(record.device_uuids, found.gpus, found.conditions)
-        self._check_fits(record, gpus, spoken_for)
-
-    def _check_fits(self, record: WorkerRecord, gpus: list[Gpu], spoken_for: Counter[str]) -> None:
-        """Raises DoesNotFit, naming the device. `gpus` are those of the record, read after `spoken_for`."""
-        by_uuid = {gpu.uuid: gpu for gpu in gpus}
-        for memory, needed in record.promised().items():
-            gpu = by_uuid.get(memory)
-            available, of_what = placement.free_memory(self._settings, gpu, spoken_for)
-            placement.check_memory(needed, available, of_what, device=gpu.index if gpu else None)
-
-    def _spoken_for(self, but: str) -> Counter[str]:
-        """Bytes of each memory that other workers were promised and do not hold yet.
-
-        To be taken before the memory is read: one that is ready in between counts twice then, and not never.
-        """
-        total: Counter[str] = Counter()
-        for keeper in self._wanted(but):
-            left = keeper.record.promised(serving=keeper.state.serving)
-            if left[RAM] and keeper.process:
-                left[RAM] = max(0, left[RAM] - devices.held_memory(keeper.process.pid))
-            total.update(left)
-        return total
+class _ModelGone(NotFound):
+    """A model that was there is not any more: it was deleted meanwhile."""
 
 
 async def _splits_rows(request: SpawnRequest) -> bool:

@@ -14,12 +14,13 @@ from typing import cast
 from sanic import Request, Sanic
 
 from llama_orch.contract.common import Problem
+from llama_orch.contract.home import HOME_VARIABLE
 from llama_orch.contract.queen import SshKey
 from llama_orch.web.app import create_app
 from llama_orch.web.auth import Token
 from llama_orch.web.tasks import OwnedTasks
 
-from . import inventory_watch, routes, ssh_keys
+from . import atomic, first_contact, hive_tokens, inventory_watch, registered_file, routes, ssh_keys
 from .hive_client import HiveClient
 from .hive_tokens import HiveTokens
 from .inventory import Inventory
@@ -27,6 +28,7 @@ from .job_events import JobEvents
 from .job_work import JobWork
 from .jobs import Jobs
 from .metrics import QueenMetrics
+from .node_pages import NodePages
 from .node_state import NodeStates
 from .nodes import Nodes
 from .prober import Prober
@@ -113,6 +115,7 @@ class Queen:
             settings.probe_interval_s,
             failed=metrics.probe_failed,
             seen=remedies.seen,
+            gone=remedies.forget,
         )
         self.nodes = Nodes(
             inventory=self._inventory,
@@ -128,15 +131,18 @@ class Queen:
             changed=self._prober.wake,
             problems=self.problems,
         )
+        self.pages = NodePages(self.nodes)
 
     async def start(self) -> None:
         """What runs of a dead queen left is ended before anything new begins; jobs go on when all is known."""
+        await asyncio.to_thread(self._sweep)
         self.problems += await self.store.open()
         await self._states.load()
         await self._runs.clear()
         await self._inventory.load()
         if self._inventory.problem is None:
             await self._states.forget_all_but(self._inventory.hosts)
+        self.nodes.begin()
         if (damaged := await self.jobs.launch()) is not None:
             self.problems.append(damaged)
         self.tasks.start(self.jobs.look_for_lost(), "look for lost jobs")
@@ -151,18 +157,27 @@ class Queen:
         await self.events.close()
         await self.jobs.stop()
         await self.tasks.cancel_all(_STOP_TIMEOUT_S)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.events.finish(), _STOP_TIMEOUT_S)
         with contextlib.suppress(Exception):
             await self._states.flush()
         await self._client.close()
         await self.store.close()
 
+    def _sweep(self) -> None:
+        settings, tmp = self._settings, atomic.temporary_of
+        atomic.sweep(settings.data, ".*.tmp", f"{first_contact.SHOWN}*")
+        # The rest of these folders belongs to others.
+        atomic.sweep(settings.inventory, tmp(settings.inventory / registered_file.NAME).name)
+        atomic.sweep(settings.secrets / "hives", tmp(settings.secrets / hive_tokens.NOTE.format(name="*")).name)
+        atomic.sweep(settings.ssh_key.parent, f"{ssh_keys.MAKING}*", tmp(settings.ssh_key.with_suffix(".pub")).name)
+
     async def refresh_metrics(self) -> None:
         """Rebuild the gauges."""
         jobs = await self.store.job_counts()
         self._metrics.show(self.nodes.counts(), jobs, inventory_valid=self._inventory.problem is None)
-        known = self.nodes.list()
-        self._metrics.show_gpus(known.nodes)
-        self._metrics.show_problems(known.problems)
+        self._metrics.show_gpus(self.nodes.devices())
+        self._metrics.show_problems(self.nodes.problems)
 
 
 def build(settings: QueenSettings, token: Token) -> Sanic:
@@ -179,6 +194,7 @@ def build(settings: QueenSettings, token: Token) -> Sanic:
         token=token,
         registry=metrics.registry,
         refresh_metrics=refresh,
+        cors_origins=settings.cors_origins,
     )
 
     @app.before_server_start
@@ -194,13 +210,14 @@ def build(settings: QueenSettings, token: Token) -> Sanic:
 
 
 def child_environment() -> dict[str, str]:
-    """What a child process gets: nothing of ours but where to find programs, and a home."""
+    """What a child process gets: nothing of ours but where to find programs, a home, and whose it is."""
+    whose = {HOME_VARIABLE: os.environ[HOME_VARIABLE]} if HOME_VARIABLE in os.environ else {}
     programs = Path(sys.executable).parent
     return {
         "PATH": f"{programs}:{os.environ.get('PATH', '/usr/local/bin:/usr/bin:/bin')}",
         "HOME": str(Path.home()),
         "LANG": "C.UTF-8",
-    }
+    } | whose
 
 
 def _queen_of(request: Request) -> Queen:

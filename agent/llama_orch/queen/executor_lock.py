@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -22,7 +23,8 @@ def hold(data: Path) -> TextIO:
         holder = file.read().strip() or "unknown"
         file.close()
         raise AnotherQueen(f"another queen (process {holder}) works with the data_dir {data}") from None
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
+    # Only the message above needs it: a full disk is no reason not to start.
+    with contextlib.suppress(OSError):
+        os.ftruncate(file.fileno(), 0)
+        os.write(file.fileno(), str(os.getpid()).encode())
     return file

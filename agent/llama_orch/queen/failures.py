@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from llama_orch.contract.common import Problem
 
 _MAX_MESSAGE = 1500
+# Ends of a run that Ansible does not tell: the queen ended it, or its process was gone before it could.
+TIMEOUT = "timeout"
+NO_RESULT = "no result"
 AGAIN = "Then provision the node again."
 
 
@@ -122,8 +125,11 @@ def classify(text: str, *, task: str | None = None, host: str | None = None, unr
 
 def of_run(failures: list[TaskFailure], output: str, status: str) -> Problem:
     """The problem of a run that did not succeed: the task that ended it, or what Ansible wrote before it gave up."""
-    if status == "timeout":
+    if status == TIMEOUT:
         return TIMED_OUT
+    if status == NO_RESULT:
+        said = f", and said at last: {_one_line(output)}" if output.strip() else ""
+        return RUN_LOST.model_copy(update={"message": f"{RUN_LOST.message}{said}"[:_MAX_MESSAGE]})
     if failures:
         last = failures[-1]
         return classify(last.message, task=last.task, host=last.host, unreachable=last.unreachable)
@@ -180,6 +186,11 @@ TIMED_OUT = Problem(
     message="the playbook took longer than the queen's setting run_timeout_s allows",
     what_to_do="Read in the job's events which task took so long, or raise run_timeout_s. " + AGAIN,
 )
+RUN_LOST = Problem(
+    code="run_lost",
+    message="the process that ran the playbook ended again and again before it could say how the run did",
+    what_to_do="Look in the journal of the queen's machine for processes that were killed for lack of memory. " + AGAIN,
+)
 PASSWORD_LOST = Problem(
     code="sudo_password_lost",
     message="the queen was restarted during the job; the sudo password lived in its memory alone and is gone",
@@ -205,6 +216,7 @@ INTERRUPTED_BY_UPGRADE = Problem(
 CUT_SHORT = {problem.code for problem in (CANCELLED, TIMED_OUT, PASSWORD_LOST, INTERRUPTED, INTERRUPTED_BY_UPGRADE)} | {
     "unreachable_host",
     "internal_error",
+    RUN_LOST.code,
 }
 
 

@@ -6,6 +6,7 @@ where it is the one that was given, or where no password is at stake.
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from . import failures
 from .ssh import Ssh
 from .ssh_keys import KnownHosts, NoHostKey, RecordedKey, entry_of, host_key_fingerprint, read_keys
 
+# Where ssh writes what a host shows, until it was looked at.
+SHOWN = ".keys-"
 # A host shows one key of each kind that it has.
 _KINDS = (
     "ssh-ed25519",
@@ -57,7 +60,7 @@ class FirstContact:
             return self._another_key(wanted, shown)
         if wanted is None and self._must_be_confirmed:
             return self._unconfirmed(shown)
-        self._known_hosts.add(shown, confirmed=wanted is not None)
+        await asyncio.to_thread(self._known_hosts.add, shown, confirmed=wanted is not None)
         return None
 
     async def compare(self) -> Problem | None:
@@ -73,7 +76,7 @@ class FirstContact:
         if wanted not in _fingerprints(shown):
             return self._another_key(wanted, shown)
         if recorded:
-            self._known_hosts.confirm(entry, wanted)
+            await asyncio.to_thread(self._known_hosts.confirm, entry, wanted)
         return None
 
     def _wanted(self) -> str | None:
@@ -84,7 +87,7 @@ class FirstContact:
         shown: list[RecordedKey] = []
         text = ""
         for kind in (None,) if wanted is None else _KINDS:
-            with tempfile.TemporaryDirectory(prefix=".keys-", dir=self._known_hosts.path.parent) as folder:
+            with tempfile.TemporaryDirectory(prefix=SHOWN, dir=self._known_hosts.path.parent) as folder:
                 keys = Path(folder) / "keys"
                 options = ["-o", "PreferredAuthentications=none", *self._ssh.setup.options(new_keys=keys)]
                 if kind is not None:

@@ -7,10 +7,14 @@ that she gave them to.
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 
 from llama_orch.web.auth import Token, read_token
+
+from . import atomic
+
+# What stands beside a token.
+NOTE = ".{name}.host-key"
 
 
 class HiveTokens:
@@ -28,7 +32,7 @@ class HiveTokens:
     def give_to(self, node_name: str, host_key: str) -> bool:
         """Before a machine gets the hive's tokens: delete those that another machine got. Answers whether it did.
 
-        `host_key` is the fingerprint that the machine has shown. The next run makes new tokens.
+        `host_key` is the fingerprint that the machine has shown. The next run makes new tokens. Raises OSError.
         """
         path = self._path(node_name)
         if path is None:
@@ -42,9 +46,7 @@ class HiveTokens:
             self._delete(path)
         if given_to != host_key:
             note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(note, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "w", encoding="ascii") as file:
-                file.write(host_key + "\n")
+            atomic.write_text(note, host_key + "\n")
         return another
 
     def forget(self, node_name: str) -> None:
@@ -60,7 +62,7 @@ class HiveTokens:
 
     @staticmethod
     def _note(path: Path) -> Path:
-        return path.with_name(f".{path.name}.host-key")
+        return path.with_name(NOTE.format(name=path.name))
 
     def _path(self, node_name: str) -> Path | None:
         # A person's inventory may name a host as they like; another secret must not be sent to it as its token.

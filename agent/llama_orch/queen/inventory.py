@@ -19,12 +19,17 @@ from typing import Any, Literal
 
 from llama_orch.contract.common import Problem
 
+from . import atomic
+from .child_output import Tail, hear_out
 from .inventory_shape import BrokenInventory, check_shape
 from .registered_file import HOST_KEY_VARIABLE, NAME, BrokenFile, RegisteredFile, RegisteredHost
 
 log = logging.getLogger(__name__)
 
 QUESTION_TIMEOUT_S = 60.0
+# Some ten thousand hosts with many variables.
+MOST_ANSWER = 64 * 2**20
+_MOST_COMPLAINT = 64 * 1024
 GROUP = "hives"
 _VARIABLE_FOLDERS = frozenset({"group_vars", "host_vars"})
 _BECOME_PASSWORDS = ("ansible_become_password", "ansible_become_pass", "ansible_sudo_pass")
@@ -104,10 +109,13 @@ class Inventory:
                     await asyncio.to_thread(check_shape, self._sources(files))
                     self._merged = await self._ask_ansible(files)
                     self._hash = digest
-                    self._write_cache()
+                    await asyncio.to_thread(self._write_cache)
                 self.problem = None
             except (BrokenFile, BrokenInventory, OSError) as error:
                 self._report(str(error))
+            except Exception as error:
+                log.exception("what was read of the inventory cannot be worked on")
+                self._report(f"what ansible-inventory printed cannot be worked on ({type(error).__name__})")
             self._combine()
             return self.hosts != before
 
@@ -199,7 +207,10 @@ class Inventory:
             own = [path for path in sources if path.name != NAME]
             theirs = _members(await self._list(own), GROUP) if own else set()
         variables = answer["_meta"]["hostvars"]
-        return {name: self._host(name, variables.get(name, {}), name in theirs) for name in sorted(hives)}
+        # Of a thousand hosts that is too much for one turn of the loop.
+        return await asyncio.to_thread(
+            lambda: {name: self._host(name, variables.get(name, {}), name in theirs) for name in sorted(hives)}
+        )
 
     async def _list(self, sources: list[Path]) -> dict[str, Any]:
         arguments = [argument for path in sources for argument in ("-i", str(path))]
@@ -212,21 +223,18 @@ class Inventory:
             stderr=asyncio.subprocess.PIPE,
             env=self._environment,
             cwd=self._cwd,
+            start_new_session=True,
         )
+        out, err = Tail(MOST_ANSWER), Tail(_MOST_COMPLAINT)
         try:
-            out, err = await asyncio.wait_for(process.communicate(), QUESTION_TIMEOUT_S)
+            code = await hear_out(process, out, err, within_s=QUESTION_TIMEOUT_S)
         except TimeoutError:
             raise BrokenInventory(f"ansible-inventory did not answer within {QUESTION_TIMEOUT_S:.0f} s") from None
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        if process.returncode != 0:
-            raise BrokenInventory(_first_reason(err.decode(errors="replace"), self._folder))
-        try:
-            return json.loads(out)
-        except ValueError as error:
-            raise BrokenInventory(f"ansible-inventory printed what is no JSON ({error})") from None
+        if code != 0:
+            raise BrokenInventory(_first_reason(err.text, self._folder))
+        if not out.whole:
+            raise BrokenInventory(f"ansible-inventory printed more than {MOST_ANSWER >> 20} MiB")
+        return await asyncio.to_thread(_parsed, bytes(out.data))
 
     def _host(self, name: str, variables: dict[str, Any], theirs: bool) -> Host:
         ssh_host = str(variables.get("ansible_host", name))
@@ -259,11 +267,25 @@ class Inventory:
             self._merged, self._hash = {}, ""
 
     def _write_cache(self) -> None:
-        temporary = self._cache.with_suffix(".tmp")
         hosts = [asdict(host) for host in self._merged.values()]
         kept = {"hash": self._hash, "groups": sorted(self.groups), "hosts": hosts}
-        temporary.write_text(json.dumps(kept), encoding="utf-8")
-        temporary.replace(self._cache)
+        try:
+            atomic.write_text(self._cache, json.dumps(kept))
+        except OSError as error:
+            # Nothing is wrong with the inventory: the next queen asks Ansible anew.
+            log.warning("what was read of the inventory cannot be kept in %s: %s", self._cache, error.strerror)
+
+
+def _parsed(answer: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(answer)
+    except (ValueError, RecursionError) as error:
+        raise BrokenInventory(f"ansible-inventory printed what is no JSON ({error})") from None
+    groups = all(isinstance(group, dict) for group in found.values()) if isinstance(found, dict) else False
+    variables = found.get("_meta", {}).get("hostvars") if groups else None
+    if not isinstance(variables, dict) or not all(isinstance(one, dict) for one in variables.values()):
+        raise BrokenInventory("ansible-inventory printed JSON that is no inventory")
+    return found
 
 
 def _members(answer: dict[str, Any], group: str) -> set[str]:

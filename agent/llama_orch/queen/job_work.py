@@ -34,6 +34,8 @@ PLAYBOOKS = {"provision": "hive", "remove": "remove"}
 RESUME = "resume"
 _BEGAN = {"provision": NodeEvent.PROVISION_BEGAN, "remove": NodeEvent.REMOVE_BEGAN}
 _ASK_AGAIN_S = 1.0
+# A run whose process was lost, as for lack of memory, is started again after these pauses.
+RUN_AGAIN_S = (2.0, 10.0)
 
 
 class JobWork:
@@ -101,6 +103,13 @@ class JobWork:
             await asyncio.wait_for(self._stop.wait(), seconds)
             raise asyncio.CancelledError("the queen stops")
 
+    async def pause_of(self, job_id: str, seconds: float) -> None:
+        """Wait so long, or until the job is cancelled. Raises CancelledError where the queen stops meanwhile."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._interrupts[job_id].wait(), seconds)
+        if self.stopping:
+            raise asyncio.CancelledError("the queen stops")
+
     async def begin(self, job: StoredJob) -> None:
         """Fence what an earlier attempt left and show that the job runs."""
         job_id, again = job.wire.job_id, job.wire.started_at is not None
@@ -131,13 +140,13 @@ class JobWork:
         self._story(job).phase(f"logging in as {host.ssh_user} at {host.ssh_host} port {host.ssh_port}")
         problem = await self._unless_interrupted(job, self._look(job, host))
         if problem is None and job.wire.kind == "provision":
-            self._give_token(job, host)
+            await self._give_token(job, host)
         return problem
 
-    def _give_token(self, job: StoredJob, host: Host) -> None:
+    async def _give_token(self, job: StoredJob, host: Host) -> None:
         """Let the playbook make a new token where the machine is another than the one that has the token."""
         key = self._known_hosts.key_of(host.ssh_host, host.ssh_port)
-        if key is not None and self._tokens.give_to(host.name, key.fingerprint):
+        if key is not None and await asyncio.to_thread(self._tokens.give_to, host.name, key.fingerprint):
             self._story(job).phase("another machine had this node's token: a new one is made")
 
     async def play(self, job: StoredJob) -> Problem | None:
@@ -155,7 +164,9 @@ class JobWork:
         if result.interrupted:
             return self._interrupted()
         if result.succeeded(name):
-            await self._store.learn_tasks(playbook, result.tasks)
+            # The playbook went through, and is not run again for this.
+            with contextlib.suppress(Exception):
+                await self._store.learn_tasks(playbook, result.tasks)
             story.progress.playbook_ended()
             return None
         return failures.of_run(result.failures, result.output, result.status)
@@ -194,6 +205,10 @@ class JobWork:
             await self._states.take(name, event, problem=problem, job_id=job_id)
         await self._store.end_job(job_id, JobStatus.FAILED, problem)
         self._forget_job(job_id)
+
+    def forget_interrupt(self, job_id: str) -> None:
+        """Nobody looks any more whether the job, which has ended, is to be interrupted."""
+        self._interrupts.pop(job_id, None)
 
     def _forget_job(self, job_id: str) -> None:
         self._passwords.pop(job_id, None)
@@ -241,10 +256,25 @@ class JobWork:
     async def _run(
         self, job: StoredJob, playbook: str, variables: dict[str, str | int | bool], interrupt: asyncio.Event
     ) -> RunResult:
+        for pause in RUN_AGAIN_S:
+            result = await self._run_once(job, playbook, variables, interrupt)
+            if not result.lost:
+                return result
+            self._story(job).phase(f"the run's process ended without a result: it is started again in {pause:g} s")
+            self._story(job).progress.again()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(interrupt.wait(), pause)
+        return await self._run_once(job, playbook, variables, interrupt)
+
+    async def _run_once(
+        self, job: StoredJob, playbook: str, variables: dict[str, str | int | bool], interrupt: asyncio.Event
+    ) -> RunResult:
         job_id, name, story = job.wire.job_id, job.wire.node_name, self._story(job)
         spec = RunSpec(self._runs.next_run_id(job_id), playbook, name, variables, self._passwords.get(job_id))
         result = await self._runs.run(spec, story.line, interrupt)
-        await story.flush()
+        # Where the store fails now, it is tried again until the job's end: nothing is run again for it.
+        with contextlib.suppress(Exception):
+            await story.flush()
         ended = "succeeded" if result.succeeded(name) else "failed"
         self._ran(playbook, "interrupted" if result.interrupted else ended)
         return result
@@ -255,7 +285,7 @@ class JobWork:
         await self._inventory.unregister(name)
         others = [other for other in self._inventory.hosts.values() if other.name != name]
         if host is not None and all((o.ssh_host, o.ssh_port) != (host.ssh_host, host.ssh_port) for o in others):
-            self._known_hosts.forget(host.ssh_host, host.ssh_port)
+            await asyncio.to_thread(self._known_hosts.forget, host.ssh_host, host.ssh_port)
         await self._states.forget(name)
 
     async def _look(self, job: StoredJob, host: Host) -> Problem | None:

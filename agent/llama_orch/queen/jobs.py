@@ -12,11 +12,11 @@ import itertools
 import logging
 import sqlite3
 import uuid
-from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from dbos import DBOS, SetWorkflowID
 
@@ -41,6 +41,8 @@ _PARK_TIMEOUT_S = 7.0
 FINISH_TRIES = 6
 MOST_PAUSE_S = 60.0
 LOOK_S = 5.0
+STEP_AGAIN_S = (1.0, 5.0)
+T = TypeVar("T")
 StepResult = dict[str, Any] | None
 
 
@@ -53,7 +55,8 @@ class Jobs:
         self._states = states
         self._database = database
         self._slots = asyncio.Semaphore(max_at_once)
-        self._nodes: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        # Of each node that a job works on or waits for: what nobody holds any more is gone.
+        self._nodes: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._running: set[asyncio.Task[Any]] = set()
         self._executing: set[str] = set()
         self._threads = ThreadPoolExecutor(8, "queen")
@@ -125,7 +128,10 @@ class Jobs:
         if not await self._store.cancel_job(job_id):
             raise Conflict(f"job {job_id} has ended: it is {job.wire.status}", code="job_ended", status=job.wire.status)
         self._work.interrupt_of(job_id).set()
-        return (await self._store.job(job_id) or job).wire
+        now = await self._store.job(job_id) or job
+        if not now.is_open:
+            self._work.forget_interrupt(job_id)
+        return now.wire
 
     async def execute(self, job_id: str) -> None:
         """One job from begin to end: the body of the workflow."""
@@ -168,10 +174,27 @@ class Jobs:
 
     async def step(self, job_id: str, work: Callable[[StoredJob], Awaitable[Problem | None]]) -> StepResult:
         """One step of a job, as something the engine can store."""
-        job = await self._store.job(job_id)
-        assert job is not None  # noqa: S101  execute() has looked
-        problem = await work(job)
+
+        async def once() -> Problem | None:
+            job = await self._store.job(job_id)
+            assert job is not None  # noqa: S101  execute() has looked
+            return await work(job)
+
+        problem = await self._persistently(job_id, once)
         return None if problem is None else problem.model_dump()
+
+    async def _persistently(self, job_id: str, work: Callable[[], Awaitable[T]]) -> T:
+        """Do it again where it fails unexpectedly: a disk or memory that is full may have room in a moment.
+
+        Every step ends what an earlier attempt at it left.
+        """
+        for pause in STEP_AGAIN_S:
+            try:
+                return await work()
+            except Exception:
+                log.exception("a step of job %s failed, and is done again in %g s", job_id, pause)
+            await self._work.pause_of(job_id, pause)
+        return await work()
 
     @property
     def work(self) -> JobWork:
@@ -179,7 +202,7 @@ class Jobs:
         return self._work
 
     async def _steps(self, job: StoredJob) -> Problem | None:
-        await self._work.begin(job)
+        await self._persistently(job.wire.job_id, lambda: self._work.begin(job))
         if self._work.interrupt_of(job.wire.job_id).is_set() and not self._work.stopping:
             return failures.CANCELLED
         for step in (_preflight, _play, _verify):
@@ -191,7 +214,10 @@ class Jobs:
     @contextlib.asynccontextmanager
     async def _slot(self, job: StoredJob) -> AsyncIterator[None]:
         """Wait for this node and for a free slot; a job that is cancelled waits no longer."""
-        async with self._nodes[job.wire.node_name]:
+        node = self._nodes.get(job.wire.node_name)
+        if node is None:
+            node = self._nodes[job.wire.node_name] = asyncio.Lock()
+        async with node:
             waiting = asyncio.create_task(self._slots.acquire())
             interrupted = asyncio.create_task(self._work.interrupt_of(job.wire.job_id).wait())
             try:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter as CountOf
+from collections.abc import Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from llama_orch.contract.common import Problem
-from llama_orch.contract.devices import ConditionType, Remedy
-from llama_orch.contract.queen import JobStatus, Node, NodeStatus
+from llama_orch.contract.devices import ConditionType, Devices, Remedy
+from llama_orch.contract.queen import JobStatus, NodeStatus
 
 PROBE_FAILURES = ("hive_unreachable", "hive_not_proven", "hive_unhealthy", "wrong_hive", "hive_token_unusable")
 RUN_RESULTS = ("succeeded", "failed", "interrupted")
@@ -63,12 +64,11 @@ class QueenMetrics:
         """Rebuild the gauge of what is wrong with files."""
         self._problems.set(len(problems))
 
-    def show_gpus(self, nodes: Iterable[Node]) -> None:
+    def show_gpus(self, told: Sequence[Devices]) -> None:
         """Rebuild the gauges of what hives tell of their GPUs."""
-        told = [node.hive.devices for node in nodes if node.hive and node.hive.devices]
-        found = [condition.type for devices in told for condition in devices.conditions]
+        found = CountOf(condition.type for devices in told for condition in devices.conditions)
         for kind in ConditionType:
-            self._conditions.labels(kind.value).set(found.count(kind))
+            self._conditions.labels(kind.value).set(found[kind])
         self._gpus.set(sum(len(devices.gpus) for devices in told))
 
     def ran(self, playbook: str, result: str) -> None:

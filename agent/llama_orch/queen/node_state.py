@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import logging
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,8 @@ from llama_orch.contract.queen import NodeHive, NodeStatus
 
 if TYPE_CHECKING:
     from .store import Store
+
+log = logging.getLogger(__name__)
 
 
 class NodeEvent(StrEnum):
@@ -73,11 +77,14 @@ class NodeRecord:
 
 
 class NodeStates:
-    """Every node's record: in memory for reading, in the store before a change is visible."""
+    """Every node's record: in memory for reading, in the store before what a job changes is visible."""
 
-    def __init__(self, store: Store, failed_hold_s: float) -> None:
+    def __init__(self, store: Store, failed_hold_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
-        self._failed_hold = timedelta(seconds=failed_hold_s)
+        self._failed_hold_s = failed_hold_s
+        self._clock = clock
+        # Until when a node whose job failed stays so, by a clock that nobody sets.
+        self._held_until: dict[str, float] = {}
         self._records: dict[str, NodeRecord] = {}
         self._unsaved: set[str] = set()
         # A change reads the record, waits for the disk and is visible then: none may come in between. The store has
@@ -85,8 +92,16 @@ class NodeStates:
         self._changing = asyncio.Lock()
 
     async def load(self) -> None:
-        """Read what an earlier process wrote."""
+        """Read what an earlier process wrote.
+
+        How long ago a job failed is told by the wall's clock alone, which may have been set meanwhile: no node is held
+        longer for it than it would be anew.
+        """
         self._records = await self._store.node_records()
+        for name, record in self._records.items():
+            if record.status is NodeStatus.FAILED and record.changed_at is not None:
+                ago = (datetime.now(UTC) - record.changed_at).total_seconds()
+                self._hold(name, self._failed_hold_s - max(0.0, ago))
 
     def get(self, name: str) -> NodeRecord:
         """The record of `name`; a node that was never heard of is registered."""
@@ -110,7 +125,13 @@ class NodeStates:
                 last_error=problem,
                 changed_at=datetime.now(UTC) if status is not old.status else old.changed_at,
             )
-            return await self._save(new)
+            await self._save(new)
+            if status is NodeStatus.FAILED:
+                self._hold(name, self._failed_hold_s)
+            return new
+
+    def _hold(self, name: str, seconds: float) -> None:
+        self._held_until[name] = self._clock() + seconds
 
     async def belongs_to(self, name: str, job_id: str) -> NodeRecord:
         """Note that `job_id` is the node's latest job."""
@@ -128,7 +149,7 @@ class NodeStates:
 
     async def _seen(self, name: str, hive: NodeHive) -> NodeRecord:
         old, now = self.get(name), datetime.now(UTC)
-        if old.status is NodeStatus.FAILED and old.changed_at and now - old.changed_at < self._failed_hold:
+        if old.status is NodeStatus.FAILED and self._clock() < self._held_until.get(name, 0.0):
             new = replace(old, last_seen=now, hive=hive)
         else:
             status = after(old.status, NodeEvent.SEEN)
@@ -143,7 +164,7 @@ class NodeStates:
                 changed_at=now if became else old.changed_at,
             )
         if new.status is not old.status or new.last_error != old.last_error:
-            return await self._save(new)
+            return await self._observed(new)
         self._records[name] = new
         self._unsaved.add(name)
         return new
@@ -158,13 +179,14 @@ class NodeStates:
             if old.status is status and old.last_error == problem:
                 return old
             changed = datetime.now(UTC) if status is not old.status else old.changed_at
-            return await self._save(replace(old, status=status, last_error=problem, changed_at=changed))
+            return await self._observed(replace(old, status=status, last_error=problem, changed_at=changed))
 
     async def forget(self, name: str) -> None:
         """The node is gone."""
         async with self._changing:
             await self._store.forget_node(name)
             self._records.pop(name, None)
+            self._held_until.pop(name, None)
             self._unsaved.discard(name)
 
     async def flush(self) -> None:
@@ -178,6 +200,16 @@ class NodeStates:
         """Forget every node that is not in `names`."""
         for name in set(self._records) - set(names):
             await self.forget(name)
+
+    async def _observed(self, record: NodeRecord) -> NodeRecord:
+        """What a probe saw is so whether the disk takes it or not; what it does not, `flush` tries again."""
+        try:
+            return await self._save(record)
+        except Exception as error:
+            log.error("that %s is %s cannot be written yet: %r", record.node_name, record.status, error)  # noqa: TRY400
+            self._records[record.node_name] = record
+            self._unsaved.add(record.node_name)
+            return record
 
     async def _save(self, record: NodeRecord) -> NodeRecord:
         await self._store.save_nodes([record])

@@ -7,26 +7,36 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from llama_orch.contract.common import Problem
+from llama_orch.contract.devices import Devices
 from llama_orch.contract.errors import ApiError, BadRequest, Conflict, NotFound, NotReady
 from llama_orch.contract.operations import PROVISION_NODE
-from llama_orch.contract.queen import Job, Node, NodeCreate, NodeList, NodeStatus, RemedyRequest
+from llama_orch.contract.queen import HostKey, Job, Node, NodeCreate, NodeStatus, RemedyRequest
 from llama_orch.web import correlation
 
 from . import failures
 from .hive_tokens import HiveTokens
 from .inventory import Host, Inventory
 from .jobs import Jobs
-from .node_state import NodeStates
+from .node_state import NodeRecord, NodeStates
 from .preflight import port_answers
 from .registered_file import AlreadyRegistered, BrokenFile, RegisteredHost
-from .ssh_keys import KnownHosts, NoHostKey, host_key_fingerprint
+from .ssh_keys import KnownHosts, NoHostKey, RecordedKey, host_key_fingerprint
 from .store import Cure, OpenJobExists, Store
 
 log = logging.getLogger(__name__)
 
 _PORT_TIMEOUT_S = 3.0
+
+
+class NodeFacts(NamedTuple):
+    """All that a node's answer is made of: equal facts make equal answers."""
+
+    host: Host
+    record: NodeRecord
+    host_key: RecordedKey | None
 
 
 class Nodes:
@@ -61,17 +71,42 @@ class Nodes:
         self._changed = changed
         self._problems = problems
         self._registering = asyncio.Lock()
+        self._settled: dict[str, Host] = {}
 
-    def list(self) -> NodeList:
-        """Every node, by name, and what is wrong with the files that tell of them."""
-        return NodeList(
-            nodes=[self._node(self._inventory.hosts[name]) for name in sorted(self._inventory.hosts)],
-            problems=[*([self._inventory.problem] if self._inventory.problem else []), *self._problems],
-        )
+    def begin(self) -> None:
+        """The hosts that are there now are none that came."""
+        self._settled = self._inventory.hosts
 
-    def get(self, name: str) -> Node:
+    @property
+    def problems(self) -> list[Problem]:
+        """What is wrong with the files that tell of nodes."""
+        return [*([self._inventory.problem] if self._inventory.problem else []), *self._problems]
+
+    def names(self) -> list[str]:
+        """Of every node, sorted."""
+        return sorted(self._inventory.hosts)
+
+    def facts(self, name: str) -> NodeFacts | None:
+        """What is known of a node, its ssh host key as of the last look; None where there is no such node."""
+        host = self._inventory.hosts.get(name)
+        return None if host is None else self._facts_of(host)
+
+    def _facts_of(self, host: Host) -> NodeFacts:
+        return NodeFacts(host, self._states.get(host.name), self._known_hosts.best_of(host.ssh_host, host.ssh_port))
+
+    async def look_at_host_keys(self) -> None:
+        """Read the file of ssh host keys again where it changed: in a thread, as it may have thousands of lines."""
+        await asyncio.to_thread(self._known_hosts.look)
+
+    def devices(self) -> list[Devices]:
+        """What hives last told of their hardware."""
+        hives = (self._states.get(name).hive for name in self._inventory.hosts)
+        return [hive.devices for hive in hives if hive and hive.devices]
+
+    async def get(self, name: str) -> Node:
         """One node. Raises NotFound."""
-        return self._node(self._host(name))
+        await self.look_at_host_keys()
+        return self.shape(self._facts_of(self._host(name)))
 
     def counts(self) -> dict[NodeStatus, int]:
         """How many nodes there are of each status, zeros included."""
@@ -104,7 +139,7 @@ class Nodes:
         await self._begin_provisioning(wanted.node_name, password)
         await self._audit("register", wanted.node_name)
         self._changed()
-        return self.get(wanted.node_name)
+        return await self.get(wanted.node_name)
 
     async def provision(self, name: str, password: str | None, host_key: str | None = None) -> Job:
         """Provision a node again; answers the open job where there is one. Raises NotFound, Conflict, BadRequest."""
@@ -154,19 +189,35 @@ class Nodes:
         return job.wire
 
     async def inventory_changed(self) -> None:
-        """Look at the inventory's files again, and do what the site wants done about new hosts."""
-        before = set(self._inventory.hosts)
-        if not await self._inventory.refresh():
+        """Look at the inventory's files again, and do what the site wants done about new hosts.
+
+        What fails is done at the next call. Jobs look at the files too, so what counts is what was settled here.
+        """
+        await self._inventory.refresh()
+        hosts = self._inventory.hosts
+        if hosts == self._settled:
             return
-        await self._states.forget_all_but(self._inventory.hosts)
         self._changed()
-        for name in sorted(set(self._inventory.hosts) - before):
-            host = self._inventory.hosts[name]
-            fresh = self._states.get(name).status is NodeStatus.REGISTERED
-            allowed = self._change_own_machine or not host.is_own_machine
-            if self._provision_on_change and host.source == "inventory" and fresh and allowed:
-                log.info("provisioning %s, which came into the inventory", name)
-                await self._begin_provisioning(name, None)
+        await self._states.forget_all_but(hosts)
+        failed = [name for name in sorted(hosts.keys() - self._settled.keys()) if not await self._welcome(hosts[name])]
+        # The others are settled; these are tried again at the next look.
+        self._settled = {name: host for name, host in hosts.items() if name not in failed}
+
+    async def _welcome(self, host: Host) -> bool:
+        """Do with a new host what the site wants; False where that failed."""
+        fresh = self._states.get(host.name).status is NodeStatus.REGISTERED
+        allowed = self._change_own_machine or not host.is_own_machine
+        if not (self._provision_on_change and host.source == "inventory" and fresh and allowed):
+            return True
+        log.info("provisioning %s, which came into the inventory", host.name)
+        try:
+            await self._begin_provisioning(host.name, None)
+        except Conflict as error:
+            log.info("%s is not provisioned: %s", host.name, error.message)
+        except Exception:
+            log.exception("%s could not be provisioned, and will be at the next look", host.name)
+            return False
+        return True
 
     async def _begin_provisioning(self, name: str, password: str | None) -> Job:
         try:
@@ -222,8 +273,10 @@ class Nodes:
             raise Conflict(f"{problem.message}. {problem.what_to_do}", code=problem.code)
         return host
 
-    def _node(self, host: Host) -> Node:
-        record = self._states.get(host.name)
+    @staticmethod
+    def shape(facts: NodeFacts) -> Node:
+        """What a client is told of these facts."""
+        host, record, key = facts.host, facts.record, facts.host_key
         return Node(
             node_name=host.name,
             ssh_host=host.ssh_host,
@@ -234,7 +287,7 @@ class Nodes:
             job_id=record.job_id,
             last_seen=record.last_seen,
             last_error=record.last_error,
-            host_key=self._known_hosts.key_of(host.ssh_host, host.ssh_port),
+            host_key=key and HostKey(type=key.type, fingerprint=key.fingerprint),
             hive=record.hive,
             source=host.source,
         )

@@ -39,6 +39,7 @@ class Prober:
         *,
         failed: Callable[[str], None],
         seen: Callable[[str, NodeHive], Awaitable[None]],
+        gone: Callable[[str], None],
     ) -> None:
         self._inventory = inventory
         self._states = states
@@ -46,6 +47,7 @@ class Prober:
         self._interval_s = interval_s
         self._failed = failed
         self._seen = seen
+        self._gone = gone
         self._at_once = asyncio.Semaphore(MAX_AT_ONCE)
         self._patience: dict[str, _Patience] = {}
         self._round = 0
@@ -76,11 +78,19 @@ class Prober:
         hosts = [host for host in self._inventory.hosts.values() if not host.templated]
         for gone in set(self._patience) - {host.name for host in hosts}:
             del self._patience[gone]
+            self._gone(gone)
         due = [host for host in hosts if self._patience.setdefault(host.name, _Patience()).next_round <= self._round]
         await asyncio.gather(*(self._ask(host) for host in due))
         await self._states.flush()
 
     async def _ask(self, host: Host) -> None:
+        try:
+            await self._ask_and_note(host)
+        except Exception:
+            # The other hives' answers must not be lost with this one's.
+            log.exception("what the hive of %s answered could not be dealt with", host.name)
+
+    async def _ask_and_note(self, host: Host) -> None:
         patience = self._patience[host.name]
         try:
             async with self._at_once:
@@ -99,6 +109,3 @@ class Prober:
                 await self._states.missed(host.name, silence.problem)
             elif patience.misses < MISSES_UNTIL_UNREACHABLE:
                 patience.next_round = self._round + 1
-        except Exception:
-            # The other hives' answers must not be lost with this one's.
-            log.exception("what the hive of %s answered could not be dealt with", host.name)

@@ -23,6 +23,10 @@ class Progress:
         self._done = 0
         self._rise(PREFLIGHT_SHARE)
 
+    def again(self) -> None:
+        """The playbook begins anew, with the tasks that it had."""
+        self._done = 0
+
     def task_began(self) -> None:
         """One more task; the ones before it are done."""
         share = min(self._done / self._expected, 1.0)

@@ -22,6 +22,8 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from llama_orch.contract.patterns import HostKeyGiven, LabelKey, LabelValue, NodeName, SshHost, SshUser
 
+from . import atomic
+
 NAME = "00-registered.yml"
 # A host's ssh key as somebody confirmed it; people write it into their own files too.
 HOST_KEY_VARIABLE = "llama_orch_host_key"
@@ -58,7 +60,6 @@ class RegisteredFile:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
-        self._temporary = folder / f".{NAME}.tmp"
         self._lock = folder / f".{NAME}.lock"
 
     def read(self) -> dict[str, RegisteredHost]:
@@ -104,22 +105,8 @@ class RegisteredFile:
             text = render(hosts)
             if parse(text) != hosts:
                 raise BrokenFile(f"{NAME} would not read back as it was written; nothing was changed")
-            self._replace(text)
-
-    def _replace(self, text: str) -> None:
-        descriptor = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        # No secret is in it, and a run by hand may be somebody else's, whatever the queen's umask is.
-        os.fchmod(descriptor, 0o644)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        self._temporary.rename(self.path)
-        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            # No secret is in it, and a run by hand may be somebody else's.
+            atomic.write_text(self.path, text, 0o644)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

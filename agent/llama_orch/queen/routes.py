@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -11,12 +12,28 @@ from llama_orch import __version__
 from llama_orch.contract import operations as ops
 from llama_orch.contract.common import QueenHealth
 from llama_orch.contract.errors import BadRequest, NotFound
-from llama_orch.contract.queen import Job, JobList, Node, NodeCreate, NodeList, ProvisionRequest, RemedyRequest, SshKey
+from llama_orch.contract.queen import (
+    LARGEST_PAGE,
+    Job,
+    JobList,
+    Node,
+    NodeCreate,
+    ProvisionRequest,
+    RemedyRequest,
+    SshKey,
+)
 from llama_orch.web.app import Routes
 from llama_orch.web.events import EventStream
+from llama_orch.web.rendered import Rendered
+
+from .store import JobCursor
 
 if TYPE_CHECKING:
     from .app import Queen
+
+
+# How many are on a page where only a cursor is given, and how many jobs where nothing is.
+_PAGE = 200
 
 
 def build(queen_of: Callable[[Request], Queen]) -> Routes:
@@ -38,8 +55,12 @@ def build(queen_of: Callable[[Request], Queen]) -> Routes:
 
 def _nodes(routes: Routes, queen_of: Callable[[Request], Queen]) -> None:
     @routes.handle(ops.LIST_NODES)
-    async def list_nodes(request: Request) -> NodeList:
-        return queen_of(request).nodes.list()
+    async def list_nodes(request: Request) -> Rendered:
+        pages = queen_of(request).pages
+        limit, cursor = _limit(request), request.args.get("cursor")
+        if limit is None and cursor is None:
+            return Rendered(await pages.whole())
+        return Rendered(await pages.page(limit or _PAGE, cursor or ""))
 
     @routes.handle(ops.CREATE_NODE)
     async def create_node(request: Request, body: NodeCreate) -> Node:
@@ -48,7 +69,7 @@ def _nodes(routes: Routes, queen_of: Callable[[Request], Queen]) -> None:
 
     @routes.handle(ops.GET_NODE)
     async def get_node(request: Request, node_name: str) -> Node:
-        return queen_of(request).nodes.get(node_name)
+        return await queen_of(request).nodes.get(node_name)
 
     @routes.handle(ops.DELETE_NODE)
     async def delete_node(request: Request, node_name: str) -> Job:
@@ -70,9 +91,13 @@ def _nodes(routes: Routes, queen_of: Callable[[Request], Queen]) -> None:
 
 def _jobs(routes: Routes, queen_of: Callable[[Request], Queen]) -> None:
     @routes.handle(ops.LIST_JOBS)
-    async def list_jobs(request: Request) -> JobList:
-        jobs = await queen_of(request).store.jobs(request.args.get("node_name"))
-        return JobList(jobs=[job.wire for job in jobs])
+    async def list_jobs(request: Request) -> Rendered:
+        limit, cursor = _limit(request), _job_cursor(request)
+        jobs, following = await queen_of(request).store.jobs(request.args.get("node_name"), limit or _PAGE, cursor)
+        found = JobList(jobs=[job.wire for job in jobs], next_cursor=None if following is None else str(following))
+        # Who asks for no page gets no more than there was before there were any, unless there is more to be had.
+        whole = limit is None and cursor is None and following is None
+        return Rendered(found.model_dump_json(exclude={"next_cursor"} if whole else None).encode())
 
     @routes.handle(ops.GET_JOB)
     async def get_job(request: Request, job_id: str) -> Job:
@@ -89,6 +114,24 @@ def _jobs(routes: Routes, queen_of: Callable[[Request], Queen]) -> None:
     async def cancel_job(request: Request, job_id: str) -> Job:
         queen = queen_of(request)
         return await queen.tasks.finish(queen.jobs.cancel(job_id), "cancel a job")
+
+
+def _limit(request: Request) -> int | None:
+    text = request.args.get("limit")
+    if text is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,4}", text) or not 1 <= int(text) <= LARGEST_PAGE:
+        raise BadRequest(f"limit: give a whole number from 1 to {LARGEST_PAGE}")
+    return int(text)
+
+
+def _job_cursor(request: Request) -> JobCursor | None:
+    text = request.args.get("cursor")
+    if text is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise BadRequest("cursor: give the next_cursor of the page before")
+    return int(text)
 
 
 def _flag(request: Request, name: str) -> bool:

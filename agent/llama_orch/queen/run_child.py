@@ -32,7 +32,8 @@ def main() -> None:
     spec = json.loads(sys.stdin.readline())
     threading.Thread(target=_wait_for_eof, args=(asked_to_stop,), daemon=True).start()
     # Ansible and its helpers may print; the queen reads JSON lines and nothing else.
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    # What a host answered may hold bytes that are no text.
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace", buffering=1)
     os.dup2(2, 1)
     story = _Story(out)
     runner = ansible_runner.run(
@@ -45,7 +46,6 @@ def main() -> None:
         ident="run",
         quiet=True,
         suppress_env_files=True,
-        timeout=spec["timeout_s"],
         settings={"pexpect_timeout": 0.25, "suppress_ansible_output": True, "idle_timeout": 0},
         event_handler=story.take,
         cancel_callback=asked_to_stop.is_set,
@@ -63,7 +63,7 @@ class _Story:
         self.stats: dict[str, Any] | None = None
 
     def say(self, **line: Any) -> None:
-        self._out.write(json.dumps(line, default=str) + "\n")
+        self._out.write(json.dumps(line, default=str, ensure_ascii=False) + "\n")
 
     def take(self, event: dict[str, Any]) -> bool:
         """Send what the queen shows. False: no file is written for this event."""

@@ -17,17 +17,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import fence
-from .failures import TaskFailure
+from . import child_output, fence
+from .failures import NO_RESULT, TIMEOUT, TaskFailure
+from .run_lines import PlayLine, ResultLine, Stats, TaskLine, parse
 from .ssh import SshSetup
 
 log = logging.getLogger(__name__)
 
 _LINE_LIMIT = 1024 * 1024
 _TERM_TIMEOUT_S = 3.0
+_ENDING_S = 2.0
+_KILLED_S = 10.0
+_MOST_OUTPUT = 4000
+# The one that ended the run is the last; a loop whose failures are ignored may have any number.
+_MOST_FAILURES = 100
 _CONTROL_NOTE = "control_folder"
 _RUN_CHILD = Path(__file__).with_name("run_child.py")
-Line = dict[str, Any]
+OnLine = Callable[[PlayLine | TaskLine], None]
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,8 @@ class RunSpec:
 class RunResult:
     """How a run ended, judged by the stats of each host and not by a return code."""
 
-    status: str = "no result"
-    stats: dict[str, Any] | None = None
+    status: str = NO_RESULT
+    stats: Stats | None = None
     failures: list[TaskFailure] = field(default_factory=list)
     tasks: int = 0
     output: str = ""
@@ -56,8 +62,13 @@ class RunResult:
         """Whether the playbook went through on `host`."""
         if self.stats is None or self.interrupted or self.status != "successful":
             return False
-        bad = self.stats["failures"].get(host, 0) + self.stats["dark"].get(host, 0)
-        return bad == 0 and host in self.stats["processed"]
+        bad = self.stats.failures.get(host, 0) + self.stats.dark.get(host, 0)
+        return bad == 0 and host in self.stats.processed
+
+    @property
+    def lost(self) -> bool:
+        """Whether the process ended, by itself or by somebody else, before it could say how the run did."""
+        return self.status == NO_RESULT and not self.interrupted
 
 
 class Runs:
@@ -98,13 +109,14 @@ class Runs:
         """A name that no earlier run of this job has."""
         return f"{job_id}.{os.urandom(4).hex()}"
 
-    async def run(self, spec: RunSpec, on_line: Callable[[Line], None], interrupt: asyncio.Event) -> RunResult:
-        """Run a playbook to its end, or until `interrupt`; nothing of it is left here when this returns."""
+    async def run(self, spec: RunSpec, on_line: OnLine, interrupt: asyncio.Event) -> RunResult:
+        """Run a playbook to its end, or until `interrupt` or the time-out; nothing of it is left here then.
+
+        Raises OSError where it cannot be started.
+        """
         environment = self.prepare(spec.run_id)
         folder = self._folder / spec.run_id
-        # ssh wants socket paths below 108 bytes, and the data folder may be deep.
-        control = Path(tempfile.mkdtemp(prefix="llo-", dir="/tmp"))
-        (folder / _CONTROL_NOTE).write_text(str(control), encoding="utf-8")
+        control = _control_folder(folder)
         try:
             return await self._execute(spec, folder, environment | self._ansible(folder, control), on_line, interrupt)
         finally:
@@ -115,10 +127,10 @@ class Runs:
         spec: RunSpec,
         folder: Path,
         environment: dict[str, str],
-        on_line: Callable[[Line], None],
+        on_line: OnLine,
         interrupt: asyncio.Event,
     ) -> RunResult:
-        result = RunResult()
+        result, said = RunResult(), child_output.Tail(_MOST_OUTPUT)
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", str(_RUN_CHILD)),
             stdin=asyncio.subprocess.PIPE,
@@ -127,53 +139,73 @@ class Runs:
             env=environment,
             cwd=self._project,
             start_new_session=True,
-            limit=_LINE_LIMIT,
         )
         assert process.stdin and process.stdout and process.stderr  # noqa: S101  they are pipes
         process.stdin.write(json.dumps(self._child_spec(spec, folder)).encode() + b"\n")
         reading = asyncio.create_task(self._read(process.stdout, result, on_line))
-        complaints = asyncio.create_task(process.stderr.read())
+        complaints = asyncio.create_task(said.read(process.stderr))
         interrupted = asyncio.create_task(interrupt.wait())
+        exited = asyncio.create_task(child_output.exited(process))
         try:
-            await asyncio.wait({reading, interrupted}, return_when=asyncio.FIRST_COMPLETED)
+            # By the queen's own clock: Ansible's runner counts by that of the wall, which may jump.
+            await asyncio.wait(
+                {reading, interrupted, exited}, timeout=self._timeout_s, return_when=asyncio.FIRST_COMPLETED
+            )
             if not reading.done():
-                result.interrupted = True
-                process.terminate()
+                result.interrupted = interrupted.done()
+                timed_out = not interrupted.done() and not exited.done()
+                with contextlib.suppress(ProcessLookupError):
+                    process.terminate()
+                # One that has ended has written all, but it may not be read yet.
                 await asyncio.wait({reading}, timeout=_TERM_TIMEOUT_S)
+                if timed_out:
+                    result.status = TIMEOUT
         finally:
-            interrupted.cancel()
+            for task in (interrupted, exited):
+                task.cancel()
             await self._end(process, spec.run_id)
             # The pipes are closed now, so that both have ended but for what is still in a buffer.
             ended, stuck = await asyncio.wait({reading, complaints}, timeout=5)
             for task in stuck:
                 task.cancel()
-        if complaints in ended:
-            result.output += complaints.result().decode(errors="replace")[-4000:]
+            if stuck:
+                child_output.close_pipes(process)
+        result.output += said.text
         if reading in ended and (error := reading.exception()) is not None:
             log.error("the events of run %s could not be read", spec.run_id, exc_info=error)
+        if result.lost:
+            log.error("run %s ended without a result, with %s: %s", spec.run_id, process.returncode, said.text)
         return result
 
     async def _end(self, process: asyncio.subprocess.Process, run_id: str) -> None:
         # The result line came or the pipe closed: the child needs no more than a moment.
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), 2)
+        await child_output.exited(process, _ENDING_S)
         await self._in_thread(fence.fence, run_id)
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-        await process.wait()
+        await child_output.exited(process, _KILLED_S)
 
-    async def _read(self, pipe: asyncio.StreamReader, result: RunResult, on_line: Callable[[Line], None]) -> None:
-        while line := await pipe.readline():
-            event: Line = json.loads(line)
-            if event["kind"] == "result":
-                result.status, result.stats, result.output = event["status"], event["stats"], event["output"]
+    async def _read(self, pipe: asyncio.StreamReader, result: RunResult, on_line: OnLine) -> None:
+        async for text in child_output.lines(pipe, _LINE_LIMIT):
+            line = parse(text)
+            if line is None:
+                log.warning("a line of a run is none of ours, and is left out: %r", text[:200])
+                continue
+            if isinstance(line, ResultLine):
+                result.status, result.stats, result.output = line.status, line.stats, line.output
                 return
-            if event["kind"] == "task" and event.get("outcome") == "started":
-                result.tasks += 1
-            if event.get("outcome") in {"failed", "unreachable"} and not event.get("ignored"):
-                unreachable = event["outcome"] == "unreachable"
-                result.failures.append(TaskFailure(event["host"], event["task"], event["message"] or "", unreachable))
-            on_line(event)
+            if isinstance(line, TaskLine):
+                self._count(line, result)
+            on_line(line)
+
+    @staticmethod
+    def _count(line: TaskLine, result: RunResult) -> None:
+        if line.outcome == "started":
+            result.tasks += 1
+        if line.outcome in {"failed", "unreachable"} and not line.ignored:
+            unreachable = line.outcome == "unreachable"
+            result.failures.append(TaskFailure(line.host, line.task, line.message or "", unreachable))
+            del result.failures[:-_MOST_FAILURES]
 
     def _child_spec(self, spec: RunSpec, folder: Path) -> dict[str, Any]:
         variables = folder / "variables.json"
@@ -192,7 +224,6 @@ class Runs:
             "inventory": str(self._inventory),
             "limit": spec.limit,
             "cmdline": cmdline,
-            "timeout_s": int(self._timeout_s),
         }
 
     def _ansible(self, folder: Path, control: Path) -> dict[str, str]:
@@ -216,6 +247,17 @@ class Runs:
 
     async def _in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+
+def _control_folder(folder: Path) -> Path:
+    """Where ssh keeps its sockets. It wants their paths below 108 bytes, and the data folder may be deep."""
+    control = Path(tempfile.mkdtemp(prefix="llo-", dir="/tmp"))
+    try:
+        (folder / _CONTROL_NOTE).write_text(str(control), encoding="utf-8")
+    except OSError:
+        control.rmdir()
+        raise
+    return control
 
 
 def _delete(folder: Path) -> None:

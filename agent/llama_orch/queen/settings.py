@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import Field, field_validator
 
 from llama_orch.contract.devices import Remedy
+from llama_orch.contract.patterns import WebOrigin
 from llama_orch.web import settings
 
 PROGRAM = "llama-orch-queen"
@@ -25,6 +26,11 @@ class QueenSettings(settings.Settings):
 
     host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(default=8080, ge=0, le=65535, description="port to listen on")
+    cors_origins: list[WebOrigin] = Field(
+        default_factory=list[WebOrigin],
+        max_length=256,
+        description="origins whose web pages may ask the queen; '*' is every one",
+    )
     project_dir: Path = Field(
         default_factory=_project_dir, description="folder with playbooks, roles, inventory and ansible.cfg"
     )
@@ -73,7 +79,7 @@ class QueenSettings(settings.Settings):
         default=3600, ge=60, description="seconds between two remedies of one node's condition that begin by themselves"
     )
 
-    @field_validator("remedies_allowed", mode="before")
+    @field_validator("remedies_allowed", "cors_origins", mode="before")
     @classmethod
     def _named_in_a_row(cls, value: object) -> object:
         # As flags and environment variables say it.

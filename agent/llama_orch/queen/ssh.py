@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .child_output import Tail, hear_out
 from .inventory import Host
 
 FAILED = 255
 _ANSWER_TIMEOUT_S = 30
+# A host may send a banner without end.
+_MOST_ERR = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -62,17 +65,14 @@ class Ssh:
             env=self.environment,
             start_new_session=True,
         )
+        line = None if typed is None else typed.encode() + b"\n"
+        out, err = Tail(0), Tail(_MOST_ERR)
         try:
-            line = None if typed is None else typed.encode() + b"\n"
-            _, err = await asyncio.wait_for(process.communicate(line), self.setup.connect_timeout_s + _ANSWER_TIMEOUT_S)
+            within_s = self.setup.connect_timeout_s + _ANSWER_TIMEOUT_S
+            code = await hear_out(process, out, err, typed=line, within_s=within_s)
         except TimeoutError:
             return FAILED, "Connection timed out while the host was logging us in"
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        assert process.returncode is not None  # noqa: S101  communicate() has ended
-        return process.returncode, err.decode(errors="replace")
+        return code, err.text
 
     def _arguments(self, options: Sequence[str]) -> Sequence[str]:
         host, setup = self.host, self.setup

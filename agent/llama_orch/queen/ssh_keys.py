@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import os
 import re
 import socket
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,11 @@ from pathlib import Path
 from llama_orch.contract.patterns import HOST_KEY
 from llama_orch.contract.queen import HostKey, SshKey
 
+from . import atomic
+
 FIRST_CONTACT = "first-contact"
+# Where a pair is made: what a queen that was killed then leaves is deleted by the next one.
+MAKING = ".making-"
 
 _PREFERRED = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa")
 
@@ -27,18 +31,23 @@ class NoSshKey(Exception):
 
 
 def ensure_key_pair(private: Path) -> None:
-    """Make an ed25519 key pair unless there is one. Raises NoSshKey."""
+    """Make an ed25519 key pair unless there is one, and its public half where it is not what it should be.
+
+    Raises NoSshKey, OSError.
+    """
     public = private.with_name(private.name + ".pub")
     private.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not private.exists():
-        with tempfile.TemporaryDirectory(dir=private.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=MAKING, dir=private.parent) as folder:
             made = Path(folder) / "key"
             _keygen("-q", "-t", "ed25519", "-N", "", "-C", f"llama-orch-queen@{socket.gethostname()}", "-f", str(made))
             made.with_name("key.pub").rename(public)
             made.rename(private)
-    if not public.exists():
-        public.write_text(_keygen("-y", "-f", str(private)), encoding="ascii")
     private.chmod(0o600)
+    try:
+        public_key(private)
+    except NoSshKey:
+        atomic.write_text(public, _keygen("-y", "-f", str(private)), 0o644)
 
 
 def public_key(private: Path) -> SshKey:
@@ -95,55 +104,69 @@ class KnownHosts:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._stamp: tuple[int, int] | None = None
+        # Threads write it, one at a time.
+        self._changing = threading.Lock()
+        self._stamp: tuple[int, int, int] | None = None
         self._keys: dict[str, list[RecordedKey]] = {}
 
     def key_of(self, ssh_host: str, ssh_port: int) -> HostKey | None:
         """The recorded key of a host, or None before first contact."""
-        found = self.keys_of(entry_of(ssh_host, ssh_port))
-        best = min(found, key=lambda key: _PREFERRED.index(key.type), default=None)
+        self.look()
+        best = self.best_of(ssh_host, ssh_port)
         return best and HostKey(type=best.type, fingerprint=best.fingerprint)
+
+    def best_of(self, ssh_host: str, ssh_port: int) -> RecordedKey | None:
+        """The key of a host that ssh likes best, as the file was at the last look; no disk is touched."""
+        found = self._keys.get(entry_of(ssh_host, ssh_port), [])
+        return min(found, key=lambda key: _PREFERRED.index(key.type), default=None)
 
     def keys_of(self, entry: str) -> list[RecordedKey]:
         """All keys that are recorded under a name of known_hosts."""
-        try:
-            status = self.path.stat()
-        except OSError:
-            return []
-        if self._stamp != (status.st_mtime_ns, status.st_size):
-            self._keys = _parse(self.path.read_text(encoding="utf-8", errors="replace"))
-            self._stamp = (status.st_mtime_ns, status.st_size)
+        self.look()
         return self._keys.get(entry, [])
 
+    def look(self) -> None:
+        """Read the file again where it changed. May be called by any thread."""
+        try:
+            status = self.path.stat()
+            stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+            if self._stamp != stamp:
+                self._keys = _parse(self.path.read_text(encoding="utf-8", errors="replace"))
+                self._stamp = stamp
+        except OSError:
+            self._keys, self._stamp = {}, None
+
     def add(self, keys: Iterable[RecordedKey], *, confirmed: bool) -> None:
-        """Record keys that a host shows. One that has keys already gets no others: it may be changing them."""
+        """Record keys that a host shows. One that has keys already gets no others: it may be changing them.
+
+        On the disk when this returns, as what the other two change is. Raises OSError.
+        """
         mark = "" if confirmed else f" {FIRST_CONTACT}"
-        new = [key for key in keys if not any(self.keys_of(name) for name in key.names.lower().split(","))]
-        text = "".join(f"{key.names} {key.type} {key.blob}{mark}\n" for key in new)
-        before = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-        self._replace(before + ("\n" if before and not before.endswith("\n") else "") + text)
+        with self._changing:
+            new = [key for key in keys if not any(self.keys_of(name) for name in key.names.lower().split(","))]
+            text = "".join(f"{key.names} {key.type} {key.blob}{mark}\n" for key in new)
+            before = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+            atomic.write_text(self.path, before + ("\n" if before and not before.endswith("\n") else "") + text)
 
     def confirm(self, entry: str, fingerprint: str) -> None:
-        """Take the mark of first contact from a host's key."""
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        for at, text in enumerate(lines):
-            if any(key.fingerprint == fingerprint for key in _parse(text).get(entry, [])):
-                lines[at] = text.rstrip().removesuffix(" " + FIRST_CONTACT) + "\n"
-        self._replace("".join(lines))
+        """Take the mark of first contact from a host's key. Raises OSError."""
+        with self._changing:
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            before = list(lines)
+            for at, text in enumerate(lines):
+                if any(key.fingerprint == fingerprint for key in _parse(text).get(entry, [])):
+                    lines[at] = text.rstrip().removesuffix(" " + FIRST_CONTACT) + "\n"
+            if lines != before:
+                atomic.write_text(self.path, "".join(lines))
 
     def forget(self, ssh_host: str, ssh_port: int) -> None:
-        """Take a host's keys out, so that the next contact is the first."""
-        if self.key_of(ssh_host, ssh_port) is None:
-            return
-        entry = entry_of(ssh_host, ssh_port)
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        self._replace("".join(ln for ln in lines if ln.split(" ", 1)[0].lower() != entry))
-
-    def _replace(self, text: str) -> None:
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        temporary.write_text(text, encoding="utf-8")
-        os.chmod(temporary, 0o600)  # noqa: PTH101  the same mode whatever the umask was
-        temporary.replace(self.path)
+        """Take a host's keys out, so that the next contact is the first. Raises OSError."""
+        with self._changing:
+            if self.key_of(ssh_host, ssh_port) is None:
+                return
+            entry = entry_of(ssh_host, ssh_port)
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            atomic.write_text(self.path, "".join(ln for ln in lines if ln.split(" ", 1)[0].lower() != entry))
 
 
 def read_keys(path: Path) -> list[RecordedKey]:

@@ -34,7 +34,10 @@ SCHEMA_VERSION = 2
 _ADDED = {2: ("jobs", ("remedy", "gpu", "condition"))}
 KEPT_JOBS = 1000
 KEPT_AUDIT = 10_000
+KEPT_UNNOTED = 1000
 T = TypeVar("T")
+# Jobs are numbered as they come; a page goes on below the number of its last one.
+JobCursor = int
 
 
 class OpenJobExists(Exception):
@@ -71,6 +74,7 @@ class StoredJob:
     wire: Job
     force: bool = False
     had_password: bool = False
+    number: JobCursor = 0
 
     @property
     def is_open(self) -> bool:
@@ -84,6 +88,9 @@ class Store:
     def __init__(self, url: str) -> None:
         self._engine = create_engine(url, json_serializer=functools.partial(json.dumps, separators=(",", ":")))
         self._thread = ThreadPoolExecutor(1, "store")
+        # Of the audit trail, what the disk did not take yet.
+        self._unnoted: list[dict[str, Any]] = []
+        self._noting = asyncio.Lock()
 
         @event.listens_for(self._engine, "connect")
         def _prepare(connection: Any, _record: Any) -> None:
@@ -105,14 +112,18 @@ class Store:
         return [problem for problem in (damaged, *mended) if problem is not None]
 
     async def close(self) -> None:
-        """Finish what is being written."""
+        """Finish what is being written, and write what could not be."""
+        with contextlib.suppress(Exception):
+            await self._write_notes()
         await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.dispose)
         self._thread.shutdown(wait=False)
 
     async def node_records(self) -> dict[str, NodeRecord]:
         """Every node's record by name."""
-        rows = await self._do(lambda c: c.execute(select(NODES)).mappings().all())
-        return {row["node_name"]: _node(row) for row in rows}
+        # What is read is checked by the store's thread too: hundreds of rows at once would hold up the loop.
+        return await self._do(
+            lambda c: {row["node_name"]: _node(row) for row in c.execute(select(NODES)).mappings().all()}
+        )
 
     async def save_nodes(self, records: Sequence[NodeRecord]) -> None:
         """Write these records, all or none."""
@@ -163,10 +174,17 @@ class Store:
         found = await self._jobs(select(JOBS).where(JOBS.c.job_id == job_id))
         return found[0] if found else None
 
-    async def jobs(self, node_name: str | None = None, limit: int = 200) -> list[StoredJob]:
-        """Jobs, newest first."""
-        query = select(JOBS).order_by(JOBS.c.number.desc()).limit(limit)
-        return await self._jobs(query if node_name is None else query.where(JOBS.c.node_name == node_name))
+    async def jobs(
+        self, node_name: str | None = None, limit: int = 200, before: JobCursor | None = None
+    ) -> tuple[list[StoredJob], JobCursor | None]:
+        """Up to `limit` jobs, newest first, older than `before`; and where older ones follow, what to give then."""
+        query = select(JOBS).order_by(JOBS.c.number.desc()).limit(limit + 1)
+        if node_name is not None:
+            query = query.where(JOBS.c.node_name == node_name)
+        if before is not None:
+            query = query.where(JOBS.c.number < before)
+        found = await self._jobs(query)
+        return found[:limit], found[limit - 1].number if len(found) > limit else None
 
     async def jobs_since(self, node_name: str, begin: datetime) -> list[StoredJob]:
         """The node's jobs that were made since then, and those that have not ended."""
@@ -208,12 +226,13 @@ class Store:
         return dict.fromkeys(JobStatus, 0) | {JobStatus(status): count for status, count in rows}
 
     async def add_events(self, job_id: str, events: Sequence[JobEvent]) -> None:
-        """Write events and the percentage that they reached, in one transaction."""
-        rows = [{"job_id": job_id, "seq": e.seq, "event": e.model_dump(mode="json")} for e in events]
+        """Write events and the percentage that they reached, in one transaction; what is there already stays."""
         change = update(JOBS).where(JOBS.c.job_id == job_id).values(percentage=events[-1].percentage)
 
         def write(connection: Connection) -> None:
-            connection.execute(insert(JOB_EVENTS), rows)
+            rows = [{"job_id": job_id, "seq": e.seq, "event": e.model_dump(mode="json")} for e in events]
+            # Who was told that a write failed, or was not told at all, writes again what may be there.
+            connection.execute(insert(JOB_EVENTS).prefix_with("OR IGNORE"), rows)
             connection.execute(change)
 
         await self._do(write)
@@ -221,8 +240,8 @@ class Store:
     async def events(self, job_id: str, after: int, limit: int = 500) -> list[JobEvent]:
         """A job's events whose number is above `after`, in order."""
         query = select(JOB_EVENTS.c.event).where(JOB_EVENTS.c.job_id == job_id, JOB_EVENTS.c.seq > after)
-        rows = await self._do(lambda c: c.execute(query.order_by(JOB_EVENTS.c.seq).limit(limit)).all())
-        return [JobEvent.model_validate(row[0]) for row in rows]
+        query = query.order_by(JOB_EVENTS.c.seq).limit(limit)
+        return await self._do(lambda c: [JobEvent.model_validate(row[0]) for row in c.execute(query).all()])
 
     async def last_event(self, job_id: str) -> JobEvent | None:
         """A job's newest event, or None."""
@@ -231,9 +250,27 @@ class Store:
         return None if row is None else JobEvent.model_validate(row[0])
 
     async def audit(self, action: str, subject: str, correlation_id: str, **details: Any) -> None:
-        """Note who asked for what; never a secret."""
+        """Note who asked for what; never a secret.
+
+        What was asked for is done by then. So nobody is told where it cannot be noted: it stands in the log, and is
+        written with the next note that can be.
+        """
         values = {"at": _now(), "action": action, "subject": subject, "correlation_id": correlation_id}
-        await self._do(lambda c: c.execute(insert(AUDIT).values(details=details, **values)))
+        self._unnoted = [*self._unnoted, {**values, "details": details}][-KEPT_UNNOTED:]
+        try:
+            await self._write_notes()
+        except Exception as error:
+            log.error("cannot be noted in the audit trail: %s, %s: %r", values, details, error)  # noqa: TRY400
+
+    async def _write_notes(self) -> None:
+        async with self._noting:
+            notes, self._unnoted = self._unnoted, []
+            try:
+                if notes:
+                    await self._do(lambda c: c.execute(insert(AUDIT), notes))
+            except BaseException:
+                self._unnoted = [*notes, *self._unnoted][-KEPT_UNNOTED:]
+                raise
 
     async def learnt_tasks(self, playbook: str) -> int | None:
         """How many tasks the playbook's last successful run had."""
@@ -254,8 +291,7 @@ class Store:
         return await self._do(lambda c: _trim(c, kept_jobs))
 
     async def _jobs(self, query: Any) -> list[StoredJob]:
-        rows = await self._do(lambda c: c.execute(query).mappings().all())
-        return [_job(row) for row in rows]
+        return await self._do(lambda c: [_job(row) for row in c.execute(query).mappings().all()])
 
     async def _do(self, work: Callable[[Connection], T]) -> T:
         def in_transaction() -> T:
@@ -375,6 +411,7 @@ def _job(row: Any) -> StoredJob:
         wire=Job.model_validate({key: row[key] for key in Job.model_fields}),
         force=bool(row["force"]),
         had_password=bool(row["had_password"]),
+        number=row["number"],
     )
 
 

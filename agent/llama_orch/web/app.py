@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from pydantic import BaseModel, ValidationError
@@ -16,9 +17,10 @@ from llama_orch.contract.errors import BadRequest
 from llama_orch.contract.operations import METRICS, OPENAPI, PROOF, Operation
 from llama_orch.contract.proof import NONCE, Proof, proof_of
 
-from . import connections, correlation, errors, gate, openapi
+from . import connections, correlation, cors, errors, gate, http1, openapi
 from .auth import Token
 from .events import EventStream, send
+from .rendered import Rendered
 from .scrape import Scrape
 
 MAX_BODY_BYTES = 1024 * 1024
@@ -26,12 +28,13 @@ MAX_BODY_BYTES = 1024 * 1024
 RESPONSE_TIMEOUT_SECONDS = 900
 GRACEFUL_STOP_SECONDS = 10.0
 
-Handler = Callable[..., Awaitable[BaseModel | EventStream]]
+Handler = Callable[..., Awaitable[BaseModel | Rendered | EventStream]]
 
 
 class Routes:
     """Handlers by operation. A handler takes the request, the parsed body where there is one, and the path's
-    parameters by name; it returns a type of the contract or an EventStream.
+    parameters by name; it returns a type of the contract, Rendered where it has made one to text already, or an
+    EventStream.
     """
 
     def __init__(self, operations: tuple[Operation, ...]) -> None:
@@ -54,6 +57,7 @@ def create_app(
     routes: Routes,
     *,
     token: Token,
+    cors_origins: Iterable[str] = (),
     registry: CollectorRegistry,
     refresh_metrics: Callable[[Sanic], Awaitable[None]] | None = None,
     identity: str | None = None,
@@ -63,8 +67,10 @@ def create_app(
     `part` is queen, hive or worker: the prefix of its metrics. `refresh_metrics` rebuilds gauges at a scrape.
     `identity` is the name that it proves itself by, where there is more than one of its part.
     Raises ValueError where an operation has no handler.
+
+    Web pages of `cors_origins` may ask it.
     """
-    app = Sanic(name, configure_logging=False)
+    app = Sanic(name, configure_logging=False, request_class=http1.PlainRequest)
     app.config.update(
         REQUEST_MAX_SIZE=MAX_BODY_BYTES,
         # Of silence; `http1.py` bounds a head and a body as a whole.
@@ -80,6 +86,7 @@ def create_app(
     errors.install(app)
     _observe(app, part, registry)
     gate.install(app, routes.operations, token)
+    cors.install(app, cors.Origins(cors_origins))
     for operation in routes.operations:
         if operation == METRICS:
             _serve_metrics(app, registry, refresh_metrics)
@@ -105,10 +112,16 @@ def _serve(app: Sanic, operation: Operation, handler: Handler) -> None:
         if isinstance(result, EventStream):
             await send(request, result)
             return None
-        return HTTPResponse(result.model_dump_json(), content_type="application/json")
+        body = result.body if isinstance(result, Rendered) else result.model_dump_json()
+        return HTTPResponse(body, content_type="application/json")
 
     path = operation.path.replace("{", "<").replace("}", ":str>")
-    app.add_route(endpoint, path, methods=[operation.method], name=operation.name)
+    app.add_route(endpoint, path, methods=_methods(operation), name=operation.name)
+
+
+def _methods(operation: Operation) -> list[str]:
+    # Whatever can be read can be asked for without its content (RFC 9110, 9.3.2); Sanic leaves that out by itself.
+    return ["GET", "HEAD"] if operation.method == "GET" else [operation.method]
 
 
 def _parse(request: Request, operation: Operation) -> BaseModel:
@@ -129,9 +142,10 @@ def _serve_description(app: Sanic, title: str, operations: tuple[Operation, ...]
     describe = functools.cache(functools.partial(openapi.describe, title, operations))
 
     async def endpoint(_request: Request) -> HTTPResponse:
-        return json_response(describe())
+        # By a thread: it takes some hundredths of a second, in which the loop would answer nobody.
+        return json_response(await asyncio.to_thread(describe))
 
-    app.add_route(endpoint, OPENAPI.path, methods=["GET"], name=OPENAPI.name)
+    app.add_route(endpoint, OPENAPI.path, methods=_methods(OPENAPI), name=OPENAPI.name)
 
 
 def _serve_metrics(app: Sanic, registry: CollectorRegistry, refresh: Callable[[Sanic], Awaitable[None]] | None) -> None:
@@ -140,7 +154,7 @@ def _serve_metrics(app: Sanic, registry: CollectorRegistry, refresh: Callable[[S
     async def endpoint(_request: Request) -> HTTPResponse:
         return HTTPResponse(await scrape.text(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
-    app.add_route(endpoint, METRICS.path, methods=["GET"], name=METRICS.name)
+    app.add_route(endpoint, METRICS.path, methods=_methods(METRICS), name=METRICS.name)
 
 
 def _prover(part: str, name: str, token: Token) -> Handler:

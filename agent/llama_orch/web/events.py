@@ -43,6 +43,11 @@ async def send(request: Request, stream: EventStream) -> None:
         if first.done():
             first.result()
         wire = await _Wire.open(request)
+        if request.method == "HEAD":
+            # The head is sent with the first part.
+            await wire.send("")
+            await wire.end()
+            return
         item = await first
         while item is not None:
             # An empty chunk would end the body.

@@ -12,15 +12,19 @@ from sanic import Request, Sanic
 from llama_orch.contract.errors import Forbidden, Unauthorized
 from llama_orch.contract.operations import Operation
 
-from . import correlation
+from . import correlation, cors
 from .auth import Token
 from .http1 import Connection
+
+# Where clients of other services than OpenAI's put their token (Anthropic's, Azure's).
+TOKEN_HEADERS = ("x-api-key", "api-key")
 
 
 def install(app: Sanic, operations: tuple[Operation, ...], token: Token) -> None:
     """Let through requests with the token, and those of operations that need none, unless a web page sent them.
 
-    A browser adds no token by itself, so what has one was sent on purpose, whatever Host or Origin it names.
+    A browser adds no token by itself, so what has one was sent on purpose, whatever Host or Origin it names. What it
+    asks before it sends what a page of another site wants is answered by `cors.py` alone.
     """
     open_paths = {operation.path for operation in operations if not operation.auth}
 
@@ -29,15 +33,27 @@ def install(app: Sanic, operations: tuple[Operation, ...], token: Token) -> None
     async def check(request: Request) -> None:
         request.ctx.correlation_id = correlation.take_or_make(request.headers.get(correlation.HEADER))
         request.ctx.started = time.monotonic()
-        scheme, _, given = (request.headers.get("Authorization") or "").partition(" ")
-        if scheme.lower() == "bearer" and token.matches(given.strip()):
+        if cors.asks_beforehand(request):
+            cors.answer(request)
+        given = _tokens_of(request)
+        if len(given) == 1 and token.matches(*given):
             _tell(request)
         elif request.path in open_paths:
             _refuse_web_pages(request)
         else:
             if request.stream is not None:
                 request.stream.keep_alive = False  # pyright: ignore[reportAttributeAccessIssue]
+            if len(given) > 1:
+                raise Unauthorized(f"Authorization, {' and '.join(TOKEN_HEADERS)} name different tokens: send one")
             raise Unauthorized("send the header 'Authorization: Bearer <token>' with the token of this service")
+
+
+def _tokens_of(request: Request) -> set[str]:
+    """The tokens that a request shows; several headers may show the same one."""
+    bearers = [value.partition(" ") for value in request.headers.getall("authorization", [])]
+    shown = [given for scheme, _, given in bearers if scheme.lower() == "bearer"]
+    shown += [value for name in TOKEN_HEADERS for value in request.headers.getall(name, [])]
+    return {value.strip() for value in shown} - {""}
 
 
 def _tell(request: Request) -> None:
@@ -50,7 +66,7 @@ def _refuse_web_pages(request: Request) -> None:
     """Raise Forbidden where a page of another site asks, also one whose name was made to mean this machine."""
     host = request.headers.get("Host") or ""
     origin = request.headers.get("Origin")
-    if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+    if origin is not None and not cors.is_named(request) and urlsplit(origin).netloc.lower() != host.lower():
         raise Forbidden("a web page of another site may not ask this: send no Origin header, or the token")
     if _is_loopback(request) and not _means_this_machine(host):
         raise Forbidden("the Host header names another machine: ask for localhost or 127.0.0.1, or send the token")

@@ -10,8 +10,11 @@ import contextlib
 import re
 from typing import Any
 
+from sanic import Request
 from sanic.exceptions import RequestTimeout
+from sanic.headers import format_http1_response
 from sanic.http import Http
+from sanic.http.constants import Stage
 from sanic.server import HttpProtocol
 
 from llama_orch.contract.errors import BadRequest
@@ -32,8 +35,18 @@ _HEAD = re.compile(
     rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [!-~\x80-\xff]+ HTTP/1\.[01]"
     rb"(?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~\x80-\xff]*)*"
 )
+HTTP_1_0 = "1.0"
 _DECIMAL = re.compile(r"[0-9]{1,16}")
 _HEXADECIMAL = re.compile(r"[0-9A-Fa-f]{1,8}")
+
+
+class PlainRequest(Request):
+    """A request to a path, whether or not a slash stands behind it: also where the last parameter may hold slashes."""
+
+    @property
+    def path(self) -> str:
+        """The path without that slash."""
+        return super().path.removesuffix("/") or "/"
 
 
 class _Http(Http):
@@ -48,10 +61,12 @@ class _Http(Http):
         self.protocol.expect_within(HEAD_SECONDS)
         try:
             await super().http1_request_header()
-            _check(self.request.head, self.request.headers)
+            _check(self.request)
         except BaseException:
             self.protocol.expect_within(None)
             raise
+        if self.request.version == HTTP_1_0:
+            self.expecting_continue = False
         self.protocol.expect_within(BODY_SECONDS if self.request_body else None)
 
     async def read(self) -> bytes | None:
@@ -73,7 +88,34 @@ class _Http(Http):
             self.request_body = None
             self.keep_alive = self.expecting_continue = False
             self.protocol.lingers = True
-        await super().http1_response_header(data, end_stream)
+        if self.request.version == HTTP_1_0 and not end_stream and self._has_no_length():
+            await self._begin_until_close(data)
+        else:
+            await super().http1_response_header(data, end_stream)
+
+    def _has_no_length(self) -> bool:
+        response = self.response
+        return not (getattr(response, "body", None) or "content-length" in response.headers)
+
+    async def _begin_until_close(self, data: bytes) -> None:
+        """Begin a body that ends with its connection: HTTP/1.0 knows no chunks (RFC 9112, 6.1 and 6.3)."""
+        self.keep_alive = False
+        self.response.headers["connection"] = "close"
+        self.response_func = self.head_response_ignored if self.head_only else self._send_until_close
+        await self._send(format_http1_response(self.response.status, self.response.processed_headers))
+        self.stage = Stage.RESPONSE
+        await self.response_func(data, end_stream=False)
+
+    async def head_response_ignored(self, data: bytes, end_stream: bool) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        # Sanic's own is awaited, and is no coroutine.
+        super().head_response_ignored(data, end_stream)
+
+    async def _send_until_close(self, data: bytes, end_stream: bool) -> None:
+        if data:
+            await self._send(data)
+        if end_stream:
+            self.response_func = None
+            self.stage = Stage.IDLE
 
     @staticmethod
     def _safe_int(value: str, base: int = 10) -> int:
@@ -82,14 +124,17 @@ class _Http(Http):
         return int(value, base)
 
 
-def _check(head: bytes, headers: Any) -> None:
-    if not _HEAD.fullmatch(head):
+def _check(request: Any) -> None:
+    headers = request.headers
+    if not _HEAD.fullmatch(request.head):
         raise BadRequest("the request's head is malformed: a line of it is no 'Name: value'")
     if len(headers.getall("host", [])) > 1:
         raise BadRequest("the request has several Host headers: send one")
     length = headers.getone("content-length", None)
     if length is not None and not _DECIMAL.fullmatch(length.rstrip()):
         raise BadRequest("Content-Length: must be digits alone")
+    if request.version == HTTP_1_0 and "transfer-encoding" in headers:
+        raise BadRequest("Transfer-Encoding: HTTP/1.0 has none; send Content-Length")
 
 
 class Connection(HttpProtocol):

@@ -12,7 +12,13 @@ from llama_orch import __version__
 from llama_orch.contract.errors import ErrorResponse
 from llama_orch.contract.operations import Operation
 
+from .gate import TOKEN_HEADERS
+
 _REF = "#/components/schemas/{model}"
+_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    **{name: {"type": "apiKey", "in": "header", "name": name} for name in TOKEN_HEADERS},
+}
 
 
 def describe(title: str, operations: tuple[Operation, ...]) -> dict[str, Any]:
@@ -31,7 +37,7 @@ def describe(title: str, operations: tuple[Operation, ...]) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": definitions.get("$defs", {}),
-            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": _SCHEMES,
         },
     }
 
@@ -49,7 +55,8 @@ def _operation(operation: Operation) -> dict[str, Any]:
         "operationId": operation.name,
         "summary": operation.summary,
         "parameters": parameters,
-        "security": [{"bearer": []}] if operation.auth else [],
+        # Any one of them.
+        "security": [{name: []} for name in _SCHEMES] if operation.auth else [],
         "responses": {
             "200": {"description": "Success", "content": _content(operation)},
             "default": {

@@ -119,6 +119,7 @@ class _Process:
             "worker",
             routes.build(self._service),
             token=token,
+            cors_origins=spec.cors_origins,
             registry=registry,
             refresh_metrics=refresh,
             identity=spec.worker_id,

@@ -59,6 +59,11 @@ class Fleet:
     """What the services hold, and every request body and correlation id that they saw."""
 
     nodes: dict[str, queen.Node] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    # However many a client asks for, no page has more.
+    page: int = queen.LARGEST_PAGE
+    pages_asked: list[tuple[str | None, str | None]] = field(default_factory=list)
+    cursor_stays: bool = False
     jobs: dict[str, queen.Job] = field(default_factory=dict)
     events: dict[str, list[queen.JobEvent]] = field(default_factory=dict)
     models: list[hive.Model] = field(default_factory=list)
@@ -157,7 +162,9 @@ def queen_routes(fleet: Fleet) -> Routes:
     @routes.handle(ops.LIST_JOBS)
     async def list_jobs(request: Request) -> queen.JobList:
         wanted = request.args.get("node_name")
-        return queen.JobList(jobs=[j for j in reversed(fleet.jobs.values()) if wanted in (None, j.node_name)])
+        ids = [j.job_id for j in reversed(fleet.jobs.values()) if wanted in (None, j.node_name)]
+        ids, following = _page(fleet, request, ids)
+        return queen.JobList(jobs=[fleet.jobs[job_id] for job_id in ids], next_cursor=following)
 
     @routes.handle(ops.GET_JOB)
     async def get_job(_: Request, job_id: str) -> queen.Job:
@@ -183,6 +190,17 @@ def queen_routes(fleet: Fleet) -> Routes:
     return routes
 
 
+def _page(fleet: Fleet, request: Request, names: list[str]) -> tuple[list[str], str | None]:
+    limit, cursor = request.args.get("limit"), request.args.get("cursor")
+    fleet.pages_asked.append((limit, cursor))
+    most = min(fleet.page, int(limit or queen.LARGEST_PAGE))
+    begin = 0 if cursor is None else names.index(cursor) + 1
+    if fleet.cursor_stays:
+        return names[:most], names[0]
+    found = names[begin : begin + most]
+    return found, found[-1] if begin + most < len(names) else None
+
+
 def _add_node_routes(routes: Routes, fleet: Fleet) -> None:
     def node_of(name: str) -> queen.Node:
         if name not in fleet.nodes:
@@ -196,7 +214,11 @@ def _add_node_routes(routes: Routes, fleet: Fleet) -> None:
     @routes.handle(ops.LIST_NODES)
     async def list_nodes(request: Request) -> queen.NodeList:
         fleet.correlation_ids.append(request.ctx.correlation_id)
-        return queen.NodeList(nodes=list(fleet.nodes.values()))
+        names = sorted(fleet.nodes)
+        names, following = _page(fleet, request, names)
+        return queen.NodeList(
+            nodes=[fleet.nodes[name] for name in names], problems=fleet.problems, next_cursor=following
+        )
 
     @routes.handle(ops.CREATE_NODE)
     async def create(_: Request, body: queen.NodeCreate) -> queen.Node:

@@ -10,6 +10,10 @@ from llama_orch.contract.queen import JobStatus, NodeCreate, NodeHive, Provision
 from tests.unit.cli.conftest import Command
 from tests.unit.cli.services import DEVICES, NOW, Fleet
 
+DAMAGED = Problem(
+    code="record_damaged", message="what was known of node n7 was forgotten", what_to_do="provision it again"
+)
+
 
 async def test_nodes_as_a_table(fleet: Fleet, command: Command):
     workers = WorkerCounts(total=2, idle=1, busy=1)
@@ -24,9 +28,46 @@ async def test_nodes_as_a_table(fleet: Fleet, command: Command):
 
 
 async def test_nodes_as_json(fleet: Fleet, command: Command):
-    assert json.loads((await command("nodes", "list", "--json")).stdout) == []
+    assert json.loads((await command("nodes", "list", "--json")).stdout) == {"nodes": [], "problems": []}
     fleet.add_node("n1")
-    assert json.loads((await command("nodes", "list", "--json")).stdout)[0]["node_name"] == "n1"
+    fleet.problems = [DAMAGED]
+    told = json.loads((await command("nodes", "list", "--json")).stdout)
+    assert told["nodes"][0]["node_name"] == "n1" and told["problems"] == [DAMAGED.model_dump()]
+
+
+async def test_what_is_wrong_with_the_queens_files_is_told_beside_the_nodes(fleet: Fleet, command: Command):
+    fleet.problems = [DAMAGED]
+    empty = await command("nodes", "list")
+    fleet.add_node("n1")
+    result = await command("nodes", "list")
+    for told in (empty.stderr, result.stderr):
+        assert "the queen: record_damaged: what was known of node n7 was forgotten\nprovision it again" in told
+    assert "n1" in result.stdout and "record_damaged" not in result.stdout and result.exit_code == 0
+
+
+async def test_lists_are_asked_for_page_by_page(fleet: Fleet, command: Command):
+    fleet.page = 2
+    for number in range(5):
+        fleet.add_node(f"n{number}")
+        fleet.add_job(f"n{number}")
+    listed = json.loads((await command("nodes", "list", "--json")).stdout)
+    assert [node["node_name"] for node in listed["nodes"]] == [f"n{number}" for number in range(5)]
+    assert [cursor for _, cursor in fleet.pages_asked] == [None, "n1", "n3"]
+    assert all(limit is not None for limit, _ in fleet.pages_asked)
+    jobs = json.loads((await command("jobs", "list", "--json")).stdout)
+    assert [job["job_id"] for job in jobs] == [f"job-{number}" for number in range(5, 0, -1)]
+    newest = json.loads((await command("jobs", "list", "--json", "--limit", "3")).stdout)
+    assert [job["job_id"] for job in newest] == ["job-5", "job-4", "job-3"]
+    assert (await command("jobs", "watch", "n0")).exit_code == 0, "its job is on the last page"
+
+
+@pytest.mark.parametrize("what", ["nodes", "jobs"])
+async def test_a_queen_that_goes_round_in_circles_is_not_followed(fleet: Fleet, command: Command, what: str):
+    fleet.cursor_stays = True
+    fleet.add_node("n1")
+    fleet.add_job("n1")
+    result = await command(what, "list")
+    assert result.exit_code == 1 and "answers the same page again and again" in result.stderr
 
 
 async def test_no_nodes_says_how_to_add_one(command: Command):

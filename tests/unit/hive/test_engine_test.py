@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llama_orch.contract.devices import LibraryResult
-from llama_orch.hive import engine_build, engine_test
+from llama_orch.hive import backoff, engine_build, engine_test
 from llama_orch.hive.engine_test import EngineTest
 from llama_orch.hive.problems import Failed
 
@@ -59,6 +59,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(engine_test, "MODULE", "self_test_of_a_test")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(engine_build, "has_cuda", lambda: False)
+    monkeypatch.setattr(backoff, "delay", lambda _: 0)
     return World(tmp_path)
 
 
@@ -137,6 +138,20 @@ async def test_a_test_that_tells_nothing_refuses_nobody_and_is_not_kept(world: W
 
     assert made.status().tested_at is None
     assert not (world.state / engine_test.FILE).exists()
+
+
+async def test_a_test_that_was_killed_half_way_is_made_again(world: World):
+    (world.folder / "self_test_of_a_test.py").write_text(
+        "import os, pathlib, signal\n"
+        "killed = pathlib.Path(__file__).with_name('killed')\n"
+        f"print({json.dumps([library('haswell')])!r}[:30 if not killed.exists() else None], flush=True)\n"
+        "if not killed.exists():\n"
+        "    killed.touch()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+
+    async with world.tested() as made:
+        assert await made.cpu_library("cpu") == "libggml-cpu-haswell.so"
 
 
 async def test_what_could_not_be_tried_is_used_and_tried_again(world: World):

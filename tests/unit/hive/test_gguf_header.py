@@ -170,5 +170,6 @@ def test_a_missing_file_is_named(tmp_path: Path):
 
 def test_part_names():
     assert gguf_header.part_names("m-00001-of-00003.gguf") == [f"m-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
+    assert gguf_header.part_names("M-00001-of-00002.GGUF") == [f"M-0000{n}-of-00002.GGUF" for n in (1, 2)]
     for name in ("m.gguf", "m-00001-of-99999.gguf", "m-00000-of-00003.gguf", "m-00004-of-00003.gguf"):
         assert gguf_header.part_names(name) == [name]

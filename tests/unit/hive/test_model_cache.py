@@ -40,6 +40,22 @@ def test_parts_are_one_model_and_only_when_all_are_there(tmp_path: Path):
     assert (model.filename, model.size_bytes, model.parts, model.sha256) == ("m-00001-of-00002.gguf", 5, 2, None)
 
 
+def test_an_ending_in_capitals_is_one_too(tmp_path: Path):
+    add(tmp_path, "c1", "X.GGUF", SHA)
+    add(tmp_path, "c1", "Y-00001-of-00002.GGUF", "a" * 64)
+    add(tmp_path, "c1", "Y-00002-of-00002.GGUF", "b" * 64)
+    one, two = model_cache.models(tmp_path)
+    assert (one.filename, two.filename, two.parts) == ("X.GGUF", "Y-00001-of-00002.GGUF", 2)
+    model_cache.remove(tmp_path, one)
+    assert model_cache.models(tmp_path) == [two]
+
+
+def test_a_name_that_is_no_text_hides_no_other(tmp_path: Path):
+    add(tmp_path, "c1", "m.gguf", SHA)
+    add(tmp_path, "c1", "\udcff.gguf", "a" * 64)
+    assert [model.filename for model in model_cache.models(tmp_path)] == ["m.gguf"]
+
+
 def test_a_link_without_its_blob_is_no_model(tmp_path: Path):
     add(tmp_path, "c1", "m.gguf", SHA).resolve().unlink()
     assert model_cache.models(tmp_path) == []

@@ -43,6 +43,15 @@ def test_the_demo_model(tmp_path: Path):
     assert facts.widest == 384
 
 
+@pytest.mark.parametrize(("kind", "said"), [("adapter", "LoRA"), ("mmproj", "mmproj"), ("imatrix", "importance")])
+def test_what_goes_beside_a_model_is_none(kind: str, said: str):
+    values = header("llama", [ATTENTION], embedding_length=64).values | {"general.type": kind}
+    with pytest.raises(Failed, match=said) as failed:
+        model_facts.of(Header(values, (), file_bytes=100, data_bytes=90))
+    assert failed.value.problem.code == "model_unreadable"
+    assert model_facts.of(Header(values | {"general.type": "model"}, (), 100, 90)).architecture == "llama"
+
+
 def test_each_block_counts_by_its_own_heads():
     assert dense([ATTENTION] * 3).cache_bytes_per_token == 3 * 128
     assert dense([ATTENTION] * 3, attention__head_count_kv=[2, 0, 1]).cache_bytes_per_token == 128 + 64

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llama_orch.demo_model import write_demo_model
-from llama_orch.hive import model_facts, model_reading
+from llama_orch.hive import backoff, model_facts, model_reading
 from llama_orch.hive.problems import Failed
 from tests import lying_models as lies
 from tests.models import split_model
@@ -93,6 +93,22 @@ async def test_the_agent_goes_on_while_a_file_takes_long_and_ends_it(
     assert time.monotonic() - began < 10
     assert longest < 2
     assert [one["path"] for one in json.loads((tmp_path / model_reading.FILE).read_text())] == [str(path)]
+
+
+async def test_a_reader_that_was_killed_says_nothing_of_the_file(
+    tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "killed_reader.py").write_text("import os; os.kill(os.getpid(), 9)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(model_reading, "MODULE", "killed_reader")
+    monkeypatch.setattr(backoff, "delay", lambda _: 0)
+    path = write_demo_model(tmp_path / "demo.gguf")
+    with pytest.raises(Failed) as failed:
+        await model_reading.facts(path, tmp_path)
+    assert (failed.value.problem.code, failed.value.retry) == ("model_not_read", True)
+    assert not (tmp_path / model_reading.FILE).exists()
+    monkeypatch.undo()
+    assert (await model_reading.facts(path, tmp_path)).architecture == "llama"
 
 
 async def test_the_costliest_header_within_all_bounds_is_read_in_time(tmp_path: Path, read: list[str]):

@@ -28,6 +28,7 @@ def run_shim(folder: Path, *command: str) -> WorkerEnded:
 def test_the_shim_writes_how_its_command_ended(tmp_path: Path):
     ended = run_shim(tmp_path, sys.executable, "-c", "raise SystemExit(3)")
     assert (ended.exit_code, ended.signal) == (3, None)
+    assert ended.uptime_s is not None and 0 <= process.uptime() - ended.uptime_s < 30
     ended = run_shim(tmp_path, sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")
     assert (ended.exit_code, ended.signal) == (None, signal.SIGKILL)
     assert (run_shim(tmp_path, "/no/such/program")).exit_code == 127

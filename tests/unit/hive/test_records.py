@@ -11,7 +11,7 @@ from llama_orch.contract.common import Problem
 from llama_orch.contract.hive import DownloadStatus, SpawnRequest
 from llama_orch.contract.process import SPEC_FILE
 from llama_orch.hive import atomic
-from llama_orch.hive.download_records import DownloadRecord, DownloadRecords
+from llama_orch.hive.download_records import DAMAGED, DAMAGED_KEPT, DownloadRecord, DownloadRecords
 from llama_orch.hive.hub_model import HubFile, Resolved
 from llama_orch.hive.model_memory import Needed
 from llama_orch.hive.worker_records import RAM, RECORD_FILE, WorkerRecord, WorkerRecords
@@ -129,9 +129,21 @@ def test_a_download_record_comes_back_as_it_was(tmp_path: Path):
     )
     records = DownloadRecords(tmp_path / "downloads")
     records.save(record)
-    (tmp_path / "downloads" / "half.json").write_text("")
     assert records.load() == [record]
     assert record.is_open
+    assert records.damaged == 0
+
+
+def test_a_damaged_download_record_is_set_aside_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    records = DownloadRecords(tmp_path)
+    (tmp_path / ".d1.json.4711.tmp").touch()
+    for number in range(DAMAGED_KEPT + 3):
+        (tmp_path / f"half{number}.json").write_text('{"download_id": "ha')
+        assert records.load() == []
+        assert (tmp_path / f"half{number}.json{DAMAGED}").read_text() == '{"download_id": "ha'
+    assert "half7.json" in caplog.text
+    assert records.damaged == DAMAGED_KEPT + 3
+    assert len(list(tmp_path.iterdir())) == DAMAGED_KEPT
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -11,6 +11,7 @@ import pytest
 
 from llama_orch.contract.hive import SpawnRequest
 from llama_orch.hive import atomic, backoff, worker_launch
+from llama_orch.hive.ordered_writes import OrderedWrites
 from llama_orch.hive.problems import Failed
 from llama_orch.hive.process import Process
 from llama_orch.hive.settings import HiveSettings
@@ -55,6 +56,7 @@ async def test_a_worker_whose_disk_is_full_starts_when_there_is_room(tmp_path: P
         tries.append(record.last_error.code if record.last_error else None)
         if len(tries) < 4:
             raise Failed("cannot_start", "No space left on device", retry=True)
+        return SimpleNamespace(poll=lambda: 0)
 
     async def written_down(*_: object) -> Process:
         return Process(os.getpid(), 1)
@@ -66,6 +68,7 @@ async def test_a_worker_whose_disk_is_full_starts_when_there_is_room(tmp_path: P
     around = SimpleNamespace(
         settings=settings,
         records=WorkerRecords(tmp_path),
+        writes=OrderedWrites(),
         engine=SimpleNamespace(cpu_library=cpu_library),
         inference_token=None,
     )

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from pathlib import Path
+
+import pytest
 
 from llama_orch.hive import worker_logs
 
@@ -35,3 +39,22 @@ def test_the_oldest_logs_of_workers_that_are_gone_are_deleted(tmp_path: Path):
     assert len(left) == worker_logs.LOGS_KEPT + 1
     assert "worker-0.log" in left
     assert not left & {"worker-1.log", "worker-1.log.1", "worker-2.log"}
+
+
+def test_a_log_on_a_full_disk_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    with (tmp_path / "worker-a.log").open("wb") as log:
+        log.truncate(worker_logs.MOST_BYTES + 1)
+    worker_logs.cut(tmp_path)
+    assert [(path.name, path.stat().st_size) for path in tmp_path.iterdir()] == [("worker-a.log", 0)]
+
+
+def test_a_log_that_another_deleted_meanwhile_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "worker-a.log").touch()
+    found = tmp_path.glob("worker-*.log")
+    monkeypatch.setattr(Path, "glob", lambda *_: [tmp_path / "worker-gone.log", *found])
+    worker_logs.prune(tmp_path, set())
+    assert [path.name for path in tmp_path.iterdir()] == ["worker-a.log"]

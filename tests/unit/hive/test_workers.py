@@ -6,6 +6,7 @@ import asyncio
 import errno
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,9 +15,21 @@ import pytest
 
 from llama_orch.contract.common import Problem
 from llama_orch.contract.devices import Condition, ConditionType, Gpu, GpuStatus, MemoryInfo
-from llama_orch.contract.errors import BadRequest, Conflict, DoesNotFit, NotReady
+from llama_orch.contract.errors import BadRequest, Conflict, DoesNotFit, NotFound, NotReady
 from llama_orch.contract.hive import SpawnRequest, Worker, WorkerStatus
-from llama_orch.hive import backoff, devices, engine_build, model_memory, model_reading
+from llama_orch.contract.process import WorkerEnded
+from llama_orch.hive import (
+    backoff,
+    devices,
+    engine_build,
+    model_memory,
+    model_reading,
+    placement,
+    process,
+    worker_ending,
+    worker_keeper,
+    worker_logs,
+)
 from llama_orch.hive.gpus import Reading
 from llama_orch.hive.model_facts import ModelFacts
 from llama_orch.hive.model_memory import Needed
@@ -147,7 +160,9 @@ async def test_a_worker_that_turns_out_larger_and_a_new_one_do_not_get_the_same_
     world.needed = 15 * GIB
     (first,) = world.keepers()
     results = await asyncio.gather(
-        world.workers._take_on(first.record, Needed([world.needed])), world.spawn(name="second"), return_exceptions=True
+        world.workers.admission.take_on(first.record, Needed([world.needed])),
+        world.spawn(name="second"),
+        return_exceptions=True,
     )
     assert [type(result) for result in results] == [type(None), DoesNotFit]
 
@@ -183,6 +198,7 @@ async def test_what_a_worker_on_a_gpu_needs_of_memory_is_promised_too(world: Wor
 async def test_a_gpu_with_something_wrong_since_takes_no_worker_whose_model_came_late(world: World):
     await world.spawn()
     (keeper,) = world.keepers()
+    keeper.record.admitted = False
     world.conditions = [HOT]
     with pytest.raises(Conflict, match="GPU 0 takes no new workers: 99 °C") as error:
         await keeper._prepare()
@@ -267,6 +283,98 @@ async def test_a_model_on_its_way_is_promised_what_its_file_takes(world: World):
     assert error.value.details["available_bytes"] == GIB
 
 
+async def test_what_was_accepted_is_started_though_others_took_the_memory_meanwhile(world: World):
+    await world.spawn()
+    (keeper,) = world.keepers()
+    world.gpus = [a_gpu(0, memory_free_bytes=0)]
+    await keeper._prepare()
+    assert keeper.record.port is not None
+
+
+LACKS = {
+    "memory": ({"gpus": [a_gpu(0, memory_free_bytes=GIB)]}, "does_not_fit"),
+    "a GPU that is hot": ({"conditions": [HOT]}, "device_cordoned"),
+}
+
+
+@pytest.mark.parametrize(("lack", "code"), LACKS.values(), ids=LACKS)
+async def test_a_lack_at_launch_that_may_pass_is_shown_and_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch, lack: dict[str, Any], code: str
+):
+    await world.spawn()
+    (keeper,) = world.keepers()
+    # As of one whose model came late: what it needs as a whole was not known when it was accepted.
+    keeper.record.admitted = False
+    keeper.record.promise(Needed([10 * GIB]))
+    well = {name: getattr(world, name) for name in lack}
+    tries: list[Any] = []
+
+    def wait(attempt: int) -> float:
+        tries.append((attempt, keeper.view().status, keeper.record.last_error, keeper.record.device_memory_bytes))
+        vars(world).update(well if attempt == 3 else lack)
+        return 0
+
+    monkeypatch.setattr(backoff, "delay", wait)
+    vars(world).update(lack)
+    await keeper._once_it_can(keeper._prepare)
+    assert [(attempt, status, error.code) for attempt, status, error, _ in tries] == [
+        (attempt, WorkerStatus.LOADING, code) for attempt in (1, 2, 3)
+    ]
+    assert [promised for *_, promised in tries] == [[10 * GIB]] * 3, "what was promised stays so, and no more is"
+    assert (keeper.record.device_memory_bytes, keeper.record.admitted) == ([15 * GIB], True)
+
+
+async def test_no_port_at_launch_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch):
+    await world.spawn()
+    (keeper,) = world.keepers()
+    taken, waits = True, 0
+
+    def free_port(*_: object, **__: object) -> int:
+        if taken:
+            raise NotReady("all ports are in use", code="no_free_port")
+        return 8100
+
+    def wait(_: int) -> float:
+        nonlocal taken, waits
+        taken, waits = False, waits + 1
+        return 0
+
+    monkeypatch.setattr(placement, "free_port", free_port)
+    monkeypatch.setattr(backoff, "delay", wait)
+    await keeper._once_it_can(keeper._prepare)
+    assert (waits, keeper.record.port) == (1, 8100)
+
+
+async def test_what_is_more_than_the_whole_device_has_is_not_waited_for(world: World):
+    await world.spawn()
+    (keeper,) = world.keepers()
+    keeper.record.admitted = False
+    world.gpus, world.needed = [a_gpu(0, memory_total_bytes=24 * GIB)], 25 * GIB
+    with pytest.raises(Failed) as failed:
+        await keeper._once_it_can(keeper._prepare)
+    assert (failed.value.problem.code, failed.value.retry) == ("does_not_fit", False)
+    await world.workers.stop_worker(keeper.record.id)
+    world.needed = GIB
+    await world.spawn(backend="cpu")
+    (keeper,) = world.keepers()
+    keeper.record.admitted = False
+    world.needed = world.ram_bytes + 1
+    with pytest.raises(Failed, match="of memory may be used"):
+        await keeper._once_it_can(keeper._prepare)
+
+
+async def test_ports_are_given_to_one_worker_each_however_many_start_together(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    world.needed = 1
+    workers = [await world.spawn() for _ in range(5)]
+    monkeypatch.setattr(placement, "_is_free", lambda *_: True)
+    for keeper in world.keepers():
+        keeper.record.port = None
+    await asyncio.gather(*(keeper._prepare() for keeper in world.keepers()))
+    assert len({keeper.record.port for keeper in world.keepers()}) == len(workers)
+
+
 async def test_a_model_that_cannot_be_read_is_a_failed_worker_and_takes_nothing(world: World):
     def damaged() -> None:
         raise Failed("model_unreadable", "the header is damaged")
@@ -303,6 +411,135 @@ async def test_a_record_that_cannot_be_removed_is_tried_again_and_keeps_its_name
     await asyncio.sleep(0.01)
     assert world.keepers() == []
     await world.spawn(name="chat")
+
+
+async def test_parallel_deletions_answer_the_same(world: World):
+    worker = await world.spawn(name="chat")
+    answers = await asyncio.gather(*(world.workers.stop_worker(worker.id) for _ in range(10)))
+    assert [answer.status for answer in answers] == [WorkerStatus.STOPPED] * 10
+    with pytest.raises(NotFound):
+        await world.workers.stop_worker(worker.id)
+
+
+async def test_a_deletion_while_an_earlier_ones_forgetting_is_tried_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    worker = await world.spawn(name="chat")
+    retries: list[int] = []
+    waiting, goes_on = asyncio.Event(), asyncio.Event()
+    really, broken = WorkerRecords.remove, True
+
+    def remove(records: WorkerRecords, worker_id: str) -> None:
+        if broken:
+            raise OSError(errno.EROFS, "Read-only file system")
+        really(records, worker_id)
+
+    async def sleep(attempt: int) -> None:
+        retries.append(attempt)
+        waiting.set()
+        await goes_on.wait()
+
+    monkeypatch.setattr(WorkerRecords, "remove", remove)
+    monkeypatch.setattr(backoff, "delay", lambda attempt: attempt)
+    monkeypatch.setattr("llama_orch.hive.workers.asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
+    answers = await asyncio.gather(*(world.workers.stop_worker(worker.id) for _ in range(5)), return_exceptions=True)
+    assert [getattr(answer, "error_code", answer) for answer in answers] == ["state_not_written"] * 5
+    await waiting.wait()
+    with pytest.raises(NotReady, match="goes on trying"):
+        await world.workers.stop_worker(worker.id)
+    assert retries == [1], "one task tries again, however many asked"
+    broken = False
+    # The disk is well: who asks now need not wait for the next try, and that one then finds nothing to do.
+    assert (await world.workers.stop_worker(worker.id)).status is WorkerStatus.STOPPED
+    goes_on.set()
+    await asyncio.sleep(0)
+    assert world.keepers() == []
+    assert not world.workers._records.folder(worker.id).exists()
+
+
+async def test_logs_that_cannot_be_deleted_are_no_failure_of_a_deletion(world: World, monkeypatch: pytest.MonkeyPatch):
+    def prune(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(worker_logs, "prune", prune)
+    worker = await world.spawn()
+    assert (await world.workers.stop_worker(worker.id)).status is WorkerStatus.STOPPED
+
+
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long the answers of workers that were stopped had to end."""
+    seen: list[float] = []
+
+    async def end(*_: object, drain_s: float, term_s: float) -> None:
+        seen.append(drain_s)
+
+    monkeypatch.setattr(worker_ending, "end", end)
+    return seen
+
+
+async def test_a_worker_that_was_ready_is_drained_whether_it_was_asked_yet_or_not(world: World, ended: list[float]):
+    for ready in (True, False):
+        worker = await world.spawn(name="chat")
+        (keeper,) = world.keepers()
+        keeper.record.ready_at = keeper.record.created_at if ready else None
+        await world.workers.stop_worker(worker.id)
+    assert ended == [pytest.approx(30, abs=1), 0]
+
+
+@pytest.mark.parametrize(("passed", "left"), [(0, 30), (20, 10), (31, 0), (-1e6, 30)])
+async def test_a_drain_that_an_earlier_agent_began_gets_what_is_left_of_its_time(
+    world: World, ended: list[float], passed: float, left: float
+):
+    worker = await world.spawn()
+    (keeper,) = world.keepers()
+    keeper.record.stopping, keeper.record.drain_until_s = True, process.uptime() + 30 - passed
+    await world.workers.stop_worker(worker.id)
+    assert ended == [pytest.approx(left, abs=1)]
+
+
+async def test_a_deletion_that_the_agents_stop_cuts_off_says_so(world: World, monkeypatch: pytest.MonkeyPatch):
+    begun = asyncio.Event()
+
+    async def end(*_: object, **__: object) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(worker_ending, "end", end)
+    worker = await world.spawn()
+    deleting = [asyncio.create_task(world.workers.stop_worker(worker.id)) for _ in range(3)]
+    await begun.wait()
+    await world.workers.stop()
+    for task in deleting:
+        with pytest.raises(NotReady, match="what was taken on is carried on") as error:
+            await task
+        assert error.value.error_code == "stopping"
+    for late in (world.workers.stop_worker(worker.id), world.spawn()):
+        with pytest.raises(NotReady, match="is being stopped"):
+            await late
+    (record,) = WorkerRecords(world.workers._settings.state_dir).load()
+    assert record.stopping
+
+
+@pytest.mark.parametrize("jump_s", [-3600, 3600])
+@pytest.mark.parametrize(("served_s", "streak"), [(10, 3), (400, 1)])
+async def test_a_clock_that_is_set_neither_makes_nor_hides_a_crash_loop(
+    world: World, monkeypatch: pytest.MonkeyPatch, jump_s: int, served_s: float, streak: int
+):
+    monkeypatch.setattr(backoff, "delay", lambda _: 0)
+    await world.spawn()
+    (keeper,) = world.keepers()
+    now = datetime.now(UTC)
+    keeper.record.streak, keeper.record.ready_at, keeper.record.ready_uptime_s = 2, now, 1000.0
+    how = WorkerEnded(
+        exit_code=1, signal=None, at=now + timedelta(seconds=served_s + jump_s), uptime_s=1000.0 + served_s
+    )
+    await keeper._after_end(worker_keeper._Ended(how, ""))
+    assert keeper.record.streak == streak
+    monkeypatch.setattr(process, "uptime", lambda: 1000.0 + served_s)
+    keeper.record.streak = 2
+    await keeper._after_end(worker_keeper._Ended(None, ""))
+    assert keeper.record.streak == streak
 
 
 @pytest.mark.parametrize(

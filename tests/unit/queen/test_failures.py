@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 
 from llama_orch.queen import run_child
-from llama_orch.queen.failures import PASSWORD_LOST, TaskFailure, classify, may_be_stopped, of_remedy, of_run
+from llama_orch.queen.failures import (
+    CUT_SHORT,
+    NO_RESULT,
+    PASSWORD_LOST,
+    RUN_LOST,
+    TaskFailure,
+    classify,
+    may_be_stopped,
+    of_remedy,
+    of_run,
+)
 
 CHANGED = """\
 @@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@
@@ -80,8 +90,16 @@ def test_the_task_that_ended_the_run_counts_not_one_that_was_rescued():
 
 def test_no_failed_task_falls_back_to_what_ansible_wrote():
     assert of_run([], "[ERROR]: Completely failed to parse inventory source", "failed").code == "inventory_broken"
-    assert "'no result'" in of_run([], "", "no result").message
+    assert "'error'" in of_run([], "", "error").message
     assert of_run([TaskFailure("box", "Wait", "")], "", "timeout").code == "timed_out"
+
+
+def test_a_run_without_a_result_is_no_failed_task():
+    lost = of_run([TaskFailure("box", "Wait", "no space")], "a trace\nMemoryError: no room", NO_RESULT)
+    assert lost.code == "run_lost" and lost.message.endswith("said at last: a trace MemoryError: no room")
+    assert of_run([], " \n", NO_RESULT) == RUN_LOST
+    assert len(of_run([], "x" * 10_000, NO_RESULT).message) <= 1500
+    assert RUN_LOST.code in CUT_SHORT
 
 
 def test_a_remedy_that_was_cut_short_says_how_the_hive_comes_back():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from llama_orch.queen import inventory as module
 from llama_orch.queen.inventory import Inventory
 from llama_orch.queen.inventory_shape import BrokenInventory, check_shape
 from llama_orch.queen.registered_file import RegisteredHost
@@ -79,6 +80,42 @@ async def test_a_broken_file_keeps_the_last_good_view_also_in_the_next_process(t
     hosts.write_text("all:\n  children:\n    hives:\n      hosts:\n        two:\n")
     await inventory.refresh()
     assert list(inventory.hosts) == ["two"] and inventory.problem is None
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo nonsense", "no JSON"),
+        ('printf \'{"hives": {"hosts": ["a\'', "no JSON"),
+        ("echo '[]'", "no inventory"),
+        ("echo '{}'", "no inventory"),
+        ('echo \'{"_meta": {"hostvars": []}}\'', "no inventory"),
+        ('echo \'{"_meta": {"hostvars": {"a": 5}}}\'', "no inventory"),
+        ('echo \'{"_meta": {"hostvars": {}}, "hives": {"hosts": 5}}\'', "cannot be worked on"),
+        ("head -c 100000 /dev/zero | tr '\\0' '['", "no JSON"),
+        ("head -c 3000 /dev/zero", "more than 0 MiB"),
+        ("printf '\\xff'", "no JSON"),
+        ("sleep 600 & echo x", "no JSON"),
+        ("exec >&-; sleep 600", "did not answer within 1 s"),
+        ("echo oh dear >&2; exit 3", "oh dear"),
+    ],
+)
+async def test_whatever_ansible_says_the_last_good_view_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, words: str
+):
+    monkeypatch.setattr(module, "QUESTION_TIMEOUT_S", 1.0 if "did not answer" in words else 60.0)
+    monkeypatch.setattr(module, "MOST_ANSWER", 1000 if "more than" in words else 2**20)
+    await an_inventory(tmp_path).register(RegisteredHost("one", "10.0.0.1", 22, "u", "/k"))
+    program = tmp_path / "ansible-inventory"
+    program.write_text(f"#!/bin/bash\n{script}\n")
+    program.chmod(0o755)
+    inventory = Inventory(
+        tmp_path / "inventory", cache=tmp_path / "view.json", cwd=tmp_path, user="me", hive_port=8081,
+        environment={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    await inventory.load()
+    assert inventory.problem is not None and words in inventory.problem.message
+    assert list(inventory.hosts) == ["one"]
 
 
 async def test_registering_shows_at_once_and_unregistering_too(tmp_path: Path):

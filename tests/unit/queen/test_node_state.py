@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
 import pytest
 
 from llama_orch.contract.common import Problem, WorkerCounts
 from llama_orch.contract.queen import NodeHive, NodeStatus
+from llama_orch.queen import node_state
 from llama_orch.queen.node_state import NodeEvent, NodeStates, after
 from llama_orch.queen.store import Store
 
@@ -86,6 +88,63 @@ async def test_a_failed_node_stays_failed_for_a_while_though_an_old_hive_answers
     await impatient.load()
     record = await impatient.seen("n", HIVE)
     assert (record.status, record.last_error) == (NodeStatus.ACTIVE, None)
+
+
+@pytest.mark.parametrize("hours", [-2, 2], ids=["back", "ahead"])
+async def test_a_clock_that_is_set_neither_ends_nor_prolongs_that(
+    store: Store, monkeypatch: pytest.MonkeyPatch, hours: int
+):
+    class Wall(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime.now(tz) + timedelta(hours=hours)
+
+    now = [500.0]
+    states = NodeStates(store, failed_hold_s=60, clock=lambda: now[0])
+    await states.take("n", NodeEvent.PROVISION_FAILED, problem=PROBLEM)
+    monkeypatch.setattr(node_state, "datetime", Wall)
+    now[0] += 59
+    assert (await states.seen("n", HIVE)).status is NodeStatus.FAILED
+    now[0] += 1
+    assert (await states.seen("n", HIVE)).status is NodeStatus.ACTIVE
+
+
+async def test_a_restart_holds_it_no_longer_whatever_the_clock_says(store: Store, monkeypatch: pytest.MonkeyPatch):
+    class Yesterday(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime.now(tz) - timedelta(days=1)
+
+    now = [500.0]
+    await NodeStates(store, failed_hold_s=60).take("n", NodeEvent.PROVISION_FAILED, problem=PROBLEM)
+    monkeypatch.setattr(node_state, "datetime", Yesterday)
+    states = NodeStates(store, failed_hold_s=60, clock=lambda: now[0])
+    await states.load()
+    assert (await states.seen("n", HIVE)).status is NodeStatus.FAILED
+    now[0] += 60
+    assert (await states.seen("n", HIVE)).status is NodeStatus.ACTIVE
+
+
+async def test_what_a_probe_saw_is_shown_though_the_disk_is_full_and_written_later(
+    store: Store, states: NodeStates, monkeypatch: pytest.MonkeyPatch
+):
+    await states.take("n", NodeEvent.PROVISION_SUCCEEDED)
+
+    async def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "save_nodes", refuse)
+        assert (await states.missed("n", PROBLEM)).status is NodeStatus.UNREACHABLE
+        assert states.get("n").status is NodeStatus.UNREACHABLE
+        with pytest.raises(OSError, match="No space"):
+            await states.take("n", NodeEvent.REMOVE_BEGAN)
+        assert states.get("n").status is NodeStatus.UNREACHABLE, "what a job does is written before it is shown"
+        assert (await states.seen("n", HIVE)).status is states.get("n").status is NodeStatus.ACTIVE
+        await states.missed("n", PROBLEM)
+    assert (await store.node_records())["n"].status is NodeStatus.ACTIVE
+    await states.flush()
+    assert (await store.node_records())["n"].status is NodeStatus.UNREACHABLE
 
 
 async def test_a_node_that_was_never_a_hive_is_not_unreachable(states: NodeStates):

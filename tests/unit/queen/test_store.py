@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llama_orch.contract.common import Problem
 from llama_orch.contract.devices import ConditionType, Remedy
-from llama_orch.contract.queen import JobEvent, JobStatus
+from llama_orch.contract.queen import Job, JobEvent, JobStatus
+from llama_orch.queen import store as store_module
 from llama_orch.queen.node_state import NodeRecord
 from llama_orch.queen.store import Cure, OpenJobExists, Store, WrongSchema, newer_schema
 
@@ -38,7 +41,7 @@ async def test_a_database_of_the_first_version_gets_what_it_lacks(tmp_path: Path
     await store.end_job("j1", JobStatus.SUCCEEDED, None)
     cure = Cure(Remedy.RESET_GPU, "GPU-1", ConditionType.XID)
     await store.create_job("j2", "remedy", "n", "c", cure=cure)
-    first, second = [job.wire for job in reversed(await store.jobs())]
+    first, second = [job.wire for job in reversed((await store.jobs())[0])]
     assert (first.kind, first.remedy) == ("provision", None)
     assert (second.remedy, second.gpu, second.condition) == (cure.remedy, cure.gpu, cure.condition)
     await store.close()
@@ -71,8 +74,87 @@ async def test_a_node_has_one_open_job_and_the_database_says_so(store: Store, tm
     await a_job(store, "j4", node="other")
     await store.end_job("j1", JobStatus.FAILED, Problem(code="c", message="m"))
     await a_job(store, "j5")
-    assert [job.wire.job_id for job in await store.jobs("n")] == ["j5", "j1"]
+    assert [job.wire.job_id for job in (await store.jobs("n"))[0]] == ["j5", "j1"]
     assert [job.wire.job_id for job in await store.open_jobs()] == ["j4", "j5"]
+
+
+async def test_jobs_in_pages(store: Store):
+    for number in range(5):
+        await a_job(store, f"j{number}", node=f"n{number % 2}")
+        await store.end_job(f"j{number}", JobStatus.SUCCEEDED, None)
+    seen: list[list[str]] = []
+    jobs, following = await store.jobs(limit=2)
+    seen.append([job.wire.job_id for job in jobs])
+    await a_job(store, "new")
+    while following is not None:
+        jobs, following = await store.jobs(limit=2, before=following)
+        seen.append([job.wire.job_id for job in jobs])
+    assert seen == [["j4", "j3"], ["j2", "j1"], ["j0"]]
+    jobs, following = await store.jobs("n0", limit=2)
+    assert [job.wire.job_id for job in jobs] == ["j4", "j2"] and following is not None
+    jobs, following = await store.jobs("n0", limit=2, before=following)
+    assert ([job.wire.job_id for job in jobs], following) == (["j0"], None)
+
+
+async def test_what_cannot_be_noted_in_the_audit_trail_is_noted_later_and_stops_nobody(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(store_module, "KEPT_UNNOTED", 3)
+    path = tmp_path / "q.sqlite"
+
+    def noted() -> list[str]:
+        with sqlite3.connect(path) as connection:
+            return [row[0] for row in connection.execute("SELECT subject FROM audit ORDER BY number")]
+
+    await store.audit("register", "n0", "c")
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TRIGGER full BEFORE INSERT ON audit BEGIN SELECT RAISE(ABORT, 'full'); END")
+    for number in range(1, 6):
+        await store.audit("register", f"n{number}", "c", force=True)
+    assert noted() == ["n0"] and "n1" in caplog.text and "cannot be noted" in caplog.text
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP TRIGGER full")
+    await store.audit("remove", "n6", "c")
+    assert noted() == ["n0", "n4", "n5", "n6"], "the last three that it did not take are kept"
+
+
+async def test_what_could_not_be_noted_is_at_the_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "q.sqlite"
+    store = Store(f"sqlite:///{path}")
+    await store.open()
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_do", refuse)
+        await store.audit("register", "n", "c")
+    await store.close()
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT subject FROM audit").fetchall() == [("n",)]
+
+
+async def refuse(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+async def test_rows_are_read_and_checked_beside_the_loop(store: Store, monkeypatch: pytest.MonkeyPatch):
+    await a_job(store, "j")
+    await store.add_events("j", [JobEvent(seq=1, at=datetime.now(UTC), kind="phase", percentage=1)])
+    await store.save_nodes([NodeRecord("n")])
+    threads: set[int] = set()
+    for kind in (Job, JobEvent, NodeRecord):
+        note_threads(monkeypatch, kind, threads)
+    assert (await store.jobs())[0] and await store.events("j", 0) and await store.node_records()
+    assert threads and threading.get_ident() not in threads
+
+
+def note_threads(monkeypatch: pytest.MonkeyPatch, kind: type[Any], threads: set[int]) -> None:
+    """Have every making of a `kind` note by which thread it is done."""
+    name = "model_validate" if hasattr(kind, "model_validate") else "__init__"
+    made = getattr(kind, name)
+
+    def note(*arguments: Any, **fields: Any) -> Any:
+        threads.add(threading.get_ident())
+        return made(*arguments, **fields)
+
+    monkeypatch.setattr(kind, name, note)
 
 
 async def test_an_ended_job_stays_as_it_ended(store: Store):
@@ -123,7 +205,7 @@ async def test_old_jobs_go_with_their_events_and_open_ones_stay(store: Store):
         await store.add_events(f"j{number}", [event])
         await store.end_job(f"j{number}", JobStatus.FAILED, None)
     assert await store.trim(kept_jobs=2) == ["j0", "j1", "j2"]
-    assert [job.wire.job_id for job in await store.jobs()] == ["j4", "j3", "open"]
+    assert [job.wire.job_id for job in (await store.jobs())[0]] == ["j4", "j3", "open"]
     assert await store.events("j0", 0) == []
 
 
@@ -162,7 +244,7 @@ async def test_a_damaged_database_is_set_aside(tmp_path: Path, damage: bytes):
     assert kept.name in problem.message
     assert kept.read_bytes() == damage
     await a_job(store, "j2")
-    assert [job.wire.job_id for job in await store.jobs()] == ["j2"]
+    assert [job.wire.job_id for job in (await store.jobs())[0]] == ["j2"]
     await store.close()
 
 

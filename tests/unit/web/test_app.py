@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -14,15 +15,17 @@ from llama_orch.contract.errors import NotFound
 from llama_orch.contract.operations import METRICS, OPENAPI, PROOF
 from llama_orch.contract.proof import Proof
 from llama_orch.contract.queen import JobEvent, Node, NodeCreate
+from llama_orch.web import openapi
 from llama_orch.web.app import Routes, create_app
 from llama_orch.web.auth import Token
 from llama_orch.web.events import EventStream
+from llama_orch.web.rendered import Rendered
 from tests.serving import serving
 
 TOKEN = "a-token-of-enough-length"
 
 
-def an_app(*, events: AsyncIterator[JobEvent | str] | None = None):
+def an_app(*, events: AsyncIterator[JobEvent | str] | None = None, cors_origins: tuple[str, ...] = ()):
     served = (ops.QUEEN_HEALTH, ops.CREATE_NODE, ops.GET_NODE, ops.JOB_EVENTS, METRICS, OPENAPI, PROOF)
     routes = Routes(served)
 
@@ -45,7 +48,9 @@ def an_app(*, events: AsyncIterator[JobEvent | str] | None = None):
         assert events is not None
         return EventStream(events)
 
-    return create_app("test", "queen", routes, token=Token(TOKEN), registry=CollectorRegistry())
+    return create_app(
+        "test", "queen", routes, token=Token(TOKEN), registry=CollectorRegistry(), cors_origins=cors_origins
+    )
 
 
 AUTH = {"Authorization": f"Bearer {TOKEN}"}
@@ -68,6 +73,96 @@ async def test_a_missing_or_wrong_token_is_401(http: aiohttp.ClientSession, head
         assert answer.status == 401
         assert answer.headers["WWW-Authenticate"] == "Bearer"
         assert (await answer.json())["error"]["code"] == "unauthorized"
+
+
+@pytest.mark.parametrize("name", ["x-api-key", "Api-Key", "X-API-KEY"])
+async def test_other_headers_show_the_token_as_well(http: aiohttp.ClientSession, name: str):
+    for authorization in ("", "Basic dXNlcjpwYXNz", f"Bearer {TOKEN}"):
+        async with http.get("/api/v1/nodes/x", headers={"Authorization": authorization, name: TOKEN}) as answer:
+            assert answer.status == 404
+    async with http.get("/api/v1/nodes/x", headers={"Authorization": "", name: f"Bearer {TOKEN}"}) as answer:
+        assert answer.status == 401
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("Authorization", f"Bearer {TOKEN}"), ("x-api-key", "another-token-of-length")],
+        [("x-api-key", TOKEN), ("api-key", "another-token-of-length")],
+        [("Authorization", f"Bearer {TOKEN}"), ("Authorization", "Bearer another-token-of-length")],
+        [("Authorization", "Bearer another-token-of-length"), ("Authorization", f"Bearer {TOKEN}")],
+        [("x-api-key", TOKEN), ("x-api-key", "another-token-of-length")],
+    ],
+)
+async def test_different_tokens_are_refused(headers: list[tuple[str, str]]):
+    async with serving(an_app()) as url, aiohttp.ClientSession(url) as session:
+        async with session.get("/api/v1/nodes/x", headers=headers) as answer:
+            assert answer.status == 401 and "different tokens" in (await answer.json())["error"]["message"]
+        async with session.get("/health", headers=headers) as answer:
+            assert answer.status == 200
+
+
+@pytest.mark.parametrize("path", ["/health", "/metrics", "/api/v1/proof", "/openapi.json", "/api/v1/nodes/x"])
+async def test_a_slash_behind_a_path_changes_nothing(http: aiohttp.ClientSession, path: str):
+    for authorization in ("", AUTH["Authorization"]):
+        seen: list[tuple[int, str]] = []
+        for asked in (path, f"{path}/"):
+            async with http.get(asked, headers={"Authorization": authorization}) as answer:
+                seen.append((answer.status, answer.headers["Content-Type"]))
+        assert seen[0] == seen[1]
+    async with http.get("/health//", headers={"Authorization": ""}) as answer:
+        assert answer.status == 401
+
+
+async def test_a_body_may_go_to_a_path_with_a_slash(http: aiohttp.ClientSession):
+    async with http.post("/api/v1/nodes/", json={"node_name": "a", "ssh_host": "h"}) as answer:
+        assert (answer.status, (await answer.json())["version"]) == (200, "a")
+
+
+@pytest.mark.parametrize(
+    ("path", "token"), [("/health", ""), ("/metrics", ""), ("/openapi.json", TOKEN), ("/api/v1/nodes/x", TOKEN)]
+)
+async def test_the_head_of_whatever_can_be_read(http: aiohttp.ClientSession, path: str, token: str):
+    async with http.get(path, headers={"Authorization": f"Bearer {token}"}) as answer:
+        status, kind, body = answer.status, answer.content_type, await answer.read()
+    for _ in range(2):
+        async with http.head(path, headers={"Authorization": f"Bearer {token}"}) as answer:
+            assert (answer.status, answer.content_type, await answer.read()) == (status, kind, b"")
+            # Counts change between two scrapes.
+            assert path == "/metrics" or int(answer.headers["Content-Length"]) == len(body)
+    async with http.head("/api/v1/nodes") as answer:
+        assert answer.status == 405
+
+
+async def test_the_head_of_a_stream_ends_its_source_and_keeps_the_connection():
+    ended = asyncio.Event()
+
+    async def forever() -> AsyncIterator[JobEvent | str]:
+        try:
+            yield "first"
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async with serving(an_app(events=forever())) as url, aiohttp.ClientSession(url, headers=AUTH) as session:
+        async with session.head("/api/v1/jobs/j/events") as answer:
+            assert (answer.status, answer.content_type, await answer.read()) == (200, "text/event-stream", b"")
+        await asyncio.wait_for(ended.wait(), 5)
+        async with session.get("/health") as answer:
+            assert answer.status == 200
+
+
+async def test_the_head_of_a_stream_that_cannot_begin_is_its_refusal():
+    async def fail() -> AsyncIterator[JobEvent | str]:
+        raise NotFound("no such job")
+        yield ""
+
+    async with (
+        serving(an_app(events=fail())) as url,
+        aiohttp.ClientSession(url, headers=AUTH) as session,
+        session.head("/api/v1/jobs/j/events") as answer,
+    ):
+        assert answer.status == 404
 
 
 async def test_an_unknown_path_needs_the_token_too(http: aiohttp.ClientSession):
@@ -111,6 +206,33 @@ async def test_an_unknown_query_parameter_is_named(http: aiohttp.ClientSession):
 async def test_a_body_over_one_mebibyte_is_413(http: aiohttp.ClientSession):
     async with http.post("/api/v1/nodes", data=b" " * (1024 * 1024 + 1)) as answer:
         assert (answer.status, (await answer.json())["error"]["code"]) == (413, "payload_too_large")
+
+
+async def test_the_description_is_made_once_and_beside_the_loop(monkeypatch: pytest.MonkeyPatch):
+    threads: list[int] = []
+
+    def describe(*_: object) -> dict[str, str]:
+        threads.append(threading.get_ident())
+        return {"openapi": "3.1.0"}
+
+    monkeypatch.setattr(openapi, "describe", describe)
+    async with serving(an_app()) as url, aiohttp.ClientSession(url, headers=AUTH) as session:
+        for _ in range(2):
+            async with session.get("/openapi.json") as answer:
+                assert await answer.json() == {"openapi": "3.1.0"}
+    assert len(threads) == 1 and threads[0] != threading.get_ident()
+
+
+async def test_an_answer_that_is_json_already_is_sent_as_it_is():
+    routes = Routes((ops.QUEEN_HEALTH,))
+
+    @routes.handle(ops.QUEEN_HEALTH)
+    async def health(_: Request) -> Rendered:
+        return Rendered(b'{"status":"healthy"}')
+
+    app = create_app("rendered", "queen", routes, token=Token(TOKEN), registry=CollectorRegistry())
+    async with serving(app) as url, aiohttp.ClientSession(url) as session, session.get("/health") as answer:
+        assert (answer.content_type, await answer.read()) == ("application/json", b'{"status":"healthy"}')
 
 
 async def test_an_unexpected_error_hides_its_reason(http: aiohttp.ClientSession):

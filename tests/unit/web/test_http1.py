@@ -169,3 +169,63 @@ async def test_a_client_that_takes_nothing_of_its_answer_is_cut_off(monkeypatch:
         await asyncio.wait_for(ended.wait(), 5)
         assert reader is not None
         writer.close()
+
+
+@pytest.mark.parametrize("connection", ["", "Connection: keep-alive\r\n"])
+async def test_a_client_of_http_1_0_gets_a_stream_without_chunks_that_ends_by_close(connection: str):
+    async def two() -> AsyncIterator[str]:
+        yield "one"
+        yield "two"
+
+    async with serving(an_app(events=two())) as url:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(f"GET /api/v1/jobs/j/events HTTP/1.0\r\n{WITH_TOKEN}{connection}\r\n".encode())
+        head, _, body = (await asyncio.wait_for(reader.read(), 5)).partition(b"\r\n\r\n")
+        writer.close()
+    assert body == b"data: one\n\ndata: two\n\n"
+    lines = head.lower().split(b"\r\n")
+    assert b"connection: close" in lines and b"content-type: text/event-stream" in lines
+    assert not [line for line in lines if line.startswith((b"transfer-encoding", b"content-length"))]
+
+
+async def test_a_stream_of_http_1_0_that_breaks_says_so_before_it_ends():
+    async def one_then_fail() -> AsyncIterator[str]:
+        yield "one"
+        raise RuntimeError
+
+    async with serving(an_app(events=one_then_fail())) as url:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(f"GET /api/v1/jobs/j/events HTTP/1.0\r\n{WITH_TOKEN}\r\n".encode())
+        body = (await asyncio.wait_for(reader.read(), 5)).partition(b"\r\n\r\n")[2]
+        writer.close()
+    assert body.startswith(b"data: one\n\nevent: error\ndata: {")
+
+
+async def test_the_head_of_a_stream_for_http_1_0(client: Client):
+    async def one() -> AsyncIterator[str]:
+        yield "one"
+
+    async with serving(an_app(events=one())) as url:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(f"HEAD /api/v1/jobs/j/events HTTP/1.0\r\n{WITH_TOKEN}\r\n".encode())
+        answer = await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n") and answer.endswith(b"\r\n\r\n")
+
+
+async def test_http_1_0_keeps_its_connection_where_it_asks_for_that(client: Client):
+    await client.send(f"GET /health HTTP/1.0\r\n{NO_TOKEN}Connection: keep-alive\r\n\r\n")
+    await client.send("GET /health HTTP/1.0\r\n\r\n")
+    answer = await asyncio.wait_for(client.reader.read(), 5)
+    assert answer.count(b"HTTP/1.1 200 OK") == 2
+
+
+async def test_http_1_0_is_told_nothing_before_its_answer_and_has_no_chunks(client: Client):
+    length = f"Expect: 100-continue\r\nContent-Length: {len(BODY)}\r\n\r\n"
+    await client.send(f"POST /api/v1/nodes HTTP/1.0\r\n{WITH_TOKEN}{length}{BODY}")
+    assert (await asyncio.wait_for(client.reader.read(), 5)).startswith(b"HTTP/1.1 200 OK")
+
+
+async def test_chunks_of_http_1_0_are_refused(client: Client):
+    await client.send(f"POST /api/v1/nodes HTTP/1.0\r\n{WITH_TOKEN}{CHUNKED}23\r\n{BODY}\r\n0\r\n\r\n")
+    assert await client.rest() == (400, "invalid_request")

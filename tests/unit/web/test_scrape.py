@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Iterable
 
 import pytest
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry, Gauge, Metric
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from llama_orch.contract.errors import NotReady
 from llama_orch.web import scrape
@@ -71,7 +75,21 @@ async def test_renderings_leave_most_of_the_time_to_others(monkeypatch: pytest.M
     scraped = Scrape(measured.registry, None)
     await scraped.text()
     await scraped.text()
-    assert pauses == [-10.0, 0.2], "four times the 50 ms that it took"
+    assert pauses == [-10.0, 0.4], "four times the 100 ms that reading and rendering took"
+
+
+async def test_the_text_is_made_beside_the_loop():
+    threads: list[int] = []
+
+    class Collected(Collector):
+        def collect(self) -> Iterable[Metric]:
+            threads.append(threading.get_ident())
+            return [GaugeMetricFamily("value", "A value", value=len(threads))]
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Collected())
+    assert b"value 1.0" in await Scrape(registry, None).text()
+    assert threads and threading.get_ident() not in threads
 
 
 async def test_a_rendering_that_hangs_or_fails_ends_and_the_next_one_works(monkeypatch: pytest.MonkeyPatch):
