@@ -93,7 +93,8 @@ GOOD: dict[str, st.SearchStrategy[Any]] = {
     "encoding_format": st.sampled_from(["float", "base64"]),
     "dimensions": st.integers(0, 500),
     "add_special_tokens": st.booleans(),
-    "user": texts,
+    "continue_final_message": st.booleans(),
+    "add_generation_prompt": st.booleans(),
 }  # fmt: skip
 
 
@@ -141,7 +142,8 @@ def test_what_is_nearly_right_is_parsed_whole_or_refused(model: type[BaseModel])
         parsed = parse(model, json.dumps(body).encode())
         outcomes.add(parsed is not None)
         if parsed is not None:
-            assert set(body) == parsed.model_fields_set, "nothing is left out and nothing ignored"
+            asked = {name for name in body.keys() & model.model_fields.keys() if body[name] is not None}
+            assert asked == parsed.model_fields_set, "nothing is left out and nothing ignored"
 
     run()
     assert outcomes == {True, False}, "the examples show both"
@@ -210,11 +212,11 @@ def test_the_worker_withstands_what_its_own_description_suggests(worker: WorkerP
                 if not answer.headers["content-type"][0].startswith("text/event-stream"):
                     checks.append(response_schema_conformance)
                 case.validate_response(answer, checks=checks)
-                # Wrong are at times the headers, the token's too.
-                assert answer.status_code in {200, 400, 401, 413}
+                # Wrong are at times the headers, the token's too. The one model has few names.
+                assert answer.status_code in {200, 400, 401, 413} | ({404} if "{model}" in case.path else set())
 
             run()
-    assert len(seen) == 9
+    assert len(seen) == 10
     # What the description cannot say (which fields go together) makes chats rare that are right.
     for path in ("/v1/completions", "/v1/tokenize", "/v1/models", "/health", "/metrics", "/openapi.json"):
         assert 200 in seen[path], seen
@@ -265,7 +267,7 @@ def test_what_is_far_too_much_is_refused_and_costs_nothing(worker: WorkerProcess
         ("/v1/completions", {"prompt": "A" * 900_000}, {400}),
         ("/v1/completions", {"prompt": "A" * 2_000_000}, {413}),
         ("/v1/completions", {"prompt": [1] * 300_000}, {400}),
-        ("/v1/completions", {"prompt": ["A"] * 65}, {400}),
+        ("/v1/completions", {"prompt": ["A"] * 129}, {400}),
         ("/v1/completions", {"prompt": "A", "logit_bias": {str(one): 1 for one in range(2000)}}, {400}),
         ("/v1/completions", {"prompt": "A", "grammar": "root ::= " + "(" * 30_000}, {400}),
         ("/v1/completions", {"prompt": "A", "grammar": "root ::= " + '"a" | ' * 9000 + '"b"'}, {200, 400}),

@@ -448,7 +448,8 @@ async def test_texts_and_chats_are_told_as_tokens(demo: WorkerProcess):
     ("body", "code", "param"),
     [
         ({"temperature": 3}, "invalid_request", "temperature"),
-        ({"extra_body": {"colour": 1}}, "invalid_request", "colour"),
+        ({"suffix": "end"}, "unsupported_parameter", "suffix"),
+        ({"best_of": 2}, "unsupported_parameter", "best_of"),
         ({"extra_body": {"grammar": "root ::= nothing"}}, "wrong_grammar", "grammar"),
         ({"logit_bias": {"9999": 1}}, "invalid_request", "logit_bias"),
         ({"prompt": "1" * 5000}, "context_length_exceeded", "prompt"),

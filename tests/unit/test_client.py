@@ -98,6 +98,7 @@ async def test_answers_whole_and_streamed(fleet: Fleet):
     async with Worker(fleet.urls["worker"], INFERENCE_TOKEN) as worker:
         assert (await worker.health()).status == "idle"
         assert (await worker.models())[0].id == "m"
+        assert (await worker.model("hf:org/repo")).id == "hf:org/repo"
         assert (await worker.chat(CHAT)).choices[0].message.content == text
         chunks = [chunk async for chunk in worker.chat_streamed(CHAT)]
         assert "".join(c.choices[0]["delta"]["content"] for c in chunks if c.choices) == text

@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 
 from llama_orch.contract import errors, operations
 from llama_orch.contract.errors import ApiError
+from llama_orch.contract.openai_fields import UNSUPPORTED
 from llama_orch.contract.operations import Operation
 from llama_orch.contract.process import FailureCode
 from llama_orch.hive import metrics as hive_metrics
@@ -257,7 +258,7 @@ def _failure_codes() -> dict[str, str]:
                 code = node.args[0]
                 either = [code.body, code.orelse] if isinstance(code, ast.IfExp) else [code]
                 found |= {str(ast.literal_eval(one)): str(path.relative_to(ROOT)) for one in either}
-    return found
+    return found | dict.fromkeys(UNSUPPORTED, "contract/openai_fields.py")
 
 
 _RAISED = {"Failed", "CannotServe", "HiveSilent"}

@@ -29,6 +29,10 @@ class Worker(Service):
         """The model this worker serves."""
         return (await self._ask(ops.SERVED_MODELS, inference.ServedModelList)).data
 
+    async def model(self, name: str) -> inference.ServedModel:
+        """The model that this worker serves under `name`. Raises NotFound where it is another."""
+        return await self._ask(ops.SERVED_MODEL, inference.ServedModel, model=name)
+
     async def complete(self, request: inference.CompletionRequest) -> inference.Completion:
         """Complete a text, all at once."""
         body = request.model_copy(update={"stream": False})

@@ -13,7 +13,10 @@ from .proof import Proof
 
 @dataclass(frozen=True)
 class Operation:
-    """One method on one path. `path` has `{name}` parameters; `events` marks a server-sent event stream."""
+    """One method on one path. `path` has `{name}` parameters; `events` marks a server-sent event stream.
+
+    With `slashes` the last parameter is all the rest of a path.
+    """
 
     name: str
     method: str
@@ -25,6 +28,7 @@ class Operation:
     events: type[BaseModel] | None = None
     text: bool = False
     empty_body_ok: bool = False
+    slashes: bool = False
     query: dict[str, str] = field(default_factory=dict, hash=False)
 
     def url(self, **parameters: str) -> str:
@@ -186,6 +190,14 @@ HIVE = (
 
 WORKER_HEALTH = Operation("health", "GET", "/health", "Load progress and slots", inference.WorkerHealth, auth=False)
 SERVED_MODELS = Operation("models", "GET", "/v1/models", "The model this worker serves", inference.ServedModelList)
+SERVED_MODEL = Operation(
+    "model",
+    "GET",
+    "/v1/models/{model}",
+    "The model this worker serves, by any of its names",
+    inference.ServedModel,
+    slashes=True,
+)
 COMPLETIONS = Operation(
     "completions",
     "POST",
@@ -221,5 +233,6 @@ TOKENIZE = Operation(
 )
 
 WORKER = (
-    WORKER_HEALTH, SERVED_MODELS, COMPLETIONS, CHAT_COMPLETIONS, EMBEDDINGS, TOKENIZE, PROOF, METRICS, OPENAPI,
+    WORKER_HEALTH, SERVED_MODELS, SERVED_MODEL, COMPLETIONS, CHAT_COMPLETIONS, EMBEDDINGS, TOKENIZE, PROOF, METRICS,
+    OPENAPI,
 )  # fmt: skip

@@ -19,11 +19,13 @@ from llama_orch.contract.proof import NONCE, Proof, proof_of
 
 from . import connections, correlation, cors, errors, gate, http1, openapi
 from .auth import Token
+from .body_room import SMALL_BYTES, BodyRoom
 from .events import EventStream, send
 from .rendered import Rendered
 from .scrape import Scrape
 
-MAX_BODY_BYTES = 1024 * 1024
+MAX_BODY_BYTES = SMALL_BYTES
+LEAST_BYTES_OF_A_PART = 8
 # Counts until the first byte of an answer, so it must exceed the longest wait for one (a model that loads).
 RESPONSE_TIMEOUT_SECONDS = 900
 GRACEFUL_STOP_SECONDS = 10.0
@@ -61,18 +63,20 @@ def create_app(
     registry: CollectorRegistry,
     refresh_metrics: Callable[[Sanic], Awaitable[None]] | None = None,
     identity: str | None = None,
+    max_body_bytes: int = MAX_BODY_BYTES,
 ) -> Sanic:
     """A Sanic application that serves every operation of `routes` and nothing else.
 
     `part` is queen, hive or worker: the prefix of its metrics. `refresh_metrics` rebuilds gauges at a scrape.
-    `identity` is the name that it proves itself by, where there is more than one of its part.
+    `identity` is the name that it proves itself by, where there is more than one of its part. A larger body than
+    `max_body_bytes` is refused.
     Raises ValueError where an operation has no handler.
 
     Web pages of `cors_origins` may ask it.
     """
     app = Sanic(name, configure_logging=False, request_class=http1.PlainRequest)
     app.config.update(
-        REQUEST_MAX_SIZE=MAX_BODY_BYTES,
+        REQUEST_MAX_SIZE=max_body_bytes,
         # Of silence; `http1.py` bounds a head and a body as a whole.
         REQUEST_TIMEOUT=30,
         RESPONSE_TIMEOUT=RESPONSE_TIMEOUT_SECONDS,
@@ -83,6 +87,7 @@ def create_app(
         FALLBACK_ERROR_FORMAT="json",
     )
     app.ctx.connections = connections.OpenConnections(most=connections.most_with_descriptors())
+    app.ctx.body_room = BodyRoom(max_body_bytes)
     errors.install(app)
     _observe(app, part, registry)
     gate.install(app, routes.operations, token)
@@ -103,19 +108,25 @@ def create_app(
 
 def _serve(app: Sanic, operation: Operation, handler: Handler) -> None:
     async def endpoint(request: Request, **parameters: str) -> HTTPResponse | None:
-        unknown = set(request.args) - set(operation.query)
+        # What is OpenAI's is asked by clients that are not ours, and with what their other servers want to know.
+        unknown = set() if operation.path.startswith("/v1/") else set(request.args) - set(operation.query)
         if unknown:
             raise BadRequest(f"unknown query parameters: {', '.join(sorted(unknown))[:200]}")
         if operation.request is not None:
             parameters["body"] = _parse(request, operation)  # pyright: ignore[reportArgumentType]
-        result = await handler(request, **parameters)
-        if isinstance(result, EventStream):
-            await send(request, result)
-            return None
+            # It is there twice now, and may be large.
+            request.body = b""
+        try:
+            result = await handler(request, **parameters)
+            if isinstance(result, EventStream):
+                await send(request, result)
+                return None
+        finally:
+            request.app.ctx.body_room.give_back(getattr(request.stream, "protocol", None))
         body = result.body if isinstance(result, Rendered) else result.model_dump_json()
         return HTTPResponse(body, content_type="application/json")
 
-    path = operation.path.replace("{", "<").replace("}", ":str>")
+    path = operation.path.replace("{", "<").replace("}", ":path>" if operation.slashes else ":str>")
     app.add_route(endpoint, path, methods=_methods(operation), name=operation.name)
 
 
@@ -131,6 +142,9 @@ def _parse(request: Request, operation: Operation) -> BaseModel:
         body = b"{}"
     if not body:
         raise BadRequest("the body is empty: send a JSON object with Content-Type: application/json")
+    # All of them are made before any is looked at, and small ones take many times their bytes and their time.
+    if len(body) > SMALL_BYTES and body.count(b"[") + body.count(b"{") > len(body) // LEAST_BYTES_OF_A_PART:
+        raise BadRequest("the body is large and has hardly anything but lists and objects: send less at once")
     try:
         return operation.request.model_validate_json(body)
     except ValidationError as error:

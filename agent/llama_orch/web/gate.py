@@ -14,6 +14,7 @@ from llama_orch.contract.operations import Operation
 
 from . import correlation, cors
 from .auth import Token
+from .body_room import SMALL_BYTES
 from .http1 import Connection
 
 # Where clients of other services than OpenAI's put their token (Anthropic's, Azure's).
@@ -40,6 +41,9 @@ def install(app: Sanic, operations: tuple[Operation, ...], token: Token) -> None
             _tell(request)
         elif request.path in open_paths:
             _refuse_web_pages(request)
+            # Nothing that needs no token has a large body.
+            if request.stream is not None:
+                request.stream.request_max_size = SMALL_BYTES
         else:
             if request.stream is not None:
                 request.stream.keep_alive = False  # pyright: ignore[reportAttributeAccessIssue]
@@ -60,6 +64,8 @@ def _tell(request: Request) -> None:
     connection = getattr(request.stream, "protocol", None)
     if isinstance(connection, Connection):
         connection.authenticated()
+        chunked = "transfer-encoding" in request.headers
+        request.app.ctx.body_room.take(connection, request.headers.get("content-length"), chunked=chunked)
 
 
 def _refuse_web_pages(request: Request) -> None:

@@ -55,6 +55,11 @@ class _Http(Http):
     __slots__ = ()
     protocol: Connection
 
+    def init_for_request(self) -> None:
+        super().init_for_request()
+        # Nothing is left of the request before it, however that ended.
+        self.protocol.forget_body()
+
     async def http1_request_header(self) -> None:
         # The connection's task serves all its requests: each begins without the last one's id.
         correlation.take_or_make(None)
@@ -162,6 +167,10 @@ class Connection(HttpProtocol):
         """Its client has shown the token."""
         self._counted.known(self)
 
+    def forget_body(self) -> None:
+        """Its last request's body is in memory no more."""
+        self.app.ctx.body_room.give_back(self)
+
     def expect_within(self, seconds: float | None) -> None:
         """Give the client this long for what comes next; None where nothing is awaited of it."""
         if self._deadline is not None:
@@ -189,6 +198,7 @@ class Connection(HttpProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """It is closed."""
         self._counted.remove(self)
+        self.forget_body()
         self.expect_within(None)
         if self.conn_info is not None:
             super().connection_lost(exc)

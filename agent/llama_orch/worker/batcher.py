@@ -47,6 +47,7 @@ class Run:
         # A plain attribute: read before each step.
         self.unwanted = False
         self.tokens = 0
+        self.began_at = time.monotonic()
         self.first_token_at: float | None = None
         self.sequence = -1
         self.sampler: Sampler | None = None
@@ -178,6 +179,7 @@ class Batcher:
 
     def _begin(self, run: Run) -> None:
         order = run.order
+        run.began_at = time.monotonic()
         try:
             run.sampler = self._engine.sampler(order.sampling)
         except WrongGrammar as error:
@@ -296,7 +298,10 @@ class Batcher:
             run.logprobs = []
         reused = self.scheduler.reused(run.sequence)
         self._leave(run)
-        self._items.append((run, Ending(reason, len(run.order.prompt), run.tokens, reused)))
+        now = time.monotonic()
+        first = run.first_token_at or now
+        taken = first - run.began_at, now - first
+        self._items.append((run, Ending(reason, len(run.order.prompt), run.tokens, reused, *taken)))
 
     def _fail(self, run: Run, error: ApiError) -> None:
         self._engine.keep(run.sequence, 0)

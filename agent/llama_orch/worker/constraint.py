@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +12,13 @@ from llama_orch.contract.inference import ChatRequest, CompletionRequest
 from . import budget, gbnf, json_schema
 from .generation import Constraint, WrongGrammar
 
+log = logging.getLogger(__name__)
+
 SchemaToGrammar = Callable[[dict[str, Any]], str]
 
 
 def constraint_of(
-    body: CompletionRequest | ChatRequest, schema_to_grammar: SchemaToGrammar = json_schema.grammar
+    body: CompletionRequest | ChatRequest, schema_to_grammar: SchemaToGrammar | None = None
 ) -> Constraint | None:
     """What holds an answer to `response_format` or to `grammar`, None for neither. Raises BadRequest."""
     response_format = body.response_format
@@ -34,8 +37,9 @@ def constraint_of(
         return None
     if response_format.json_schema is None:
         return Constraint(json_schema.ANY_OBJECT)
-    schema = response_format.json_schema.json_schema
-    return Constraint(grammar_of(schema, "response_format.json_schema.schema", schema_to_grammar))
+    wanted = response_format.json_schema
+    convert = schema_to_grammar or json_schema.converter(strict=wanted.strict)
+    return Constraint(grammar_of(wanted.json_schema, "response_format.json_schema.schema", convert))
 
 
 def grammar_of(schema: dict[str, Any], field: str, schema_to_grammar: SchemaToGrammar = json_schema.grammar) -> str:
@@ -45,7 +49,7 @@ def grammar_of(schema: dict[str, Any], field: str, schema_to_grammar: SchemaToGr
             grammar = schema_to_grammar(schema)
             gbnf.check(grammar)
     except WrongGrammar as error:
-        reason = str(error)
+        reason = error.plain
     except budget.Abandoned:
         raise
     except budget.BudgetSpent as error:
@@ -53,8 +57,9 @@ def grammar_of(schema: dict[str, Any], field: str, schema_to_grammar: SchemaToGr
     except RecursionError:
         reason = "it is nested too deep"
     # A schema is any JSON at all: what it breaks in a converter is the schema's fault.
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"[:300]
+    except Exception:
+        log.info("a schema cannot be read", exc_info=True)
+        reason = "a keyword of it has a value of a kind that it cannot have"
     else:
         return grammar
     raise BadRequest(f"{field}: it cannot be held to: {reason}", code="schema_unsupported")

@@ -20,8 +20,10 @@ BYTES_PER_CHARACTER = 1024
 SPARE_BYTES = 1024 * 1024
 # Below it any thread's stack will do.
 FEW_CHARACTERS = 512
-# Twice what a body can hold: a template may write a text more than once.
-MOST_CHARACTERS = 2 * 1024 * 1024
+# Twice what the largest body can hold: a template may write a text more than once.
+MOST_CHARACTERS = 32 * 1024 * 1024
+# No match is longer than two runs, so that many characters' room does for any text.
+MOST_ROOM = 2 * 1024 * 1024
 # Takes 25 MB of stack while it is tokenized.
 MOST_RUN = 65_536
 # Letters with all that is not ASCII, digits, white space, signs: no match goes over more than two of them.
@@ -67,7 +69,7 @@ def with_room_for(characters: int, work: Callable[[], T]) -> T:
         except BaseException as error:
             errors.append(error)
 
-    size = SPARE_BYTES + characters * BYTES_PER_CHARACTER
+    size = SPARE_BYTES + min(characters, MOST_ROOM) * BYTES_PER_CHARACTER
     thread = threading.Thread(target=run, name="deep-stack", daemon=True)
     with _starting:
         # The only way to say it holds for all threads that are started meanwhile; for others it is too much at worst.

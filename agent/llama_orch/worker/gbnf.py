@@ -66,7 +66,7 @@ def check(grammar: str) -> None:
     for rule in rules.values():
         for item in (item for sequence in rule for item in sequence):
             if item.rule is not None and item.rule not in rules:
-                raise WrongGrammar(f"the rule {item.rule!r} is used but not defined")
+                raise WrongGrammar(f"the rule '{item.rule}' is used but not defined", "a part of it is missing")
     if sum(item.elements for rule in rules.values() for sequence in rule for item in sequence) > MAX_ELEMENTS:
         raise WrongGrammar("its repetitions make it too large")
     _check_choices(rules, _may_be_empty(rules))
@@ -103,13 +103,13 @@ class _Parser:
             name = self._take("define", "a rule begins with its name and ::=")
             self._take("is", "a rule begins with its name and ::=")
             if name in self.rules:
-                raise WrongGrammar(f"the rule {name!r} is defined twice")
+                raise WrongGrammar(f"the rule '{name}' is defined twice")
             self.rules[name] = []
             self._choices(name, 0)
 
     def _take(self, kind: str, otherwise: str) -> str:
         if self._kind != kind:
-            raise WrongGrammar(f"{otherwise}, not with {self._text[:40]!r}")
+            raise WrongGrammar(f"{otherwise}, not with '{self._text[:40]}'")
         text = self._text
         self._kind, self._text = next(self._tokens, ("end", ""))
         return text
@@ -166,7 +166,7 @@ def _tokens(grammar: str, *, skipped: bool = False) -> Iterator[tuple[str, str]]
     while place < len(grammar):
         found = _TOKEN.match(grammar, place)
         if not found or found.lastgroup is None:
-            raise WrongGrammar(f"nothing that a grammar may have begins with {grammar[place : place + 40]!r}")
+            raise WrongGrammar(f"nothing that a grammar may have begins with '{grammar[place : place + 40]}'")
         place = found.end()
         budget.spend()
         if skipped or found.lastgroup != "skip":
@@ -220,16 +220,27 @@ def _check_choices(rules: _Rules, empty: set[str]) -> None:
         order = list(TopologicalSorter(begins).static_order())
     except CycleError as error:
         name = next((name for name in error.args[1] if not name.startswith("(")), "root")
-        raise WrongGrammar(f"the rule {name!r} may begin with itself") from None
+        raise WrongGrammar(f"the rule '{name}' may begin with itself", "a part of it may begin with itself") from None
     choices: dict[str, int] = {}
     for name in order:
         choices[name] = 1 + sum(choices_of(item) for sequence in rules[name] for item in beginning(sequence))
         if choices[name] > MAX_CHOICES:
-            raise WrongGrammar(f"more than {MAX_CHOICES} ways to begin the rule {name!r}")
+            raise WrongGrammar(
+                f"more than {MAX_CHOICES} ways to begin {_called(name)}",
+                f"more than {MAX_CHOICES} ways to begin a part",
+            )
     for name, rule in rules.items():
         for sequence in rule:
             ahead = 0
             for item in reversed(sequence):
                 ahead = choices_of(item) + (ahead if optional(item) else 0)
                 if ahead > MAX_CHOICES:
-                    raise WrongGrammar(f"more than {MAX_CHOICES} ways to go on at one place of the rule {name!r}")
+                    raise WrongGrammar(
+                        f"more than {MAX_CHOICES} ways to go on at one place of {_called(name)}",
+                        f"more than {MAX_CHOICES} ways to go on at one place",
+                    )
+
+
+def _called(name: str) -> str:
+    """A rule as who wrote the grammar knows it; what stands in brackets has no name of its own."""
+    return "what is in brackets" if name.startswith("(") else f"the rule '{name}'"

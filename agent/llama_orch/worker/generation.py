@@ -40,7 +40,14 @@ class TextRefused(Exception):
 
 
 class WrongGrammar(Exception):
-    """llama.cpp does not take the grammar, or cannot make one of the schema; says why where that is known."""
+    """llama.cpp does not take the grammar, or cannot make one of the schema; says why where that is known.
+
+    `plain` says the same without the names of the grammar's rules, to whom has not written it.
+    """
+
+    def __init__(self, reason: str, plain: str | None = None) -> None:
+        super().__init__(reason)
+        self.plain = plain or reason
 
 
 @dataclass(frozen=True)
@@ -126,12 +133,14 @@ class Order:
 
 @dataclass(frozen=True)
 class Ending:
-    """How an answer ended, after its last text."""
+    """How an answer ended, after its last text, and the seconds that its prompt and its tokens took."""
 
     reason: FinishReason
     prompt_tokens: int
     tokens: int
     reused: int
+    prompt_seconds: float = 0.0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,11 @@ maxLength, pattern, format (dates, times, uuid), minimum and maximum of integers
 anyOf, oneOf (as anyOf), allOf, and references within the schema. Other keywords are passed over: what they ask
 for no grammar can hold, or only at a price. So are lengths beside a pattern or a format, and upper limits above 2000.
 An object with `properties` has these alone unless the schema says more, in the schema's order; `prefixItems` are all
-there.
+there. A part that allows nothing, as `false` does, is left out where there is another choice. Where it is said so, a
+pattern that no grammar can hold is passed over as well.
+
+A reference stays a reference: a rule that names another, which may be itself. What is put together of several parts is
+a rule as well, so that one that contains itself is put together once.
 
 Source: JSON Schema 2020-12, "Validation", and what older drafts wrote otherwise.
 """
@@ -14,17 +18,30 @@ from __future__ import annotations
 
 import json
 import math
-from functools import reduce
+from collections.abc import Callable
+from functools import partial, reduce
 from itertools import takewhile
 from typing import Any
-from urllib.parse import unquote
 
 from . import budget, gbnf, integers, pattern
 from .generation import WrongGrammar
+from .schema_parts import (
+    COMBINED,
+    HELD,
+    NothingFits,
+    Parts,
+    is_a,
+    kinds_of,
+    less,
+    list_of,
+    object_of,
+)  # fmt: skip
 
 MAX_SCHEMAS = 4000
 MAX_DEPTH = 64
 MAX_NAME = 256
+# Of more values that are objects or lists, each is spaced in one way alone: then they can be read letter by letter.
+MAX_SPACED = 64
 # What the rules together may hold: parts that are put together again and again grow without end.
 MAX_CHARACTERS = 2_000_000
 
@@ -56,39 +73,44 @@ _FORMATS = {
     "date-time": f"^{_DATE}T{_TIME}$",
     "uuid": "^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$",
 }
-# What a schema without a type is about.
-_HINTS = {
-    "object": {"properties", "required", "additionalProperties", "patternProperties"},
-    "array": {"items", "prefixItems", "minItems", "maxItems"},
-    "string": {"pattern", "format", "minLength", "maxLength"},
-    "number": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"},
-}
-_PYTHON = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None), "number": (int, float)}
-_LEAST = {"minLength", "minItems", "minimum", "exclusiveMinimum"}
-_MOST = {"maxLength", "maxItems", "maximum", "exclusiveMaximum"}
-_HELD = {"type", "enum", "const", "anyOf", "oneOf", "allOf"}.union(*_HINTS.values())
 
 
-def grammar(schema: dict[str, Any]) -> str:
-    """A grammar for the JSON that `schema` allows. Raises WrongGrammar, budget.BudgetSpent."""
+def grammar(schema: dict[str, Any], *, strict: bool = True) -> str:
+    """A grammar for the JSON that `schema` allows. Raises WrongGrammar, budget.BudgetSpent.
+
+    Unless it is `strict`, a pattern that no grammar can hold is passed over; a text may be any there.
+    """
     with budget.limited():
-        return _Converter(schema).convert()
+        return _Converter(schema, strict=strict).convert()
+
+
+def converter(*, strict: bool) -> Callable[[dict[str, Any]], str]:
+    """`grammar`, as strict as this."""
+    return partial(grammar, strict=strict)
 
 
 class _Converter:
     """Turns each part of a schema into a rule, and gives the same rule to parts that read the same."""
 
-    def __init__(self, schema: dict[str, Any]) -> None:
+    def __init__(self, schema: dict[str, Any], *, strict: bool = True) -> None:
         self._schema = schema
+        self._parts = Parts(schema)
+        self._strict = strict
         self._rules: dict[str, str] = {}
         self._names: dict[str, str] = {}
         self._references: dict[str, str] = {}
+        # Rules that are named already and have yet to be made: a chain of references is not as deep as it is long.
+        self._pending: list[tuple[str, Any]] = []
+        self._combinations: dict[str, str] = {}
         self._seen = 0
         self._characters = 0
 
     def convert(self) -> str:
         self._rules["root"] = self._visit(self._schema, 0)
-        return "\n".join(f"{name} ::= {body}" for name, body in {**self._rules, **_COMMON}.items())
+        while self._pending:
+            name, target = self._pending.pop()
+            self._rules[name] = self._visit(target, 0)
+        return _written(self._rules)
 
     def _define(self, body: str) -> str:
         budget.spend(1 + len(body) // 16)
@@ -103,7 +125,7 @@ class _Converter:
     def _any_of(self, choices: list[str]) -> str:
         different = list(dict.fromkeys(choices))
         if not different:
-            raise WrongGrammar("nothing fits what it allows: an empty list, or values of another type")
+            raise NothingFits("nothing fits what it allows: an empty list, or values of another type")
         return different[0] if len(different) == 1 else self._define(" | ".join(different))
 
     def _visit(self, schema: Any, depth: int) -> str:
@@ -114,25 +136,17 @@ class _Converter:
             raise WrongGrammar(f"it is larger than {MAX_SCHEMAS} parts, or deeper than {MAX_DEPTH}")
         if schema is True:
             return "value"
+        if schema is False:
+            raise NothingFits("nothing fits false")
         if not isinstance(schema, dict):
-            raise WrongGrammar("a schema is an object or true")
-        if "$ref" in schema:
-            return self._visit_reference(schema, depth)
-        for key in ("anyOf", "oneOf"):
-            if key in schema:
-                base = _less(schema, key)
-                options = [self._merge(base, option) for option in _list_of(schema, key)]
-                return self._any_of([self._visit(option, depth + 1) for option in options])
-        if "allOf" in schema:
-            merged = reduce(self._merge, _list_of(schema, "allOf"), _less(schema, "allOf"))
-            return self._visit(merged, depth + 1)
-        kinds = _kinds(schema)
-        if "const" in schema or "enum" in schema:
-            values = [schema["const"]] if "const" in schema else _list_of(schema, "enum")
-            allowed = [value for value in values if not kinds or any(_is_a(value, kind) for kind in kinds)]
-            plain = [value for value in allowed if not isinstance(value, (dict, list))]
-            choices = [self._value(value) for value in allowed if isinstance(value, (dict, list))]
-            return self._any_of([*self._one_of({_json(value) for value in plain}), *choices])
+            raise WrongGrammar("a schema is an object, true or false")
+        if "$ref" in schema and not schema.keys() & HELD:
+            return self._visit_reference(schema["$ref"])
+        if "$ref" in schema or schema.keys() & COMBINED:
+            return self._visit_combination(schema, depth)
+        kinds = kinds_of(schema)
+        if _is_of_values(schema):
+            return self._any_value(*_values(schema))
         return self._any_of([self._of_kind(schema, kind, depth + 1) for kind in kinds]) if kinds else "value"
 
     def _of_kind(self, schema: dict[str, Any], kind: str, depth: int) -> str:
@@ -150,7 +164,7 @@ class _Converter:
                 return "positive" if any(isinstance(one, (int, float)) and one >= 0 for one in low) else "number"
             case "boolean" | "null":
                 return kind
-        raise WrongGrammar(f"there is no type {kind!r}")
+        raise WrongGrammar(f"there is no type '{kind[:40]}'")
 
     def _value(self, value: Any) -> str:
         """The one JSON value, however it is spaced."""
@@ -161,6 +175,12 @@ class _Converter:
         if isinstance(value, list):
             return self._define(_between('"["', [self._value(one) for one in value], '"]"'))
         return self._define(_text(value))
+
+    def _any_value(self, plain: set[str], structured: list[Any]) -> str:
+        """The name of the rule for any of these values: plain ones as JSON, and objects and lists."""
+        if len(structured) > MAX_SPACED:
+            plain, structured = plain | {_json(value) for value in structured}, []
+        return self._any_of([*self._one_of(plain), *map(self._value, structured)])
 
     def _one_of(self, texts: set[str]) -> list[str]:
         """One of these texts, each letter looked at once: as so many choices they would all judge every token."""
@@ -179,88 +199,75 @@ class _Converter:
 
     # --- references and combinations
 
-    def _visit_reference(self, schema: dict[str, Any], depth: int) -> str:
-        reference = schema["$ref"]
-        if schema.keys() & _HELD:
-            return self._visit(self._merge(self._target(reference), _less(schema, "$ref")), depth + 1)
-        target = self._target(reference)
+    def _visit_reference(self, reference: Any) -> str:
+        target = self._parts.target(reference)
+        if target is False:
+            raise NothingFits("nothing fits false")
         if reference not in self._references:
             # Known before its rule is: a schema may contain itself.
             self._references[reference] = name = f"ref{len(self._references)}"
-            self._rules[name] = self._visit(target, depth + 1)
+            self._pending.append((name, target))
         return self._references[reference]
 
-    def _target(self, reference: Any) -> Any:
-        if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
-            raise WrongGrammar(f"$ref {str(reference)[:80]!r}: only places within the schema itself, as #/$defs/name")
-        budget.spend(1 + len(reference) // 16)
-        found: Any = self._schema
-        for part in unquote(reference).split("/")[1:]:
-            name = part.replace("~1", "/").replace("~0", "~")
-            if isinstance(found, list) and name.isdecimal() and int(name) < len(found):
-                found = found[int(name)]
-            elif isinstance(found, dict) and name in found:
-                found = found[name]
-            else:
-                raise WrongGrammar(f"$ref {reference[:80]!r} points nowhere")
-        return found
+    def _visit_combination(self, schema: dict[str, Any], depth: int) -> str:
+        """The name of the rule for what is put together of several parts; known before the rule is, as above."""
+        key = json.dumps(schema, sort_keys=True)
+        budget.spend(1 + len(key) // 64)
+        if key not in self._combinations:
+            self._combinations[key] = name = f"c{self._seen}"
+            try:
+                self._rules[name] = self._combine(schema, depth)
+            except NothingFits:
+                del self._combinations[key]
+                raise
+        return self._combinations[key]
 
-    def _merge(self, one: Any, other: Any) -> Any:
-        """A schema for what both allow."""
-        budget.spend(1 + (len(one) if isinstance(one, dict) else 0) + (len(other) if isinstance(other, dict) else 0))
-        if one is True or other is True:
-            return other if one is True else one
-        if not isinstance(one, dict) or not isinstance(other, dict):
-            raise WrongGrammar("a schema is an object or true")
-        if "$ref" in one:
-            return self._merge(self._merge(self._target(one["$ref"]), _less(one, "$ref")), other)
-        if "$ref" in other:
-            return self._merge(one, self._merge(self._target(other["$ref"]), _less(other, "$ref")))
-        merged, later = {**other, **one}, []
-        for key in one.keys() & other.keys():
-            if one[key] == other[key]:
+    def _combine(self, schema: dict[str, Any], depth: int) -> str:
+        if "$ref" in schema:
+            return self._visit(self._parts.merge(self._parts.target(schema["$ref"]), less(schema, "$ref")), depth + 1)
+        for key in ("anyOf", "oneOf"):
+            if key in schema:
+                with_rest = partial(self._parts.merge, less(schema, key))
+                return self._alternatives([partial(with_rest, one) for one in list_of(schema, key)], depth + 1)
+        merged = reduce(self._parts.merge, list_of(schema, "allOf"), less(schema, "allOf"))
+        return self._visit(merged, depth + 1)
+
+    def _alternatives(self, options: list[Callable[[], Any]], depth: int) -> str:
+        """The name of the rule for any of the options that allow something."""
+        # Values that stand alone are looked at together, as those of one enum.
+        plain: set[str] = set()
+        structured: list[Any] = []
+        choices: list[str] = []
+        for option in options:
+            try:
+                merged = option()
+                if isinstance(merged, dict) and _is_of_values(merged) and not merged.keys() & {*COMBINED, "$ref"}:
+                    texts, others = _values(merged)
+                    plain |= texts
+                    structured += others
+                else:
+                    choices.append(self._visit(merged, depth))
+            except NothingFits:
                 continue
-            if key in ("anyOf", "oneOf"):
-                later.append({key: other[key]})
-            else:
-                merged[key] = self._merge_key(key, one, other)
-        return {**merged, "allOf": [*_list_of(merged, "allOf"), *later]} if later else merged
-
-    def _merge_key(self, key: str, one: dict[str, Any], other: dict[str, Any]) -> Any:
-        mine, theirs = one[key], other[key]
-        both: Any = theirs
-        match key:
-            case "properties":
-                own, others = _object_of(one, key), _object_of(other, key)
-                both = {name: self._merge(own.get(name, True), others.get(name, True)) for name in {**own, **others}}
-            case "required" | "allOf":
-                both = [*_list_of(one, key), *_list_of(other, key)]
-                budget.spend(len(both))
-            case "type":
-                both = [kind for kind in _kinds(one) if kind in _kinds(other)]
-            case "enum":
-                budget.spend(len(_list_of(one, key)) * len(_list_of(other, key)))
-                both = [value for value in _list_of(one, key) if value in _list_of(other, key)]
-            case "additionalProperties" | "items":
-                both = False if mine is False or theirs is False else self._merge(mine, theirs)
-            case "pattern" | "const" | "prefixItems":
-                both = []
-            case _ if key in _LEAST | _MOST:
-                both = (max if key in _LEAST else min)(mine, theirs)
-        if both == []:
-            raise WrongGrammar(f"nothing fits what it says twice with {key}")
-        return both
+        if plain or structured:
+            choices.append(self._any_value(plain, structured))
+        return self._any_of(choices)
 
     # --- objects and arrays
 
     def _object(self, schema: dict[str, Any], depth: int) -> str:
-        properties = _object_of(schema, "properties")
-        required = {name: True for name in _list_of(schema, "required") if isinstance(name, str)}
+        properties = object_of(schema, "properties")
+        required = {name: True for name in list_of(schema, "required") if isinstance(name, str)}
         others = schema.get("additionalProperties", not properties and "properties" not in schema)
         parts = {**properties, **{name: True for name in required if name not in properties}}
-        pairs = [(name, f'{_text(name)} ":" ws {self._visit(part, depth)}') for name, part in parts.items()]
+        pairs = [
+            (name, f'{_text(name)} ":" ws {visited}')
+            for name, part in parts.items()
+            if (visited := self._visit(part, depth) if name in required else self._where_allowed(part, depth))
+        ]
         # What may come once something stands before it, from the last to the first.
-        another = "" if others is False else self._other(list(parts), others, depth)
+        other = self._where_allowed(others, depth)
+        another = self._other(list(parts), other) if other else ""
         behind = [f'("," ws {another})*' if another else ""]
         for name, pair in reversed(pairs):
             own = f'"," ws {pair}' if name in required else f'("," ws {pair})?'
@@ -271,17 +278,24 @@ class _Converter:
             first.append(f"{pair} {behind[number + 1]}")
             if name in required:
                 return self._define(f'"{{" ws {self._any_of(first)} ws "}}"')
-        if others is not False:
+        if another:
             first.append(f"{another} {behind[-1]}")
         return self._define(f'"{{" ws ({self._any_of(first)} ws)? "}}"' if first else '"{" ws "}"')
 
-    def _other(self, names: list[str], schema: Any, depth: int) -> str:
-        """A member of any name but `names`."""
+    def _where_allowed(self, schema: Any, depth: int) -> str | None:
+        """The rule of what need not be there; None where nothing may be."""
+        try:
+            return self._visit(schema, depth)
+        except NothingFits:
+            return None
+
+    def _other(self, names: list[str], value: str) -> str:
+        """A member of any name but `names`, with what the rule `value` allows."""
         if not names:
-            return self._define(f'string ":" ws {self._visit(schema, depth)}')
+            return self._define(f'string ":" ws {value}')
         if max(map(len, names)) > MAX_NAME:
             raise WrongGrammar(f"beside additionalProperties a property's name has at most {MAX_NAME} characters")
-        return self._define(f'"\\"" {self._none_of(set(names))} "\\"" ":" ws {self._visit(schema, depth)}')
+        return self._define(f'"\\"" {self._none_of(set(names))} "\\"" ":" ws {value}')
 
     def _none_of(self, endings: set[str]) -> str:
         """Text that is none of `endings`, without what JSON writes with a backslash."""
@@ -304,13 +318,20 @@ class _Converter:
         if isinstance(items, list):
             head, items = items, schema.get("additionalItems", False)
         else:
-            head = _list_of(schema, "prefixItems")
-            items = False if head and "items" not in schema else items
+            head = list_of(schema, "prefixItems")
+            items = False if head and "items" not in schema and least <= len(head) else items
+        if False in head:
+            # Nothing may stand there, so the list ends before it.
+            most = min(head.index(False), len(head) if most is None else most)
+            if least > most:
+                raise NothingFits("nothing fits a list that must be longer than it may be")
         heads = [self._visit(part, depth) for part in head[:most]]
         room = None if most is None else most - len(heads)
-        if items is False or room == 0:
+        item = None if room == 0 else self._where_allowed(items, depth)
+        if item is None:
+            if least > len(heads):
+                raise NothingFits("nothing fits a list that must be longer than it may be")
             return self._define(_between('"["', heads, '"]"'))
-        item = self._visit(items, depth)
         more = self._define(f'"," ws {item}')
         if heads:
             body = ' "," ws '.join(heads) + " " + more + _times(max(least - len(heads), 0), room)
@@ -323,53 +344,50 @@ class _Converter:
     def _string(self, schema: dict[str, Any]) -> str:
         least, most = _bounds(schema, "minLength", "maxLength")
         wanted = schema.get("pattern", _FORMATS.get(str(schema.get("format"))))
-        if wanted is not None:
+        if wanted is not None and self._can_hold(str(wanted)):
             inside = pattern.rule(str(wanted), self._define, "char*")
             return self._define(f'"\\"" ({inside}) "\\""')
         if not least and most is None:
             return "string"
         return self._define(f'"\\"" char{_times(least, most)} "\\""')
 
+    def _can_hold(self, wanted: str) -> bool:
+        """Whether a grammar can hold this pattern by itself. Raises WrongGrammar where it must and cannot."""
+        if self._strict:
+            return True
+        alone = _Converter({})
+        try:
+            rules = {"root": pattern.rule(wanted, alone._define, "char*"), **alone._rules}
+            gbnf.check(_written(rules))
+        except WrongGrammar:
+            return False
+        return True
+
     def _integer(self, schema: dict[str, Any]) -> str:
         low, high = _limit(schema, "minimum", "exclusiveMinimum", 1), _limit(schema, "maximum", "exclusiveMaximum", -1)
         if low == -integers.LARGEST and high == integers.LARGEST:
             return "integer"
         if low > high:
-            raise WrongGrammar("its minimum is above its maximum")
+            raise NothingFits("nothing fits it: its minimum is above its maximum")
         return self._define(integers.rule(low, high))
 
 
-def _less(schema: dict[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in schema.items() if name != key}
+def _written(rules: dict[str, str]) -> str:
+    return "\n".join(f"{name} ::= {body}" for name, body in {**rules, **_COMMON}.items())
 
 
-def _list_of(schema: dict[str, Any], key: str) -> list[Any]:
-    found = schema.get(key, [])
-    if not isinstance(found, list):
-        raise WrongGrammar(f"{key} is a list")
-    return found
+def _is_of_values(schema: dict[str, Any]) -> bool:
+    """Whether a schema lists what it allows."""
+    return "const" in schema or "enum" in schema
 
 
-def _object_of(schema: dict[str, Any], key: str) -> dict[str, Any]:
-    found = schema.get(key, {})
-    if not isinstance(found, dict):
-        raise WrongGrammar(f"{key} is an object")
-    return found
-
-
-def _kinds(schema: dict[str, Any]) -> list[str]:
-    given = schema.get("type")
-    if given is None:
-        return [kind for kind, keys in _HINTS.items() if keys & schema.keys()]
-    return list(dict.fromkeys(map(str, given))) if isinstance(given, list) else [str(given)]
-
-
-def _is_a(value: Any, kind: str) -> bool:
-    if isinstance(value, bool) and kind != "boolean":
-        return False
-    if kind == "integer":
-        return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    return isinstance(value, _PYTHON.get(kind, ()))
+def _values(schema: dict[str, Any]) -> tuple[set[str], list[Any]]:
+    """The values that a schema lists: the plain ones as JSON, and those that are objects or lists."""
+    kinds = kinds_of(schema)
+    values = [schema["const"]] if "const" in schema else list_of(schema, "enum")
+    allowed = [value for value in values if not kinds or any(is_a(value, kind) for kind in kinds)]
+    plain = {_json(value) for value in allowed if not isinstance(value, (dict, list))}
+    return plain, [value for value in allowed if isinstance(value, (dict, list))]
 
 
 def _text(value: Any) -> str:
@@ -384,7 +402,10 @@ def _common(first: str, last: str) -> str:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise WrongGrammar("it has a number that JSON does not know") from None
 
 
 def _between(begin: str, parts: list[str], end: str) -> str:
@@ -395,7 +416,7 @@ def _between(begin: str, parts: list[str], end: str) -> str:
 def _bounds(schema: dict[str, Any], least: str, most: str) -> tuple[int, int | None]:
     low, high = schema.get(least, 0), schema.get(most)
     for key, value in ((least, low), (most, high)):
-        if value is not None and not (_is_a(value, "integer") and value >= 0):
+        if value is not None and not (is_a(value, "integer") and value >= 0):
             raise WrongGrammar(f"{key} is a whole number")
     if high is not None and high < low:
         raise WrongGrammar(f"{least} is above {most}")
@@ -414,9 +435,11 @@ def _limit(schema: dict[str, Any], inclusive: str, exclusive: str, step: int) ->
     # Draft 4 says with a boolean that the limit itself is excluded.
     if beyond is True:
         value, beyond = None, value
-    if _is_a(value, "number"):
+    if not all(math.isfinite(one) for one in (value, beyond) if is_a(one, "number")):
+        raise WrongGrammar("it has a number that JSON does not know")
+    if is_a(value, "number"):
         limits.append(math.ceil(value) if step > 0 else math.floor(value))
-    if _is_a(beyond, "number"):
+    if is_a(beyond, "number"):
         limits.append((math.floor(beyond) if step > 0 else math.ceil(beyond)) + step)
     limit = max(limits) if step > 0 else min(limits)
     if abs(limit) > integers.LARGEST:

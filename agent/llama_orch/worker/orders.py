@@ -95,8 +95,9 @@ async def chat_plan(loaded: Loaded, client: str, body: wire.ChatRequest) -> tupl
     """How a chat's tools are told and read, and what holds its answer to a shape. Raises BadRequest, Busy."""
 
     def work() -> tuple[ToolPlan, Constraint | None]:
-        plan = plan_tools(loaded.template, body)
-        constraint = plan.constraint or constraint_of(body)
+        answer = constraint_of(body)
+        plan = plan_tools(loaded.template, body, answer)
+        constraint = plan.constraint or answer
         field = "tools" if plan.constraint else "grammar" if body.grammar else "response_format"
         _check_constraint(loaded, constraint, field)
         return plan, constraint
@@ -145,12 +146,16 @@ def choices(order: Order, count: int) -> list[Order]:
 
 
 async def tokens_of_chat(
-    loaded: Loaded, client: str, messages: list[wire.ChatMessage], tools: list[dict[str, Any]] | None
+    loaded: Loaded,
+    client: str,
+    messages: list[wire.ChatMessage],
+    tools: list[dict[str, Any]] | None,
+    turn: wire.Turn,
 ) -> list[int]:
     """The tokens of a conversation as the model's template writes it. Raises BadRequest, Busy."""
 
     def work() -> list[int]:
-        return _tokenize(loaded, loaded.template.render(messages, tools), "messages", rendered=True)
+        return _tokenize(loaded, loaded.template.render(messages, tools, turn), "messages", rendered=True)
 
     return await loaded.texts.run(client, work)
 

@@ -45,7 +45,7 @@ class _Reader:
         return choices
 
     def _wrong(self, reason: str) -> WrongGrammar:
-        return WrongGrammar(f"pattern {self._pattern[:80]!r}: {reason}")
+        return WrongGrammar(f"pattern '{self._pattern[:80]}': {reason}")
 
     def _taken(self, text: str) -> bool:
         """Whether `text` comes next; it is passed over then."""

@@ -28,7 +28,7 @@ from llama_orch.web.auth import Token
 from llama_orch.web.correlation import configure_logging
 from llama_orch.web.tasks import OwnedTasks
 
-from . import confinement, routes
+from . import bodies, confinement, routes
 from .generation import CannotServe, Engine, LoadAborted
 from .metrics import Metrics
 from .service import Service
@@ -123,6 +123,7 @@ class _Process:
             registry=registry,
             refresh_metrics=refresh,
             identity=spec.worker_id,
+            max_body_bytes=bodies.most_bytes_of(spec),
         )
         self._app.after_server_start(self._begin)
         self._server = serve.Server(

@@ -6,6 +6,7 @@ import base64
 import struct
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from urllib.parse import unquote
 
 from pydantic import BaseModel
 from sanic import Request
@@ -38,14 +39,12 @@ def build(service: Service) -> Routes:
 
     @routes.handle(ops.SERVED_MODELS)
     async def models(_: Request) -> wire.ServedModelList:
-        loaded = service.require_ready()
-        served = wire.ServedModel(
-            id=service.spec.model_name,
-            created=service.started_at,
-            context_per_slot=loaded.info.context,
-            slots=service.spec.slots,
-        )
-        return wire.ServedModelList(data=[served])
+        return wire.ServedModelList(data=[_served(service, service.require_ready())])
+
+    @routes.handle(ops.SERVED_MODEL)
+    async def model(_: Request, model: str) -> wire.ServedModel:
+        # Clients write what stands between slashes as they would write any part of a path.
+        return _served(service, service.require_ready(unquote(model)))
 
     @routes.handle(ops.COMPLETIONS)
     async def completions(request: Request, body: wire.CompletionRequest) -> BaseModel | EventStream:
@@ -59,7 +58,7 @@ def build(service: Service) -> Routes:
             for prompt, tokens in zip(body.prompts, prompts, strict=True)
             for one in _completion(loaded, body, prompt, tokens, constraint=constraint, scope=scope, client=client)
         ]
-        shape = CompletionShape(service.spec.model_name, loaded.engine)
+        shape = CompletionShape(service.spec.model_name, service.fingerprint, loaded.engine)
         return await _answer(service, request, body, wanted, shape, prompts=len(body.prompts))
 
     @routes.handle(ops.CHAT_COMPLETIONS)
@@ -68,7 +67,8 @@ def build(service: Service) -> Routes:
         orders.require_text_model(loaded)
         scope, client = scopes.of(request), clients.of(request)
         plan, constraint = await orders.chat_plan(loaded, client, body)
-        prompt = await orders.tokens_of_chat(loaded, client, plan.messages, plan.tools)
+        turn = body.turn_after(body.messages)
+        prompt = await orders.tokens_of_chat(loaded, client, plan.messages, plan.tools, turn)
         room = orders.check_room(loaded, prompt, "messages")
         order = Order(
             prompt=prompt,
@@ -81,7 +81,7 @@ def build(service: Service) -> Routes:
             client=client,
         )
         readers = [plan.reader() for _ in range(body.n)]
-        shape = ChatShape(service.spec.model_name, loaded.engine, readers)
+        shape = ChatShape(service.spec.model_name, service.fingerprint, loaded.engine, readers)
         return await _answer(service, request, body, orders.choices(order, body.n), shape, prompts=1)
 
     @routes.handle(ops.EMBEDDINGS)
@@ -100,14 +100,26 @@ def build(service: Service) -> Routes:
     @routes.handle(ops.TOKENIZE)
     async def tokenize(request: Request, body: wire.TokenizeRequest) -> wire.Tokens:
         loaded = service.require_ready(body.model)
-        if body.prompt is not None:
-            prompts = [body.prompt]
-            (tokens,) = await orders.tokens_of(loaded, clients.of(request), prompts, begin=body.add_special_tokens)
+        client = clients.of(request)
+        if body.messages is not None:
+            turn = body.turn_after(body.messages)
+            tokens = await orders.tokens_of_chat(loaded, client, body.messages, None, turn)
         else:
-            tokens = await orders.tokens_of_chat(loaded, clients.of(request), body.messages or [], None)
+            prompts = [body.prompt or ""]
+            (tokens,) = await orders.tokens_of(loaded, client, prompts, begin=body.add_special_tokens)
         return wire.Tokens(tokens=tokens, count=len(tokens), context_per_slot=loaded.info.context)
 
     return routes
+
+
+def _served(service: Service, loaded: Loaded) -> wire.ServedModel:
+    return wire.ServedModel(
+        id=service.spec.model_name,
+        aliases=service.aliases,
+        created=service.started_at,
+        context_per_slot=loaded.info.context,
+        slots=service.spec.slots,
+    )
 
 
 def _completion(

@@ -16,6 +16,7 @@ from llama_orch.contract.errors import ApiError, BadRequest, Busy, DeadlineExcee
 from llama_orch.contract.inference import WorkerHealth
 from llama_orch.contract.process import WorkerSpec
 
+from . import bodies, names
 from .batcher import Batcher, Item, Run
 from .chat import ChatTemplate
 from .generation import Ending, Engine, ModelInfo, Order
@@ -52,7 +53,9 @@ class Loaded:
         self.batcher = batcher
         self.texts = WorkPool("texts", TEXT_THREADS, cpu_seconds=TEXT_SECONDS)
         self.grammars = WorkPool("grammars", GRAMMAR_THREADS)
-        self.template = ChatTemplate(info.chat_template, bos_text=info.bos_text, eos_text=info.eos_text)
+        self.template = ChatTemplate(
+            info.chat_template, bos_text=info.bos_text, eos_text=info.eos_text, scale=bodies.scale(info.context)
+        )
 
 
 class _Answer:
@@ -94,6 +97,8 @@ class Service:
         self.spec = spec
         self.metrics = metrics
         self.started_at = int(time.time())
+        self.aliases = names.aliases(spec)
+        self.fingerprint = names.fingerprint(spec)
         self.slots = Slots(spec.slots, queue_limit=max(QUEUE_LEAST, QUEUE_PER_SLOT * spec.slots))
         self._make_engine = make_engine
         self._confined = confined
@@ -191,9 +196,9 @@ class Service:
                 headers={"Retry-After": "2"},
                 percentage=percentage,
             )
-        names = [self.spec.model_name, *([self.spec.model_ref] if self.spec.model_ref else [])]
-        if model is not None and model not in names:
-            raise NotFound(f"model: this worker serves {' alias '.join(names)}", code="model_not_found", served=names)
+        served = [self.spec.model_name, *self.aliases]
+        if model is not None and model not in (*served, self.spec.model_ref):
+            raise NotFound(f"model: this worker serves {' alias '.join(served)}", code="model_not_found", served=served)
         return self._loaded
 
     async def drain(self) -> None:

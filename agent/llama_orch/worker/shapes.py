@@ -31,12 +31,42 @@ def usage_of(endings: list[Ending], *, prompts: int) -> wire.Usage:
     )
 
 
-class CompletionShape:
-    """A completion's events and its whole."""
+def timings_of(endings: list[Ending]) -> wire.Timings:
+    """What the answers took, those to one prompt as if they were one: all their tokens, and the longest time."""
+    reused, read, written = endings[0].reused, endings[0].prompt_tokens, sum(one.tokens for one in endings)
+    prompt_ms = 1000 * max(one.prompt_seconds for one in endings)
+    ms = 1000 * max(one.seconds for one in endings)
+    return wire.Timings(
+        cache_n=reused,
+        prompt_n=read - reused,
+        prompt_ms=prompt_ms,
+        prompt_per_token_ms=_per(prompt_ms, read - reused),
+        prompt_per_second=_per(1000.0 * (read - reused), prompt_ms),
+        predicted_n=written,
+        predicted_ms=ms,
+        predicted_per_token_ms=_per(ms, written),
+        predicted_per_second=_per(1000.0 * written, ms),
+    )
 
-    def __init__(self, model: str, engine: Engine) -> None:
+
+def _per(amount: float, count: float) -> float:
+    return round(amount / count, 3) if count else 0.0
+
+
+def _common(kind: str, model: str, fingerprint: str) -> dict[str, Any]:
+    """What each event and the whole of an answer begin with."""
+    return {
+        "id": f"{kind}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model,
+        "system_fingerprint": fingerprint,
+    }  # fmt: skip
+
+
+class CompletionShape:
+    """A completion's events and its whole. `fingerprint` tells apart what may answer differently."""
+
+    def __init__(self, model: str, fingerprint: str, engine: Engine) -> None:
         self._engine = engine
-        self._common: dict[str, Any] = {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+        self._common = _common("cmpl", model, fingerprint)
         self._offsets: dict[int, int] = {}
         # Most events are a piece of text and nothing else: what stands around it is made once.
         self._before = f'{json.dumps(self._common | {"object": "text_completion"})[:-1]}, "choices": [{{"index": '
@@ -58,7 +88,7 @@ class CompletionShape:
     def last(self, index: int, ending: Ending) -> list[BaseModel | str]:
         """The events at the end of a choice."""
         choice = wire.CompletionChoice(index=index, text="", finish_reason=ending.reason)
-        return [wire.Completion(**self._common, choices=[choice])]
+        return [wire.Completion(**self._common, choices=[choice], timings=timings_of([ending]))]
 
     def usage(self, usage: wire.Usage) -> BaseModel:
         """The event after all choices."""
@@ -77,7 +107,7 @@ class CompletionShape:
                     logprobs=self._logprobs(index, logprobs) if logprobs else None,
                 )
             )
-        return wire.Completion(**self._common, choices=made, usage=usage)
+        return wire.Completion(**self._common, choices=made, usage=usage, timings=timings_of(endings))
 
     def _logprobs(self, index: int, found: list[Logprob]) -> wire.CompletionLogprobs:
         tokens = [_text(self._engine, one.token) for one in found]
@@ -97,13 +127,11 @@ class CompletionShape:
 class ChatShape:
     """A chat's events and its whole. `readers` tell content and tool calls apart, one for each choice."""
 
-    def __init__(self, model: str, engine: Engine, readers: list[AnswerReader | None]) -> None:
+    def __init__(self, model: str, fingerprint: str, engine: Engine, readers: list[AnswerReader | None]) -> None:
         self._engine = engine
         self._readers = readers
         self._called = [False] * len(readers)
-        self._common: dict[str, Any] = {
-            "id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model,
-        }  # fmt: skip
+        self._common = _common("chatcmpl", model, fingerprint)
         self._before = f'{json.dumps(self._common | {"object": "chat.completion.chunk"})[:-1]}, "choices": [{{"index": '
         self._after = '}, "logprobs": null, "finish_reason": null}], "usage": null}'
 
@@ -125,8 +153,10 @@ class ChatShape:
     def last(self, index: int, ending: Ending) -> list[BaseModel | str]:
         """The events at the end of a choice."""
         reader = self._readers[index]
-        rest = [self._chunk(index, self._delta(index, delta)) for delta in (reader.finish() if reader else [])]
-        return [*rest, self._chunk(index, {}, reason=self._reason(index, ending))]
+        deltas = reader.finish(cut=ending.reason == "length") if reader else []
+        rest = [self._chunk(index, self._delta(index, delta)) for delta in deltas]
+        last = self._chunk(index, {}, reason=self._reason(index, ending))
+        return [*rest, last.model_copy(update={"timings": timings_of([ending])})]
 
     def usage(self, usage: wire.Usage) -> BaseModel:
         """The event after all choices."""
@@ -140,19 +170,19 @@ class ChatShape:
             made.append(
                 wire.ChatChoice(
                     index=index,
-                    message=self._message(index, "".join(part.text for part in parts)),
+                    message=self._message(index, "".join(part.text for part in parts), ending),
                     finish_reason=self._reason(index, ending),
                     logprobs=self._logprobs(logprobs) if logprobs else None,
                 )
             )
-        return wire.ChatCompletion(**self._common, choices=made, usage=usage)
+        return wire.ChatCompletion(**self._common, choices=made, usage=usage, timings=timings_of(endings))
 
-    def _message(self, index: int, text: str) -> wire.ChatAnswer:
+    def _message(self, index: int, text: str, ending: Ending) -> wire.ChatAnswer:
         reader = self._readers[index]
         if reader is None:
             return wire.ChatAnswer(content=text)
         content, calls = "", {}
-        for delta in [*reader.feed(text), *reader.finish()]:
+        for delta in [*reader.feed(text), *reader.finish(cut=ending.reason == "length")]:
             if isinstance(delta, Content):
                 content += delta.text
                 continue

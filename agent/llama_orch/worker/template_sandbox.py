@@ -46,19 +46,24 @@ _WIDE = re.compile(r"[0-9]{4}|\*")
 _NEVER = frozenset({"encode", "translate", "maketrans", "to_bytes", "from_bytes", "hex", "fromhex"})
 
 
+class Exceeded(Exception):
+    """The template takes more than it may, or wants what none may; says what."""
+
+
 class _Allowance:
-    def __init__(self) -> None:
+    def __init__(self, scale: int) -> None:
         self.until = time.thread_time() + CPU_SECONDS
-        self.bytes_left = MAX_BYTES
+        self.bytes_left = self.bytes = MAX_BYTES * scale
+        self.text = MAX_TEXT * scale
 
 
 _allowance: ContextVar[_Allowance] = ContextVar("allowance")
 
 
 @contextmanager
-def bounded() -> Iterator[None]:
-    """Let what is compiled or rendered inside have one allowance of time and memory."""
-    token = _allowance.set(_Allowance())
+def bounded(scale: int = 1) -> Iterator[None]:
+    """Let what is compiled or rendered inside have one allowance of time and of `scale` times the memory."""
+    token = _allowance.set(_Allowance(scale))
     try:
         yield
     finally:
@@ -67,14 +72,14 @@ def bounded() -> Iterator[None]:
 
 def _still_in_time() -> None:
     if time.thread_time() > _allowance.get().until:
-        raise TimeoutError(f"it takes more than {CPU_SECONDS:g} seconds of computing")
+        raise Exceeded(f"it takes more than {CPU_SECONDS:g} seconds of computing")
 
 
 def _use(size: int) -> None:
     allowance = _allowance.get()
     allowance.bytes_left -= size
     if allowance.bytes_left < 0:
-        raise OverflowError(f"it makes more than {MAX_BYTES // 2**20} MiB of texts and lists")
+        raise Exceeded(f"it makes more than {allowance.bytes // 2**20} MiB of texts and lists")
 
 
 def _made(value: Any) -> Any:
@@ -95,13 +100,13 @@ def _counted(items: Iterable[Any], outputs: int = 0) -> Iterator[Any]:
 
 
 def _fits(size: int, most: int = 0) -> None:
-    """Raise OverflowError where a text of that many characters, or a list of that many items, would be too long."""
-    if size > (most or MAX_TEXT):
-        raise OverflowError("a text or a list becomes too long")
+    """Raise Exceeded where a text of that many characters, or a list of that many items, would be too long."""
+    if size > (most or _allowance.get().text):
+        raise Exceeded("a text or a list becomes too long")
 
 
 def _weight(value: Any) -> tuple[int, int]:
-    """About how many characters a value has when it is written out, and how deep it is. Raises OverflowError."""
+    """About how many characters a value has when it is written out, and how deep it is. Raises Exceeded."""
     total, deepest, seen = 0, 0, 0
     left = [(value, 0)]
     while left:
@@ -111,7 +116,7 @@ def _weight(value: Any) -> tuple[int, int]:
             _still_in_time()
         deepest = max(deepest, depth)
         if isinstance(one, jinja2.utils.Namespace):
-            raise OverflowError("a namespace is no text")
+            raise Exceeded("a namespace is no text")
         if isinstance(one, str):
             total += len(one) + 2
         elif isinstance(one, Mapping):
@@ -190,7 +195,7 @@ def _check_pieces(text: str, between: Any = None, *_: Any) -> None:
 
 def _check_percent(form: Any, *given: Any, **named: Any) -> None:
     if _WIDE.search(str(form)):
-        raise OverflowError("a text is formatted too wide")
+        raise Exceeded("a text is formatted too wide")
     _fits(len(form) + (form.count("%") + 1) * (_SMALL + _weight([*given, named])[0]))
 
 
@@ -213,7 +218,7 @@ def _check_number(text: Any, *_: Any, **__: Any) -> None:
 
 def _check_sum(_: Any, attribute: Any = None, start: Any = 0) -> None:
     if not isinstance(start, (int, float)):
-        raise TypeError("only numbers are added up")
+        raise Exceeded("only numbers are added up")
 
 
 def _check_written(value: Any, *more: Any, **named: Any) -> None:
@@ -268,7 +273,7 @@ def _checked(name: str, filter_: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def to_json(value: Any, indent: Any = None, ensure_ascii: bool = False, **options: Any) -> str:
-    """A value as JSON, as templates ask for it. Raises OverflowError where it becomes too long."""
+    """A value as JSON, as templates ask for it. Raises Exceeded where it becomes too long."""
     size, depth = _weight(value)
     step = len(indent) if isinstance(indent, str) else int(indent or 0)
     _fits(step, _SMALL)
@@ -283,7 +288,7 @@ class _Formatter(jinja2.sandbox.SandboxedFormatter):
     def format_field(self, value: Any, format_spec: str) -> Any:
         """One value in a text that is formatted."""
         if _WIDE.search(format_spec):
-            raise OverflowError("a text is formatted too wide")
+            raise Exceeded("a text is formatted too wide")
         _use(_weight(value)[0])
         return _made(super().format_field(value, format_spec))
 
@@ -399,10 +404,10 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Compute what needs a limit, as a few characters may ask for a number that fills the memory."""
         if operator == "**":
-            raise OverflowError("powers are not computed")
+            raise Exceeded("powers are not computed")
         if isinstance(left, int) and isinstance(right, int):
             if max(left.bit_length(), right.bit_length()) > _INTEGER_BITS:
-                raise OverflowError("a number becomes too large")
+                raise Exceeded("a number becomes too large")
         elif operator == "%":
             if isinstance(left, str):
                 _check_percent(left, right)
@@ -416,4 +421,4 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         if all(isinstance(size, int) for size in sizes):
             size = sizes[0] * sizes[1] if operator == "*" else sizes[0] + sizes[1]
             of_texts = isinstance(left, str) or isinstance(right, str)
-            _fits(abs(size), MAX_TEXT if of_texts else MAX_ITEMS)
+            _fits(abs(size), 0 if of_texts else MAX_ITEMS)

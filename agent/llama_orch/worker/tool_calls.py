@@ -16,7 +16,7 @@ _PYTHON_TAG = "<|python_tag|>"
 _MAX_HEAD = 256
 _OBJECT_HEAD = re.compile(r'\{\s*+"name"\s*+:\s*+"([^"\\]++)"\s*+,\s*+"(?:arguments|parameters)"\s*+:\s*+\{')
 # Some models write an id between the name and the arguments.
-_NAMED_HEAD = re.compile(r"\s*+([\w-]++)\s*+(?:\[CALL_ID\]\s*+\w++\s*+)?\[ARGS\]\s*+")
+_NAMED_HEAD = re.compile(r"\s*+([^\s\[\]{}](?:[^\[\]{}]*[^\s\[\]{}])?)\s*+(?:\[CALL_ID\]\s*+\w++\s*+)?\[ARGS\]\s*+")
 _CLOSERS = {"{": "}", "[": "]"}
 
 
@@ -65,9 +65,10 @@ class CallFormat:
 class AnswerReader:
     """Tells an answer's text and its calls apart.
 
-    What begins as a call and proves to be none, or ends before it is one, is text. With `whole` a call is given out
-    once it is complete; without, its arguments are given out as they come, and may be cut off with the answer.
-    How the answer is cut into pieces makes no difference to what is read.
+    What begins as a call and proves to be none is text. A call that is cut off with the answer is given out as far as
+    it came once it has named its function, and is nothing before that: what marks a call is never text. With `whole` a
+    call is given out once it is complete or cut off; without, its arguments are given out as they come. How the answer
+    is cut into pieces makes no difference to what is read.
     """
 
     def __init__(self, form: CallFormat, names: frozenset[str], *, whole: bool) -> None:
@@ -90,15 +91,32 @@ class AnswerReader:
             self._take(char)
         return self._out.taken()
 
-    def finish(self) -> list[Delta]:
-        """The rest, once no more will come."""
+    def finish(self, *, cut: bool = False) -> list[Delta]:
+        """The rest, once no more will come; `cut` says that the model would have gone on."""
         if self._take == self._in_call:
-            self._give_up()
-        elif self._take == self._in_text:
+            self._cut_off()
+        # What may be the beginning of an opening is none where the model has ended there.
+        elif self._take == self._in_text and not (cut and (len(self._held) > 1 or self._calls)):
             self._out.say(self._held)
         if not self._calls:
             self._out.say_spaces()
         return self._out.taken()
+
+    def _cut_off(self) -> None:
+        """The answer ends within a call."""
+        call = self._call
+        if call.told:
+            self._calls += 1
+        elif call.name is not None:
+            self._out.call(self._calls, call.name)
+            self._out.argue(self._calls, "".join(call.arguments))
+            self._calls += 1
+        elif self._form.bare and not self._may_be_opening(call.text().lstrip()):
+            # JSON that names no function may be what the model was asked for.
+            self._out.say(call.text())
+
+    def _may_be_opening(self, text: str) -> bool:
+        return any(text.startswith(one) or (one.startswith(text) and len(text) > 1) for one in self._openings)
 
     def _in_text(self, char: str) -> None:
         self._held += char

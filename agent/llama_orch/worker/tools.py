@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from llama_orch.contract.inference import ChatMessage, ChatRequest, NamedTool
+from llama_orch.contract.inference import ChatMessage, ChatRequest
 
 from . import gbnf, json_schema, tool_messages
 from .chat import ChatTemplate
@@ -69,14 +69,20 @@ class ToolPlan:
 
 
 def plan_tools(
-    template: ChatTemplate, body: ChatRequest, schema_to_grammar: SchemaToGrammar = json_schema.grammar
+    template: ChatTemplate,
+    body: ChatRequest,
+    answer: Constraint | None = None,
+    schema_to_grammar: SchemaToGrammar | None = None,
 ) -> ToolPlan:
-    """How to go about a request's tools. Raises BadRequest where a function's schema cannot be held to."""
+    """How to go about a request's tools; `answer` is what holds an answer without calls, where something does.
+
+    Raises BadRequest where a function's schema cannot be held to.
+    """
     form = format_of(template.source)
     tools = [] if body.tool_choice == "none" else body.tools or []
     # Llama 3's template refuses several calls in one message, so its models never saw any.
-    several = body.parallel_tool_calls and form is not LLAMA3
-    must = body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool)
+    several = not body.calls_once and form is not LLAMA3
+    must = body.must_call
     messages = body.messages
     if form is IN_WORDS:
         messages = tool_messages.in_words(messages, tools, template.source or "", several=several, must=must)
@@ -84,30 +90,35 @@ def plan_tools(
         messages = tool_messages.with_short_ids(messages)
     if not tools:
         return ToolPlan(messages)
-    only = body.tool_choice.function.name if isinstance(body.tool_choice, NamedTool) else None
+    may = set(body.callable_names)
     arguments: dict[str, str] = {}
     for number, function in enumerate(tool.function for tool in tools):
-        if only in (None, function.name):
+        if function.name in may:
             schema = function.parameters or tool_messages.NO_PARAMETERS
             field = f"tools.{number}.function.parameters"
-            arguments[function.name] = grammar_of(schema, field, schema_to_grammar)
+            convert = schema_to_grammar or json_schema.converter(strict=function.strict)
+            arguments[function.name] = grammar_of(schema, field, convert)
     return ToolPlan(
         messages=messages,
         tools=None if form is IN_WORDS else [tool_messages.as_json(tool) for tool in tools],
-        constraint=_constraint(form, arguments, several=several, must=must),
+        constraint=_constraint(form, arguments, None if must else answer, several=several, must=must),
         render_special=form is not IN_WORDS,
         format=form,
-        names=frozenset(tool.function.name for tool in tools),
+        names=frozenset(arguments),
         # A bare call may begin in ways that nothing holds to the grammar: it is shown when it has proved to be one.
         whole=not body.stream or (form.bare and not must),
     )
 
 
-def _constraint(form: CallFormat, arguments: dict[str, str], *, several: bool, must: bool) -> Constraint:
+def _constraint(
+    form: CallFormat, arguments: dict[str, str], answer: Constraint | None, *, several: bool, must: bool
+) -> Constraint:
     """Holds calls to the functions' names and to grammars of their arguments.
 
-    From the first character where there must be one, otherwise from where one has begun.
+    From the first character where there must be one, or where an answer without one is held to a shape as well;
+    otherwise from where one has begun.
     """
+    held = must or answer is not None
     rules: list[str] = [f"ws ::= {json_schema.SPACE}"]
     calls: list[str] = []
     begun: list[str] = []
@@ -116,7 +127,7 @@ def _constraint(form: CallFormat, arguments: dict[str, str], *, several: bool, m
         head, middle, tail = _around(form, name)
         calls.append(f"{head} {middle} f{number}-root {tail}")
         begun.append(f"{middle} f{number}-root {tail}")
-    if form.bare and not must:
+    if form.bare and not held:
         # The words name the function; which of them has come the grammar cannot know, and allows any one's arguments.
         words = tuple(f'{{"name":{space}"{name}"' for name in arguments for space in (" ", ""))
         return Constraint("\n".join([*rules, f"root ::= {' | '.join(begun)}"]), after=words)
@@ -128,15 +139,19 @@ def _constraint(form: CallFormat, arguments: dict[str, str], *, several: bool, m
     else:
         closing = f"ws {gbnf.literal(form.closing)}" if form.closing else ""
         rules += [f"all ::= one {more}", f"one ::= call {closing}", f"more ::= ws {opening} one"]
-    rules.append(f"root ::= {opening if must else 'ws'} all")
-    return Constraint("\n".join(rules), after=() if must else form.openings)
+    rules.append(f"calls ::= {opening if held else 'ws'} all")
+    if answer is None:
+        rules.append("root ::= calls")
+    else:
+        rules += [gbnf.prefixed(answer.grammar, "answer-"), "root ::= calls | answer-root"]
+    return Constraint("\n".join(rules), after=() if held else form.openings)
 
 
 def _around(form: CallFormat, name: str) -> tuple[str, str, str]:
     """What stands around a function's name, between it and its arguments, and behind them."""
     if form.layout == "named":
         return gbnf.literal(f"{name}[ARGS]"), "", ""
-    head = " ws ".join(['"{"', gbnf.literal('"name":'), gbnf.literal(json.dumps(name))])
+    head = " ws ".join(['"{"', gbnf.literal('"name":'), gbnf.literal(json.dumps(name, ensure_ascii=False))])
     middle = " ws ".join(['","', gbnf.literal(f"{json.dumps(form.key)}:"), ""])
     # Mistral's older models were trained to end a call with an id.
     id_ = r'("," ws "\"id\":" ws "\"" [a-zA-Z0-9]{9} "\"")? ' if form.layout == "list" else ""

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import unquote
 
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
@@ -359,6 +360,10 @@ def worker_routes(fleet: Fleet) -> Routes:
     @routes.handle(ops.SERVED_MODELS)
     async def models(_: Request) -> inference.ServedModelList:
         return inference.ServedModelList(data=[inference.ServedModel(id="m", created=1, context_per_slot=64, slots=1)])
+
+    @routes.handle(ops.SERVED_MODEL)
+    async def model(_: Request, model: str) -> inference.ServedModel:
+        return inference.ServedModel(id=unquote(model), created=1, context_per_slot=64, slots=1)
 
     @routes.handle(ops.COMPLETIONS)
     async def completions(_: Request, body: inference.CompletionRequest) -> BaseModel | EventStream:

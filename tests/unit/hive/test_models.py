@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import pytest
 
 from llama_orch.contract import model_ref as refs
 from llama_orch.contract.errors import Conflict, NotFound
-from llama_orch.contract.hive import SpawnRequest, WorkerStatus
+from llama_orch.contract.hive import SpawnRequest, Worker, WorkerStatus
 from llama_orch.demo_model import write_demo_model
 from llama_orch.hive import downloads, model_cache
 from llama_orch.hive.downloads import Downloads
@@ -24,7 +26,28 @@ from llama_orch.hive.workers import Workers
 from llama_orch.web.auth import Token
 from tests.unit.hive.test_model_cache import add
 
+T = TypeVar("T")
 REF, NAME = "hf:org/repo", "m.gguf"
+
+
+class WatchedLock(asyncio.Lock):
+    """Tells how often it was asked for, so that a test knows who waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    async def acquire(self) -> Literal[True]:
+        self.asked += 1
+        return await super().acquire()
+
+    async def holds_up(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start work that has to wait for this lock, and return when it does."""
+        before, task = self.asked, asyncio.create_task(work)
+        async with asyncio.timeout(30):
+            while self.asked == before:  # noqa: ASYNC110  no event tells of it
+                await asyncio.sleep(0.001)
+        return task
 
 
 class World:
@@ -39,11 +62,13 @@ class World:
         self.workers = Workers(
             settings, self.downloads, Gpus(), engine=EngineTest(folder), inference_token=Token("t" * 16)
         )
-        self.models = Models(self.cache, self.downloads, self.workers.using, self.workers.admission.lock)
+        self.lock = self.workers.admission.lock = WatchedLock()
+        self.beginning = self.downloads.beginning = WatchedLock()
+        self.models = Models(self.cache, self.downloads, self.workers.using, self.lock)
         self.path = add(self.cache, "c" * 40, NAME, "8" * 64)
         write_demo_model(self.path.resolve())
 
-    async def spawn(self, model_ref: str = REF):
+    async def spawn(self, model_ref: str = REF) -> Worker:
         return await self.workers.spawn(SpawnRequest(model_ref=model_ref, backend="cpu"))
 
 
@@ -87,8 +112,7 @@ async def test_a_spawn_during_a_deletion_waits_and_downloads_the_model_anew(
     removal = Removal(monkeypatch)
     deleting = asyncio.create_task(world.models.delete(REF, None))
     await asyncio.to_thread(removal.began.wait, 30)
-    spawning = asyncio.create_task(world.spawn())
-    await asyncio.sleep(0.05)
+    spawning = await world.beginning.holds_up(world.spawn())
     assert not spawning.done()
     removal.goes_on.set()
     assert (await deleting).filename == NAME
@@ -100,20 +124,17 @@ async def test_a_spawn_during_a_deletion_waits_and_downloads_the_model_anew(
 async def test_a_model_that_goes_between_the_question_and_the_admission_is_downloaded_anew(
     world: World, monkeypatch: pytest.MonkeyPatch
 ):
-    async with world.workers.admission.lock:
-        spawning = asyncio.create_task(world.spawn())
-        while not world.downloads.all():  # noqa: ASYNC110  no event tells of it
-            await asyncio.sleep(0.001)
+    async with world.lock:
+        spawning = await world.lock.holds_up(world.spawn())
         world.path.resolve().unlink()
         world.path.unlink()
     assert (await spawning).status is WorkerStatus.DOWNLOADING
 
 
 async def test_a_spawn_of_a_users_file_that_is_deleted_is_refused(world: World, tmp_path: Path):
-    async with world.workers.admission.lock:
+    async with world.lock:
         path = write_demo_model(tmp_path / "mine.gguf")
-        spawning = asyncio.create_task(world.spawn(f"file:{path}"))
-        await asyncio.sleep(0.05)
+        spawning = await world.lock.holds_up(world.spawn(f"file:{path}"))
         path.unlink()
     with pytest.raises(NotFound):
         await spawning
@@ -121,13 +142,9 @@ async def test_a_spawn_of_a_users_file_that_is_deleted_is_refused(world: World, 
 
 @pytest.mark.parametrize("named", [REF, f"hf:org/repo@{'c' * 40}"])
 async def test_a_model_of_which_a_spawn_is_under_way_is_not_deleted(world: World, named: str):
-    async with world.workers.admission.lock:
-        spawning = asyncio.create_task(world.spawn(named))
-        while not world.downloads.all():  # noqa: ASYNC110  no event tells of it
-            await asyncio.sleep(0.001)
-        await asyncio.sleep(0.01)
-        deleting = asyncio.create_task(world.models.delete(REF, None))
-        await asyncio.sleep(0.05)
+    async with world.lock:
+        spawning = await world.lock.holds_up(world.spawn(named))
+        deleting = await world.lock.holds_up(world.models.delete(REF, None))
     worker = await spawning
     with pytest.raises(Conflict, match="in use by 1 worker") as error:
         await deleting

@@ -54,16 +54,73 @@ def test_a_models_file_without_a_template_says_what_to_use():
     ("source", "reason"),
     [
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
-        ("{{ messages[9].content }}", "UndefinedError"),
-        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{{ messages[9].content }}", "reads what is not there"),
+        ("{{ 1 / 0 }}", "computes with what it cannot"),
         ("{% if %}", "chat template"),
-        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "SecurityError"),
-        ("{{ messages.append(1) }}", "SecurityError"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "not for templates"),
+        ("{{ messages.append(1) }}", "not for templates"),
     ],
 )
 def test_a_template_that_fails_or_misbehaves_is_a_400(source: str, reason: str):
     with pytest.raises(BadRequest, match=reason):
         template(source).render(HELLO)
+
+
+def talk(*texts: str) -> list[ChatMessage]:
+    """A conversation in which the user and the assistant take turns."""
+    roles = ("user", "assistant")
+    return [ChatMessage(role=roles[number % 2], content=text) for number, text in enumerate(texts)]
+
+
+PLAIN_TURNS = "{% for m in messages %}[{{ m.role }}]{{ m.content }};{% endfor %}"
+BEGINS = "{% if add_generation_prompt %}[assistant]{% endif %}"
+
+
+@pytest.mark.parametrize("content", ["The answer is", "The answer is ", " The\n", "a", "[user]x;", ""])
+@pytest.mark.parametrize(
+    "source",
+    [
+        PLAIN_TURNS + BEGINS,
+        PLAIN_TURNS + "[assistant]",
+        # Some put what a model thinks before what it says, and only where it goes on.
+        "{% for m in messages %}[{{ m.role }}]{{ '<think></think>' if loop.last and m.role == 'assistant' }}"
+        "{{ m.content }};{% endfor %}" + BEGINS,
+        # Some insist that the user speaks last.
+        "{% if messages[-1].role != 'user' %}{{ raise_exception('the user speaks last') }}{% endif %}"
+        + PLAIN_TURNS
+        + BEGINS,
+        # And some do not show the assistant's last words.
+        "{% for m in messages %}{% if not (loop.last and m.role == 'assistant') %}[{{ m.role }}]{{ m.content }};"
+        "{% endif %}{% endfor %}" + BEGINS,
+        # Parts only.
+        "{% for m in messages %}[{{ m.role }}]{% for p in m.content %}{{ p.text }}{% endfor %};{% endfor %}" + BEGINS,
+    ],
+)
+def test_the_last_words_of_the_assistant_are_continued(source: str, content: str):
+    text = template(source).render(talk("Hello", content), turn="continued")
+    assert text.replace("<think></think>", "") == f"[user]Hello;[assistant]{content}"
+    # As a new turn they are one of many.
+    if "speaks last" not in source and "{% if not" not in source:
+        assert template(source).render(talk("Hello", content)).endswith(";[assistant]")
+
+
+def test_what_a_template_trims_is_kept_where_the_answer_goes_on():
+    source = "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }};{% endfor %}" + BEGINS
+    assert template(source).render(talk(" Hello ", "The answer is "), turn="continued") == (
+        "[user]Hello;[assistant]The answer is "
+    )
+
+
+def test_a_turn_need_not_begin():
+    assert template(PLAIN_TURNS + BEGINS).render(talk("Hello"), turn="none") == "[user]Hello;"
+
+
+def test_a_template_may_take_more_where_conversations_may_be_longer():
+    long = talk("x" * (template_sandbox.MAX_TEXT - 1))
+    with pytest.raises(BadRequest, match="too long"):
+        template(PLAIN_TURNS).render(long)
+    larger = ChatTemplate(PLAIN_TURNS, bos_text="", eos_text="", scale=2)
+    assert len(larger.render(long)) > template_sandbox.MAX_TEXT
 
 
 CALLS = [
@@ -199,23 +256,29 @@ AMPLIFIERS = [
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "TimeoutError"),
-        ("{% for a in range(99999) %}{{ range(99999) | list | length }}{% endfor %}", "TimeoutError"),
-        ("{% macro f(n) %}{{ f(n + 1) if n < 40 }}{{ f(n + 1) if n < 40 }}{% endmacro %}{{ f(0) }}", "TimeoutError"),
-        ("{% for a in [0] recursive %}{{ loop(range(99999)) }}{% endfor %}", "TimeoutError|RecursionError"),
-        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
-        ("{% for a in range(10 ** 9) %}{% endfor %}", "OverflowError"),
-        ("{% for a in range(999999) %}{% endfor %}", "OverflowError"),
-        ("{{ 'x' * 10000000000 }}", "OverflowError"),
-        ("{{ 9 ** 9 ** 9 }}", "OverflowError"),
-        ("{% set n = namespace(x=9) %}{% for a in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}", "OverflowError"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "seconds of computing"),
+        ("{% for a in range(99999) %}{{ range(99999) | list | length }}{% endfor %}", "seconds of computing"),
+        (
+            "{% macro f(n) %}{{ f(n + 1) if n < 40 }}{{ f(n + 1) if n < 40 }}{% endmacro %}{{ f(0) }}",
+            "seconds of computing",
+        ),
+        ("{% for a in [0] recursive %}{{ loop(range(99999)) }}{% endfor %}", "seconds of computing|without end"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "without end"),
+        ("{% for a in range(10 ** 9) %}{% endfor %}", "powers|becomes too l"),
+        ("{% for a in range(999999) %}{% endfor %}", "powers|becomes too l"),
+        ("{{ 'x' * 10000000000 }}", "powers|becomes too l"),
+        ("{{ 9 ** 9 ** 9 }}", "powers|becomes too l"),
+        (
+            "{% set n = namespace(x=9) %}{% for a in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}",
+            "powers|becomes too l",
+        ),
         (
             "{% set n = namespace(x='xx') %}{% for a in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
-            "OverflowError",
+            "becomes too l",
         ),
         (
             "{% set n = namespace(x='xx') %}{% for a in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
-            "OverflowError",
+            "becomes too l",
         ),
     ],
 )
@@ -246,7 +309,7 @@ def test_a_few_characters_cannot_ask_for_much_memory(source: str, monkeypatch: p
         with pytest.raises(
             BadRequest,
             match=r"too long|too wide|MiB of texts|too large|not for templates|namespace|"
-            r"lipsum|only numbers",
+            r"is not there|only numbers",
         ):
             made.render(HELLO)
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-from typing import Any
+from typing import Any, Literal, Optional
 
 import jsonschema
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel, create_model
 
 from llama_orch.contract.errors import BadRequest
 from llama_orch.contract.inference import ChatRequest, CompletionRequest
-from llama_orch.worker import gbnf, json_schema
+from llama_orch.worker import gbnf, json_schema, schema_parts
 from llama_orch.worker.constraint import constraint_of, grammar_of
 from llama_orch.worker.generation import WrongGrammar
 
@@ -275,6 +276,118 @@ def test_many_values_are_few_choices_at_each_place():
         assert not accepts(grammar, text), text
 
 
+def test_many_values_are_few_choices_however_they_are_listed():
+    listed = [{"const": f"value {number}", "title": "x"} for number in range(1000)]
+    for key in ("anyOf", "oneOf"):
+        grammar = grammar_of({"type": "string", key: [*listed, {"type": "string", "enum": ["more"]}]}, "schema")
+        assert all(accepts(grammar, text) for text in ('"value 0"', '"value 999"', '"more"'))
+        assert not accepts(grammar, '"value 1000"')
+    grammar = grammar_of({"enum": [{"id": [number], "of": None} for number in range(1000)]}, "schema")
+    assert accepts(grammar, '{"id": [999], "of": null}') and not accepts(grammar, '{"id": [1000], "of": null}')
+
+
+class Node(BaseModel):
+    value: int
+    next: Optional[Node] = None  # noqa: UP045  as people write it
+    kids: list[Node] = []
+
+
+class Sum(BaseModel):
+    kind: Literal["sum"]
+    left: Sum | Leaf
+    right: Sum | Leaf
+
+
+class Leaf(BaseModel):
+    kind: Literal["leaf"]
+    value: int
+
+
+def chain(length: int) -> dict[str, Any]:
+    """Models each of which has three optional ones of the kind below it."""
+    below: type[BaseModel] = create_model("Model0", value=(int, ...))
+    for number in range(1, length):
+        fields: dict[str, Any] = dict.fromkeys("abc", (below | None, None))
+        below = create_model(f"Model{number}", **fields)
+    return below.model_json_schema()
+
+
+BASED = {
+    "$defs": {
+        "base": an_object(id={"type": "integer"}),
+        "node": {
+            "allOf": [
+                {"$ref": "#/$defs/base"},
+                {"properties": {"sub": {"oneOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}}},
+            ]
+        },
+    },
+    "allOf": [{"$ref": "#/$defs/node"}],
+    "description": "a node",
+}
+CHOSEN = {
+    "$defs": {
+        "either": {
+            "type": "object",
+            "anyOf": [{"$ref": "#/$defs/a"}, {"properties": {"k": {"const": "b"}}, "required": ["k"]}],
+        },
+        "a": {"properties": {"k": {"const": "a"}, "more": {"$ref": "#/$defs/either"}}, "required": ["k"]},
+    },
+    "$ref": "#/$defs/either",
+}
+
+
+@pytest.mark.parametrize(
+    ("schema", "allowed", "refused"),
+    [
+        (Node.model_json_schema(),
+         ['{"value": 1}', '{"value": 1, "next": {"value": 2, "next": null}, "kids": [{"value": 3, "kids": []}]}'],
+         ['{"value": 1, "next": {}}', '{"value": 1, "kids": [{"next": null}]}']),
+        (Sum.model_json_schema(),
+         [json.dumps({"kind": "sum", "left": {"kind": "leaf", "value": 1},
+                      "right": {"kind": "sum", "left": {"kind": "leaf", "value": 2},
+                                "right": {"kind": "leaf", "value": 3}}})],
+         ['{"kind": "sum", "left": {"kind": "leaf"}, "right": {"kind": "leaf", "value": 1}}']),
+        (chain(7), ['{"a": {"b": {"c": null}}}', "{}"], ['{"a": {"d": null}}']),
+        (chain(60), ['{"a": {"b": {"c": null}}}', "{}"], ['{"a": {"d": null}}']),
+        (BASED, ['{"id": 1}', '{"id": 1, "sub": {"id": 2, "sub": null}}'], ['{"sub": null}', '{"id": 1, "sub": {}}']),
+        (CHOSEN, ['{"k": "a", "more": {"k": "a", "more": {"k": "b"}}}'], ['{"k": "c"}', '{"k": "a", "more": {}}']),
+    ],
+)  # fmt: skip
+def test_what_contains_itself_or_much_of_the_same_stays_small(
+    schema: dict[str, Any], allowed: list[str], refused: list[str]
+):
+    grammar = grammar_of(schema, "schema")
+    assert len(grammar) < 30_000
+    for text in allowed:
+        jsonschema.Draft202012Validator(schema).validate(json.loads(text))
+        assert accepts(grammar, text), text
+    for text in refused:
+        assert not accepts(grammar, text), text
+
+
+@pytest.mark.parametrize(
+    ("schema", "allowed", "refused"),
+    [
+        ({"type": "object", "properties": {"a": True, "b": False}, "additionalProperties": True},
+         ['{"a": 1, "c": 2}', "{}"], ['{"b": 1}', '{"a": 1, "b": 1}']),
+        ({"anyOf": [False, {"type": "integer"}]}, ["1"], ['"x"']),
+        ({"type": "string", "anyOf": [{"type": "integer"}, {"maxLength": 2}]}, ['"ab"'], ["1", '"abc"']),
+        ({"type": "array", "items": False}, ["[]"], ["[1]"]),
+        ({"type": "array", "prefixItems": [{"type": "integer"}, False]}, ["[1]"], ["[]", "[1,2]"]),
+        ({"type": "array", "items": {"allOf": [{"type": "string"}, {"type": "null"}]}}, ["[]"], ["[null]", '["x"]']),
+        ({"type": "array", "prefixItems": [{"type": "integer"}], "minItems": 2}, ["[1,2]", '[1,"x",2]'], ["[1]"]),
+        ({"allOf": [{"properties": {"a": {"type": "integer"}}}, {"properties": {"a": False}}]}, ["{}"], ['{"a": 1}']),
+    ],
+)  # fmt: skip
+def test_a_part_that_allows_nothing_is_done_without(schema: dict[str, Any], allowed: list[str], refused: list[str]):
+    for text in allowed:
+        jsonschema.Draft202012Validator(schema).validate(json.loads(text))
+        assert holds(schema, text), text
+    for text in refused:
+        assert not holds(schema, text), text
+
+
 @pytest.mark.parametrize(
     ("pattern", "allowed", "refused"),
     [
@@ -306,6 +419,32 @@ def test_a_pattern_holds_a_text(pattern: str, allowed: list[str], refused: list[
 def test_a_pattern_that_no_grammar_can_hold_is_refused(pattern: str):
     with pytest.raises(BadRequest, match=r"pattern|repetition|nested"):
         grammar_of({"type": "string", "pattern": pattern}, "schema")
+    # It alone is passed over where it need not be kept to.
+    schema = an_object(a={"type": "string", "pattern": pattern, "maxLength": 3}, b={"type": "string", "pattern": "^x$"})
+    grammar = grammar_of(schema, "schema", json_schema.converter(strict=False))
+    assert accepts(grammar, '{"a": "any", "b": "x"}')
+    assert not accepts(grammar, '{"a": "any", "b": "y"}') and not accepts(grammar, '{"a": "long", "b": "x"}')
+
+
+@pytest.mark.parametrize("strict", [True, False, None])
+def test_a_patterns_fate_is_the_requests_choice(strict: bool | None):
+    wanted = {"schema": an_object(a={"type": "string", "pattern": "(?=a)b"}), "strict": strict}
+    body = request(response_format={"type": "json_schema", "json_schema": wanted})
+    if strict:
+        with pytest.raises(BadRequest, match=r"^response_format\.json_schema\.schema: .*looking ahead"):
+            constraint_of(body)
+    else:
+        constraint = constraint_of(body)
+        assert constraint is not None and accepts(constraint.grammar, '{"a": "z"}')
+
+
+def test_what_is_wrong_with_a_schema_is_told_without_our_names():
+    for schema in ({"$ref": "#"}, {"enum": [f"{chr(number)}{number}" for number in range(0x4E00, 0x5200)]}):
+        with pytest.raises(BadRequest) as caught:
+            grammar_of(schema, "schema")
+        assert "rule" not in caught.value.message
+    with pytest.raises(BadRequest, match="what is in brackets"):
+        constraint_of(request(grammar="root ::= (" + " | ".join(['"a"'] * 2000) + ")"))
 
 
 def nested(depth: int) -> dict[str, Any]:
@@ -336,16 +475,20 @@ def multiplying(depth: int) -> dict[str, Any]:
         ({"$ref": 5}, "within the schema"),
         ({"$ref": "#"}, "itself"),
         ({"$ref": "#", "type": "object"}, "deep|larger"),
-        ({"allOf": [{"$ref": "#"}]}, "deep|larger"),
+        ({"allOf": [{"$ref": "#"}]}, "itself"),
         ({"type": "colour"}, "no type"),
-        ({"type": 5}, "no type"),
+        ({"type": 5}, "is a name"),
+        ({"type": ["string", {"a": 1}]}, "is a name"),
         ({"type": "string", "enum": [1]}, "nothing fits"),
         ({"enum": []}, "nothing fits"),
         ({"anyOf": []}, "nothing fits"),
         ({"anyOf": "x"}, "list"),
         ({"properties": ["a"]}, "object"),
         ({"items": 5}, "a schema is an object"),
-        ({"type": "array", "items": {"not": "used"}, "prefixItems": [False]}, "a schema is an object"),
+        ({"prefixItems": [False], "minItems": 1}, "longer than it may be"),
+        ({"properties": {"a": False}, "required": ["a"]}, "nothing fits"),
+        ({"anyOf": [False, {"type": "string", "enum": [1]}]}, "nothing fits"),
+        ({"$defs": {"no": False}, "$ref": "#/$defs/no"}, "nothing fits"),
         ({"allOf": [{"type": "string"}, {"type": "integer"}]}, "nothing fits"),
         ({"minItems": -1}, "whole number"),
         ({"minLength": "2"}, "whole number"),
@@ -353,12 +496,13 @@ def multiplying(depth: int) -> dict[str, Any]:
         ({"minLength": 5000}, "2000"),
         ({"type": "integer", "minimum": 3, "maximum": 2}, "above"),
         ({"type": "integer", "minimum": 10**20}, "digits"),
-        ({"type": "integer", "minimum": float("inf")}, "Overflow"),
-        ({"const": float("nan")}, "ValueError"),
+        ({"type": "integer", "minimum": float("inf")}, "JSON does not know"),
+        ({"const": float("nan")}, "JSON does not know"),
+        ({"minLength": 1, "allOf": [{"minLength": "x"}]}, "a value of a kind"),
         ({"enum": ["\ud800"]}, "character"),
         (nested(100), "deep"),
         (nested(900), "deep"),
-        ({"enum": [[number] for number in range(3000)]}, "ways"),
+        ({"enum": [f"{chr(number)}{number}" for number in range(0x4E00, 0x5200)]}, "ways"),
         ({"enum": ["a" * number for number in range(4000)]}, "deep|steps"),
         (an_object(**{str(number): {} for number in range(9000)}), "larger"),
     ],
@@ -418,7 +562,7 @@ def test_whatever_a_grammar_allows_its_schema_allows(schema: dict[str, Any], see
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.recursive(VALUES, lambda inner: st.dictionaries(st.sampled_from([*json_schema._HELD, "$ref", "a"]), inner)))
+@given(st.recursive(VALUES, lambda inner: st.dictionaries(st.sampled_from([*schema_parts.HELD, "$ref", "a"]), inner)))
 def test_no_schema_breaks_the_converter(schema: Any):
     """Only BadRequest comes out, whatever stands in the schema."""
     with contextlib.suppress(BadRequest):

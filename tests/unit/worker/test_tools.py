@@ -10,7 +10,9 @@ import pytest
 
 from llama_orch.contract.errors import BadRequest
 from llama_orch.worker import gbnf, tools
-from llama_orch.worker.tool_calls import CallFormat
+from llama_orch.worker.constraint import grammar_of
+from llama_orch.worker.generation import Constraint
+from llama_orch.worker.tool_calls import Call, CallFormat
 from llama_orch.worker.tools import ToolPlan, format_of
 
 from .grammars import accepts
@@ -172,6 +174,77 @@ def test_several_calls_are_allowed_where_they_are_wanted(name: str, choice: str)
     # Llama 3's models call one function at a time.
     assert allowed(plan(TEMPLATES[name], tool_choice=choice), both(name)) == (name != "llama3")
     assert not allowed(plan(TEMPLATES[name], tool_choice=choice, parallel_tool_calls=False), both(name))
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_function_that_is_named_is_called_once(name: str):
+    made = plan(TEMPLATES[name], tool_choice={"type": "function", "function": {"name": "get_weather"}})
+    assert allowed(made, written(name))
+    twice = both(name).replace('"clock"', '"get_weather"').replace("clock[", "get_weather[").replace("{}", GOOD)
+    assert not allowed(made, twice) and not allowed(made, both(name))
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_only_some_of_the_functions_may_be_called(name: str, choice: str):
+    tools = [{"type": "function", "function": {"name": "clock"}}]
+    some = {"type": "allowed_tools", "allowed_tools": {"mode": choice, "tools": tools}}
+    made = plan(TEMPLATES[name], tool_choice=some)
+    assert allowed(made, written(name, "clock", "{}"))
+    if name != "llama3" or choice == "required":
+        assert not allowed(made, written(name))
+
+
+ANSWER = {"type": "object", "properties": {"rain": {"type": "boolean"}}, "required": ["rain"]}
+
+
+def with_answer(name: str, **more: Any) -> ToolPlan:
+    grammar = grammar_of(ANSWER, "answer")
+    return plan(TEMPLATES[name], answer=Constraint(grammar), **more)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_with_a_format_the_answer_is_calls_or_keeps_to_it(name: str):
+    made = with_answer(name)
+    assert made.constraint is not None and made.constraint.after == ()
+    assert allowed(made, written(name)) and allowed(made, '{"rain": true}')
+    assert allowed(made, both(name)) == (name != "llama3")
+    for text in ("It rains.", '{"rain": 1}', '{"rain": true} ' + written(name), written(name, arguments="{}")):
+        assert not allowed(made, text), text
+    # A call that must be leaves nothing else.
+    for must in ("required", {"type": "function", "function": {"name": "clock"}}):
+        made = with_answer(name, tool_choice=must)
+        assert allowed(made, written(name, "clock", "{}")) and not allowed(made, '{"rain": true}')
+    assert with_answer(name, tool_choice="none").constraint is None
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("function", ["server.tool", "get weather", "größe", "a/b:c"])
+def test_functions_of_any_name_are_called_and_read(name: str, function: str):
+    tools = [{"type": "function", "function": {**WEATHER, "name": function}}]
+    for choice in ("auto", "required"):
+        made = plan(TEMPLATES[name], tools=tools, tool_choice=choice)
+        assert allowed(made, written(name, function))
+        reader = made.reader()
+        assert reader is not None
+        deltas = [*reader.feed(written(name, function)), *reader.finish()]
+        assert [delta.name for delta in deltas if isinstance(delta, Call) and delta.name] == [function]
+
+
+def test_a_pattern_that_cannot_be_held_takes_no_other_tool_with_it():
+    def tools(strict: bool | None) -> list[dict[str, Any]]:
+        properties = {"key": {"type": "string", "pattern": r"^(?!x)\p{L}+$"}, "days": {"type": "integer"}}
+        parameters = {"type": "object", "properties": properties, "required": ["key", "days"]}
+        odd = {"name": "odd", "parameters": parameters, "strict": strict}
+        return [{"type": "function", "function": one} for one in (WEATHER, odd)]
+
+    for strict in (None, False):
+        made = plan(HERMES, tools=tools(strict), tool_choice="required")
+        assert allowed(made, written("hermes")) and allowed(made, written("hermes", "odd", '{"key": "x", "days": 1}'))
+        assert not allowed(made, written("hermes", "odd", '{"key": "x", "days": "1"}'))
+    with pytest.raises(BadRequest, match=r"^tools\.1\.function\.parameters: .*pattern") as caught:
+        plan(HERMES, tools=tools(True))
+    assert caught.value.error_code == "schema_unsupported"
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -6,6 +6,7 @@ from typing import Any
 
 from llama_orch.contract.inference import ChatRequest
 from llama_orch.worker.chat import ChatTemplate
+from llama_orch.worker.generation import Constraint
 from llama_orch.worker.tools import ToolPlan, plan_tools
 
 # Templates as the families have them, cut down to what matters here.
@@ -115,13 +116,15 @@ def template(source: str | None) -> ChatTemplate:
     return ChatTemplate(source, bos_text="<s>", eos_text="</s>")
 
 
-def plan(source: str, messages: list[dict[str, Any]] | None = None, /, **more: Any) -> ToolPlan:
+def plan(
+    source: str, messages: list[dict[str, Any]] | None = None, /, answer: Constraint | None = None, **more: Any
+) -> ToolPlan:
     body = {
         "messages": messages or TALK[:1],
         "tools": [{"type": "function", "function": one} for one in (WEATHER, CLOCK)],
         **more,
     }
-    return plan_tools(template(source), ChatRequest.model_validate(body))
+    return plan_tools(template(source), ChatRequest.model_validate(body), answer)
 
 
 def rendered(source: str, made: ToolPlan) -> str:
