@@ -19,10 +19,9 @@ def test_promises_are_numbered() -> None:
 
 
 def test_what_holds_a_promise_is_there() -> None:
-    files = list((ROOT / "tests").rglob("test_*.py"))
-    tests = {file.name for file in files} | {
+    tests = {
         f"{file.name}::{name}"
-        for file in files
+        for file in (ROOT / "tests").rglob("test_*.py")
         for name in re.findall(r"def (test_\w+)\(", file.read_text(encoding="utf-8"))
     }
     for number, _, held_by in ROWS:
