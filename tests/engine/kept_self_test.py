@@ -6,12 +6,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from llama_orch.hive import engine_build, process
+from llama_orch.base import processes
+from llama_orch.hive import engine_build
 from llama_orch.hive.engine_test import FILE
 
 
 def _kept() -> Path:
-    return Path(tempfile.gettempdir(), f"llama-orch-tests-{process.boot_id()}-{engine_build.identity()}.json")
+    return Path(tempfile.gettempdir(), f"llama-orch-tests-{processes.boot_id()}-{engine_build.identity()}.json")
 
 
 def give(state_dir: Path) -> None:

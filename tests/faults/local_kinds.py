@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 
+from llama_orch.base import processes
 from llama_orch.hive import process
 
 from . import promises, wall_clock
@@ -175,7 +176,7 @@ async def a_process_is_stopped_for_a_while(world: LocalWorld, random: Random) ->
     assert world.hive.agent is not None
     worker = (await _one(world, random))["pid"]
     number = random.choice([worker, world.hive.agent.pid, world.queen.pid])
-    one = process.Process(number, process.start_time(number) or 0)
+    one = process.Process(number, processes.start_time(number) or 0)
     one.send(signal.SIGSTOP)
     await asyncio.sleep(random.uniform(1, 5))
     one.send(signal.SIGCONT)

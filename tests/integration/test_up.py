@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from llama_orch.base.processes import start_time
 from llama_orch.cli import processes
 from llama_orch.cli.first_answer import DEFAULT_MODEL, QUESTION
 from llama_orch.demo_model import DEMO_SENTENCE, write_demo_model
@@ -145,7 +146,7 @@ class Place:
         """Everything that runs from this folder, found by what stands in its arguments."""
         found = {}
         for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and processes.start_time(int(entry.name)):
+            if entry.name.isdigit() and start_time(int(entry.name)):
                 try:
                     arguments = (entry / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
                 except OSError:

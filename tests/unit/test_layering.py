@@ -11,13 +11,14 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "agent" / "llama_orch"
 
 MAY_IMPORT = {
+    "base": {"base"},
     "contract": {"contract"},
-    "web": {"contract", "web"},
-    "queen": {"contract", "client", "web", "queen"},
-    "hive": {"contract", "client", "web", "hive"},
-    "worker": {"contract", "web", "worker"},
-    "client": {"contract", "client"},
-    "cli": {"contract", "client", "cli", "demo_model", "packaged_model"},
+    "web": {"base", "contract", "web"},
+    "queen": {"base", "contract", "client", "web", "queen"},
+    "hive": {"base", "contract", "client", "web", "hive"},
+    "worker": {"base", "contract", "web", "worker"},
+    "client": {"base", "contract", "client"},
+    "cli": {"base", "contract", "client", "cli", "demo_model", "packaged_model"},
     "demo_model": {"demo_model"},
     "packaged_model": {"packaged_model"},
     "wheelhouse": {"wheelhouse"},

@@ -14,10 +14,9 @@ from urllib.parse import urlsplit
 import typer
 from pydantic import BaseModel, ValidationError
 
+from llama_orch.base import processes
 from llama_orch.client import Hive, Queen
 from llama_orch.contract import patterns
-
-from . import processes
 
 SYSTEM_SECRETS = Path("/etc/llama-orch/secrets")
 PROJECT_SECRETS = Path("/opt/llama-orch/project/secrets")
@@ -58,7 +57,7 @@ class LocalUp(BaseModel):
 
     def lives(self) -> bool:
         """Whether that process still runs."""
-        return self.boot_id == processes.boot_id() and processes.start_time(self.pid) == self.start_time != 0
+        return self.boot_id == processes.boot_id() and processes.start_time(self.pid) == self.start_time
 
 
 def read_local_up(folder: Path) -> LocalUp | None:

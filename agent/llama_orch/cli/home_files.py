@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 import secrets
 from pathlib import Path
+
+from llama_orch.base import files
 
 # Settings that `up` decides; the environment may set the others.
 OWNED_SETTINGS = (
@@ -29,23 +29,9 @@ hives:
 
 
 def write(path: Path, content: str, *, mode: int = 0o600) -> None:
-    """Put `content` into `path` in one step, so that a crash leaves the old file or the new one.
-
-    Raises OSError; what was written until then goes. One `up` at a time holds a home, so that one name does.
-    """
+    """Put `content` into `path`, whole or not at all, in a folder of one's own. Raises OSError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    files.write_text(path, content, mode)
 
 
 def make_token(path: Path) -> None:

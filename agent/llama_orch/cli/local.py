@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llama_orch.base.processes import boot_id, start_time
 from llama_orch.client import Hive, Queen
 from llama_orch.contract.errors import ApiError
 from llama_orch.contract.home import HOME_VARIABLE
@@ -228,8 +229,8 @@ class Home:
         pid = os.getpid()
         told = LocalUp(
             pid=pid,
-            start_time=processes.start_time(pid),
-            boot_id=processes.boot_id(),
+            start_time=start_time(pid) or 0,
+            boot_id=boot_id(),
             queen_url=f"http://{ADDRESS}:{self.queen_port}",
             hive_url=next((child.url for child in self.children if child.name == "hive"), None),
             api_token_file=self.api_token_file,

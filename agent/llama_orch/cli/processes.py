@@ -1,4 +1,4 @@
-"""Which process is which: a pid alone may be another's by now, a pid with its start time is not."""
+"""Processes of a home: found by what they carry in their environment, and ended."""
 
 from __future__ import annotations
 
@@ -9,19 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-
-def start_time(pid: int) -> int:
-    """When a living process began, in clock ticks since the boot; 0 where there is none or it is a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0
-    return 0 if fields[0] in "ZX" else int(fields[19])
-
-
-def boot_id() -> str:
-    """The name of this boot, without which a start time means nothing."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+from llama_orch.base.processes import is_in_this_container, start_time
 
 
 def marked(marker: str) -> Iterator[tuple[int, list[str]]]:
@@ -38,7 +26,7 @@ def marked(marker: str) -> Iterator[tuple[int, list[str]]]:
             if (
                 wanted in (folder / "environ").read_bytes().split(b"\0")
                 and folder.stat().st_uid == os.geteuid()
-                and (folder / "ns/pid").readlink() == Path("/proc/self/ns/pid").readlink()
+                and is_in_this_container(folder)
                 and start_time(int(folder.name))
             ):
                 argv = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")

@@ -10,6 +10,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from llama_orch import __version__
+from llama_orch.base import files, processes
 from llama_orch.contract.common import WorkerCounts
 from llama_orch.contract.devices import CpuInfo, Devices, MemoryInfo
 from llama_orch.contract.hive import HiveInfo, WorkerStatus
@@ -17,7 +18,7 @@ from llama_orch.web import landlock
 from llama_orch.web.auth import Token
 from llama_orch.web.tasks import OwnedTasks
 
-from . import atomic, devices, engine_build, host_conditions, process
+from . import devices, engine_build, host_conditions, process
 from .downloads import Downloads
 from .engine_test import EngineTest
 from .gpus import Gpus
@@ -61,7 +62,7 @@ class Agent:
 
     async def start(self) -> None:
         """Put right what the last run left, and go on with it."""
-        atomic.drop_begun(self.settings.state_dir)
+        files.sweep(self.settings.state_dir, files.begun("*"))
         # Looked up once; from then on they are known.
         await asyncio.to_thread(engine_build.has_cuda)
         process.interpreter()
@@ -120,7 +121,7 @@ class Agent:
             version=__version__,
             pid=os.getpid(),
             started_at=self._started_at,
-            boot_id=process.boot_id(),
+            boot_id=processes.boot_id(),
         )
 
 

@@ -10,11 +10,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, StringConstraints, ValidationError
 
+from llama_orch.base import files
 from llama_orch.contract.common import Problem
 from llama_orch.contract.hive import DownloadStatus, Origin
 from llama_orch.contract.patterns import IDENTIFIER
 
-from . import atomic
 from .hub_model import Resolved
 
 log = logging.getLogger(__name__)
@@ -65,11 +65,11 @@ class DownloadRecords:
 
     def load(self) -> list[DownloadRecord]:
         """All records that can be read, oldest first; the others are set aside, and counted in `damaged`."""
-        atomic.drop_begun(self._folder)
+        files.sweep(self._folder, files.begun("*"))
         records: list[DownloadRecord] = []
         for path in self._folder.glob("*.json"):
             try:
-                record = DownloadRecord.model_validate_json(atomic.read_bytes(path))
+                record = DownloadRecord.model_validate_json(files.read_bytes(path))
             except (OSError, ValidationError):
                 record = None
             if record is not None and record.download_id == path.stem:
@@ -93,7 +93,7 @@ class DownloadRecords:
 
     def write(self, download_id: str, text: str) -> None:
         """Write one record that is JSON already. Raises OSError."""
-        atomic.write_text(self._folder / f"{download_id}.json", text)
+        files.write_text(self._folder / f"{download_id}.json", text)
 
     def remove(self, download_id: str) -> None:
         """Forget one record."""

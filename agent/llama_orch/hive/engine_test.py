@@ -13,9 +13,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from llama_orch.base import files, processes
 from llama_orch.contract.devices import Backend, EngineLibrary, EngineStatus, LibraryResult
 
-from . import atomic, engine_build, process
+from . import engine_build, process
 from .one_answer import NoAnswer, ask
 from .problems import Failed
 
@@ -102,17 +103,17 @@ class EngineTest:
 
     def _kept(self) -> EngineStatus | None:
         try:
-            kept = _Kept.model_validate(atomic.read_json(self._file))
+            kept = _Kept.model_validate(files.read_json(self._file))
         except (ValidationError, OSError):
             return None
-        return kept.status if (kept.boot_id, kept.status.build) == (process.boot_id(), self._status.build) else None
+        return kept.status if (kept.boot_id, kept.status.build) == (processes.boot_id(), self._status.build) else None
 
     def _keep(self) -> None:
         # One that could not be tried may be tried with success at the next start.
         if any(one.result is LibraryResult.NOT_TESTED for one in self._status.libraries):
             return
         try:
-            atomic.write_text(self._file, _Kept(boot_id=process.boot_id(), status=self._status).model_dump_json())
+            files.write_text(self._file, _Kept(boot_id=processes.boot_id(), status=self._status).model_dump_json())
         except OSError as error:
             log.warning("the result of the engine's self-test cannot be kept: %s", error.strerror)
 

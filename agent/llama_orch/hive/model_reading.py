@@ -13,9 +13,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from llama_orch.base import files
 from llama_orch.contract.common import Problem
 
-from . import atomic, gguf_header, process
+from . import gguf_header, process
 from .model_facts import ModelFacts
 from .model_facts_child import LONGEST_S
 from .one_answer import NoAnswer, ask
@@ -103,13 +104,13 @@ def _identity(path: Path) -> Identity:
 
 def _unreadable(state_dir: Path) -> list[_Unreadable]:
     try:
-        return _LIST.validate_python(atomic.read_json(state_dir / FILE))
+        return _LIST.validate_python(files.read_json(state_dir / FILE))
     except ValidationError:
         return []
 
 
 def _remember(state_dir: Path, unreadable: list[_Unreadable]) -> None:
     try:
-        atomic.write_text(state_dir / FILE, _LIST.dump_json(unreadable).decode())
+        files.write_text(state_dir / FILE, _LIST.dump_json(unreadable).decode())
     except OSError as error:
         log.warning("that a model cannot be read is not remembered: %s", error.strerror)

@@ -8,15 +8,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llama_orch.base import files
+from llama_orch.base.processes import boot_id, is_in_this_container, start_time, stat_fields
 from llama_orch.contract.home import HOME_VARIABLE
 from llama_orch.contract.process import SPEC_FILE
 from llama_orch.web.auth import Token
 
-from .atomic import read_json
 from .shim import PROCESS_FILE
 from .worker_pulse import Progress
 
@@ -60,34 +60,10 @@ class Process:
             os.close(handle)
 
 
-@functools.cache
-def boot_id() -> str:
-    """What changes with each boot of the machine."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def uptime() -> float:
-    """Seconds since the machine's boot, its sleep included: no clock that is set changes it.
-
-    What one run of the agent noted the next can compare with, within the same `boot_id`.
-    """
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def start_time(pid: int) -> int | None:
-    """When a process began, in ticks since boot; None where it is gone or only waits to be reaped."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in {b"Z", b"X"} else int(fields[19])
-
-
 def progress(pid: int) -> Progress | None:
     """What a process has had of the machine so far; None where it is gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
+    fields = stat_fields(pid)
+    if fields is None:
         return None
     # In nanoseconds of each thread, where the kernel counts them; else in ticks of 10 ms, in which much goes unseen.
     ran = [_ran(entry) for entry in _threads(pid)]
@@ -114,7 +90,7 @@ def recorded(folder: Path) -> Process | None:
 
     None after a reboot, and where the file is damaged.
     """
-    found = read_json(folder / PROCESS_FILE)
+    found = files.read_json(folder / PROCESS_FILE)
     if not isinstance(found, dict) or found.get("boot_id") != boot_id():
         return None
     pid, began = found.get("pid"), found.get("start_time")
@@ -148,7 +124,7 @@ def _is_of_this_system(entry: Path) -> bool:
     try:
         if os.getuid() not in {0, entry.stat().st_uid}:
             return False
-        return (entry / "ns/pid").readlink() == Path("/proc/self/ns/pid").readlink()
+        return is_in_this_container(entry)
     except PermissionError:
         return True
     except OSError:

@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from llama_orch.base import files
 from llama_orch.contract.common import Problem
 from llama_orch.contract.process import (
     ENDED_FILE,
@@ -21,7 +22,7 @@ from llama_orch.contract.process import (
     WorkerSpec,
 )
 
-from . import atomic, last_words, process
+from . import last_words, process
 from .looking import look
 
 KILL_TIMEOUT_S = 20.0
@@ -117,7 +118,7 @@ def _any_lives(processes: list[process.Process]) -> bool:
 def how_it_ended(folder: Path) -> WorkerEnded | None:
     """What the shim wrote down; None where it could not."""
     try:
-        return WorkerEnded.model_validate(atomic.read_json(folder / ENDED_FILE))
+        return WorkerEnded.model_validate(files.read_json(folder / ENDED_FILE))
     except ValidationError:
         return None
 
@@ -125,7 +126,7 @@ def how_it_ended(folder: Path) -> WorkerEnded | None:
 def known_failure(folder: Path) -> WorkerFailure | None:
     """The reason that the worker itself gave, in a length that the API shows."""
     try:
-        found = WorkerFailure.model_validate(atomic.read_json(folder / FAILURE_FILE))
+        found = WorkerFailure.model_validate(files.read_json(folder / FAILURE_FILE))
     except ValidationError:
         return None
     if not _CODE.fullmatch(found.code):
@@ -145,7 +146,7 @@ def why(folder: Path, log_file: Path, ended: WorkerEnded | None, when: str, *, b
 def _order(folder: Path) -> WorkerSpec | None:
     """What the worker was told to do; None where that is not there or of another version."""
     try:
-        return WorkerSpec.model_validate_json(atomic.read_bytes(folder / SPEC_FILE))
+        return WorkerSpec.model_validate_json(files.read_bytes(folder / SPEC_FILE))
     except (OSError, ValidationError):
         return None
 

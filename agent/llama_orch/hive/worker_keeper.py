@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
+from llama_orch.base import processes
 from llama_orch.contract.common import Problem
 from llama_orch.contract.errors import ApiError
 from llama_orch.contract.hive import Worker, WorkerStatus
@@ -120,7 +121,7 @@ class WorkerKeeper:
             record.stopping = True
             # Of its present process, which may have answers under way whether we have asked it yet or not.
             was_ready = record.ready_at is not None
-            record.drain_until_s = process.uptime() + settings.drain_timeout_s if was_ready else None
+            record.drain_until_s = processes.uptime() + settings.drain_timeout_s if was_ready else None
         await self.saved()
         await self.leave()
         # A start that its end came in between of is over then, and its process is found.
@@ -134,7 +135,7 @@ class WorkerKeeper:
         """Seconds that its running answers still have."""
         if self.record.drain_until_s is None:
             return 0.0
-        left = self.record.drain_until_s - process.uptime()
+        left = self.record.drain_until_s - processes.uptime()
         # After a reboot, when nothing of it runs any more, the time may be any.
         return min(max(0.0, left), self._around.settings.drain_timeout_s)
 
@@ -227,7 +228,7 @@ class WorkerKeeper:
         if health.status in {"idle", "busy", "overloaded"}:
             self.state.serve(max(health.slots_busy, health.status == "overloaded"))
             if self.record.ready_at is None:
-                self.record.ready_at, self.record.ready_uptime_s = datetime.now(UTC), process.uptime()
+                self.record.ready_at, self.record.ready_uptime_s = datetime.now(UTC), processes.uptime()
                 self.record.ctx_per_slot = health.context_per_slot or self.record.ctx_per_slot
                 self._save()
 
@@ -257,11 +258,11 @@ class WorkerKeeper:
         found = await worker_launch.left_over(self._folder, self._around.settings.state_dir)
         if found is not None and found.lives():
             log.info("worker %s adopted: pid %d", record.id, found.pid)
-            self.process, record.boot_id = found, process.boot_id()
+            self.process, record.boot_id = found, processes.boot_id()
             return None
         if record.boot_id is None:
             return None
-        if record.boot_id != process.boot_id():
+        if record.boot_id != processes.boot_id():
             record.boot_id, record.streak, record.restarts = None, 0, record.restarts + 1
             record.last_error = Problem(code="machine_restarted", message="the machine was restarted")
             self._save()
@@ -349,7 +350,7 @@ class WorkerKeeper:
         settings = self._around.settings
         cpu_library = await self._around.engine.cpu_library(self.record.request.backend)
         await self._end_processes(0, settings.term_timeout_s)
-        self.record.boot_id, self.record.started_at = process.boot_id(), datetime.now(UTC)
+        self.record.boot_id, self.record.started_at = processes.boot_id(), datetime.now(UTC)
         self.record.ready_at = self.record.ready_uptime_s = None
         await self.saved()
         self._percentage = 0.0
@@ -429,7 +430,7 @@ class WorkerKeeper:
         if self.record.ready_at is None or self.record.ready_uptime_s is None:
             return 0.0
         until = ended.uptime_s if ended is not None else None
-        return (until if until is not None else process.uptime()) - self.record.ready_uptime_s
+        return (until if until is not None else processes.uptime()) - self.record.ready_uptime_s
 
     async def _end_processes(self, drain_s: float, term_s: float) -> None:
         await worker_ending.end(self._around.settings.state_dir, self.record.id, drain_s=drain_s, term_s=term_s)

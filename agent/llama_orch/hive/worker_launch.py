@@ -9,10 +9,11 @@ import time
 import uuid
 from pathlib import Path
 
+from llama_orch.base import files
 from llama_orch.contract.process import ENDED_FILE, FAILURE_FILE, SPEC_FILE, WorkerEnded, WorkerSpec
 from llama_orch.web.auth import Token
 
-from . import atomic, process, worker_ending
+from . import process, worker_ending
 from .looking import look
 from .problems import Failed
 from .settings import HiveSettings
@@ -81,8 +82,8 @@ def start(
     launch = uuid.uuid4().hex
     try:
         clear(folder)
-        atomic.write_text(folder / LAUNCH_FILE, launch)
-        atomic.write_text(folder / SPEC_FILE, spec.model_dump_json())
+        files.write_text(folder / LAUNCH_FILE, launch)
+        files.write_text(folder / SPEC_FILE, spec.model_dump_json())
         return process.start(folder, launch, log_file(settings, record.id), token)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""

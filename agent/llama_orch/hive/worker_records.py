@@ -13,17 +13,20 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
+from llama_orch.base import files
 from llama_orch.contract.common import Problem
 from llama_orch.contract.hive import SpawnRequest
 from llama_orch.contract.patterns import IDENTIFIER
 from llama_orch.contract.process import SPEC_FILE
 
-from . import atomic
 from .model_memory import Needed
 from .process import workers_dir
+from .shim import LAUNCH_FILE
 
 log = logging.getLogger(__name__)
 RECORD_FILE = "record.json"
+# What the agent writes into a worker's folder; its shim, which may live, writes the rest.
+_WRITTEN = (RECORD_FILE, SPEC_FILE, LAUNCH_FILE)
 # The machine's memory among those that promises are of: beside it, GPUs' by their UUIDs.
 RAM = "ram"
 
@@ -131,9 +134,9 @@ class WorkerRecords:
         """
         records = []
         for folder in self._home.iterdir():
-            atomic.drop_begun(folder)
+            files.sweep(folder, *map(files.begun, _WRITTEN))
             try:
-                text = atomic.read_bytes(folder / RECORD_FILE)
+                text = files.read_bytes(folder / RECORD_FILE)
             except FileNotFoundError:
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
@@ -146,7 +149,7 @@ class WorkerRecords:
         return sorted(records, key=lambda record: record.created_at)
 
     def _from_order(self, folder: Path) -> WorkerRecord | None:
-        order = atomic.read_json(folder / SPEC_FILE)
+        order = files.read_json(folder / SPEC_FILE)
         record = _read(json.dumps(order.get("record") if isinstance(order, dict) else None).encode(), folder)
         if record is None:
             self.left_alone.add(folder.name)
@@ -175,7 +178,7 @@ class WorkerRecords:
         """Write a record that is JSON already. Raises OSError."""
         folder = self.folder(worker_id)
         folder.mkdir(mode=0o700, exist_ok=True)
-        atomic.write_text(folder / RECORD_FILE, text)
+        files.write_text(folder / RECORD_FILE, text)
 
     def remove(self, worker_id: str) -> None:
         """Forget a worker: its record first, so that a crash in between leaves none that would be started again."""

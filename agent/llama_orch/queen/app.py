@@ -13,6 +13,7 @@ from typing import cast
 
 from sanic import Request, Sanic
 
+from llama_orch.base import files
 from llama_orch.contract.common import Problem
 from llama_orch.contract.home import HOME_VARIABLE
 from llama_orch.contract.queen import SshKey
@@ -20,7 +21,7 @@ from llama_orch.web.app import create_app
 from llama_orch.web.auth import Token
 from llama_orch.web.tasks import OwnedTasks
 
-from . import atomic, first_contact, hive_tokens, inventory_watch, registered_file, routes, ssh_keys
+from . import first_contact, hive_tokens, inventory_watch, registered_file, routes, ssh_keys
 from .hive_client import HiveClient
 from .hive_tokens import HiveTokens
 from .inventory import Inventory
@@ -165,12 +166,13 @@ class Queen:
         await self.store.close()
 
     def _sweep(self) -> None:
-        settings, tmp = self._settings, atomic.temporary_of
-        atomic.sweep(settings.data, ".*.tmp", f"{first_contact.SHOWN}*")
+        settings = self._settings
+        files.sweep(settings.data, files.begun("*"), f"{first_contact.SHOWN}*")
         # The rest of these folders belongs to others.
-        atomic.sweep(settings.inventory, tmp(settings.inventory / registered_file.NAME).name)
-        atomic.sweep(settings.secrets / "hives", tmp(settings.secrets / hive_tokens.NOTE.format(name="*")).name)
-        atomic.sweep(settings.ssh_key.parent, f"{ssh_keys.MAKING}*", tmp(settings.ssh_key.with_suffix(".pub")).name)
+        files.sweep(settings.inventory, files.begun(registered_file.NAME))
+        files.sweep(settings.secrets / "hives", files.begun(hive_tokens.NOTE.format(name="*")))
+        public_key = settings.ssh_key.with_suffix(".pub").name
+        files.sweep(settings.ssh_key.parent, f"{ssh_keys.MAKING}*", files.begun(public_key))
 
     async def refresh_metrics(self) -> None:
         """Rebuild the gauges."""

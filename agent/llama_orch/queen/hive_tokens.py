@@ -9,9 +9,8 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from llama_orch.base import files
 from llama_orch.web.auth import Token, read_token
-
-from . import atomic
 
 # What stands beside a token.
 NOTE = ".{name}.host-key"
@@ -46,7 +45,7 @@ class HiveTokens:
             self._delete(path)
         if given_to != host_key:
             note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            atomic.write_text(note, host_key + "\n")
+            files.write_text(note, host_key + "\n")
         return another
 
     def forget(self, node_name: str) -> None:

@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from llama_orch.base import files
 from llama_orch.contract.common import Problem
 
-from . import atomic
 from .child_output import Tail, hear_out
 from .inventory_shape import BrokenInventory, check_shape
 from .registered_file import HOST_KEY_VARIABLE, NAME, BrokenFile, RegisteredFile, RegisteredHost
@@ -270,7 +270,7 @@ class Inventory:
         hosts = [asdict(host) for host in self._merged.values()]
         kept = {"hash": self._hash, "groups": sorted(self.groups), "hosts": hosts}
         try:
-            atomic.write_text(self._cache, json.dumps(kept))
+            files.write_text(self._cache, json.dumps(kept))
         except OSError as error:
             # Nothing is wrong with the inventory: the next queen asks Ansible anew.
             log.warning("what was read of the inventory cannot be kept in %s: %s", self._cache, error.strerror)

@@ -20,9 +20,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
+from llama_orch.base import files
 from llama_orch.contract.patterns import HostKeyGiven, LabelKey, LabelValue, NodeName, SshHost, SshUser
-
-from . import atomic
 
 NAME = "00-registered.yml"
 # A host's ssh key as somebody confirmed it; people write it into their own files too.
@@ -106,7 +105,7 @@ class RegisteredFile:
             if parse(text) != hosts:
                 raise BrokenFile(f"{NAME} would not read back as it was written; nothing was changed")
             # No secret is in it, and a run by hand may be somebody else's.
-            atomic.write_text(self.path, text, 0o644)
+            files.write_text(self.path, text, 0o644)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

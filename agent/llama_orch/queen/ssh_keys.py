@@ -14,10 +14,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from llama_orch.base import files
 from llama_orch.contract.patterns import HOST_KEY
 from llama_orch.contract.queen import HostKey, SshKey
-
-from . import atomic
 
 FIRST_CONTACT = "first-contact"
 # Where a pair is made: what a queen that was killed then leaves is deleted by the next one.
@@ -47,7 +46,7 @@ def ensure_key_pair(private: Path) -> None:
     try:
         public_key(private)
     except NoSshKey:
-        atomic.write_text(public, _keygen("-y", "-f", str(private)), 0o644)
+        files.write_text(public, _keygen("-y", "-f", str(private)), 0o644)
 
 
 def public_key(private: Path) -> SshKey:
@@ -146,7 +145,7 @@ class KnownHosts:
             new = [key for key in keys if not any(self.keys_of(name) for name in key.names.lower().split(","))]
             text = "".join(f"{key.names} {key.type} {key.blob}{mark}\n" for key in new)
             before = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-            atomic.write_text(self.path, before + ("\n" if before and not before.endswith("\n") else "") + text)
+            files.write_text(self.path, before + ("\n" if before and not before.endswith("\n") else "") + text)
 
     def confirm(self, entry: str, fingerprint: str) -> None:
         """Take the mark of first contact from a host's key. Raises OSError."""
@@ -157,7 +156,7 @@ class KnownHosts:
                 if any(key.fingerprint == fingerprint for key in _parse(text).get(entry, [])):
                     lines[at] = text.rstrip().removesuffix(" " + FIRST_CONTACT) + "\n"
             if lines != before:
-                atomic.write_text(self.path, "".join(lines))
+                files.write_text(self.path, "".join(lines))
 
     def forget(self, ssh_host: str, ssh_port: int) -> None:
         """Take a host's keys out, so that the next contact is the first. Raises OSError."""
@@ -166,7 +165,7 @@ class KnownHosts:
                 return
             entry = entry_of(ssh_host, ssh_port)
             lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            atomic.write_text(self.path, "".join(ln for ln in lines if ln.split(" ", 1)[0].lower() != entry))
+            files.write_text(self.path, "".join(ln for ln in lines if ln.split(" ", 1)[0].lower() != entry))
 
 
 def read_keys(path: Path) -> list[RecordedKey]:

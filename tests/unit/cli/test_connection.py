@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llama_orch import __version__
-from llama_orch.cli import processes
+from llama_orch.base import processes
 from llama_orch.cli.connection import Connection, LocalUp, Unusable, find_local_up, inference_token, read_token
 from llama_orch.contract.common import WorkerCounts
 from llama_orch.contract.queen import NodeHive

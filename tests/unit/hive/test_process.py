@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from llama_orch.base import processes
 from llama_orch.contract.process import ENDED_FILE, WorkerEnded
 from llama_orch.hive import process, shim, worker_ending
 
@@ -28,7 +29,7 @@ def run_shim(folder: Path, *command: str) -> WorkerEnded:
 def test_the_shim_writes_how_its_command_ended(tmp_path: Path):
     ended = run_shim(tmp_path, sys.executable, "-c", "raise SystemExit(3)")
     assert (ended.exit_code, ended.signal) == (3, None)
-    assert ended.uptime_s is not None and 0 <= process.uptime() - ended.uptime_s < 30
+    assert ended.uptime_s is not None and 0 <= processes.uptime() - ended.uptime_s < 30
     ended = run_shim(tmp_path, sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")
     assert (ended.exit_code, ended.signal) == (None, signal.SIGKILL)
     assert (run_shim(tmp_path, "/no/such/program")).exit_code == 127
@@ -72,13 +73,13 @@ def test_the_shim_hands_on_the_token_a_folder_for_temporary_files_and_default_si
     os.close(read_end)
     assert done.stdout.split() == ["a", "secret", str(tmp_path / "tmp"), "True"]
     recorded = json.loads((tmp_path / "process.json").read_text())
-    assert recorded["boot_id"] == process.boot_id()
+    assert recorded["boot_id"] == processes.boot_id()
     assert "a secret" not in "".join(path.read_text() for path in tmp_path.glob("*.json"))
 
 
 def test_a_process_is_known_by_pid_and_start():
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    began = process.start_time(child.pid)
+    began = processes.start_time(child.pid)
     assert began is not None
     stranger, known = process.Process(child.pid, began - 1), process.Process(child.pid, began)
     stranger.send(signal.SIGKILL)
@@ -89,7 +90,7 @@ def test_a_process_is_known_by_pid_and_start():
     assert not known.lives(), "one that waits to be reaped has ended"
     child.wait(10)
     known.send(signal.SIGKILL)
-    assert process.start_time(child.pid) is None
+    assert processes.start_time(child.pid) is None
 
 
 def test_processes_are_found_by_their_folder_and_not_those_of_containers(tmp_path: Path):
@@ -128,7 +129,7 @@ def test_processes_are_found_by_their_folder_and_not_those_of_containers(tmp_pat
 
 
 def test_a_record_of_another_boot_names_no_process(tmp_path: Path):
-    recorded = {"pid": os.getpid(), "start_time": process.start_time(os.getpid()), "boot_id": process.boot_id()}
+    recorded = {"pid": os.getpid(), "start_time": processes.start_time(os.getpid()), "boot_id": processes.boot_id()}
     (tmp_path / "process.json").write_text(json.dumps(recorded))
     found = process.recorded(tmp_path)
     assert found is not None
@@ -136,7 +137,7 @@ def test_a_record_of_another_boot_names_no_process(tmp_path: Path):
     (tmp_path / "process.json").write_text(json.dumps({**recorded, "boot_id": "another"}))
     assert process.recorded(tmp_path) is None
     for damaged in ({"pid": "x"}, {"start_time": []}):
-        (tmp_path / shim.PROCESS_FILE).write_text(json.dumps(recorded | {"boot_id": process.boot_id()} | damaged))
+        (tmp_path / shim.PROCESS_FILE).write_text(json.dumps(recorded | {"boot_id": processes.boot_id()} | damaged))
         assert process.recorded(tmp_path) is None
     (tmp_path / "process.json").write_text("")
     assert process.recorded(tmp_path) is None
@@ -146,6 +147,6 @@ def test_a_record_of_another_boot_names_no_process(tmp_path: Path):
     "wrong", [{"pid": 0}, {"pid": -1}, {"pid": 2**40}, {"pid": "1"}, {"pid": None}, {"start_time": []}]
 )
 def test_a_record_that_no_shim_wrote_names_no_process(tmp_path: Path, wrong: dict[str, object]):
-    recorded = {"pid": os.getpid(), "start_time": process.start_time(os.getpid()), "boot_id": process.boot_id()}
+    recorded = {"pid": os.getpid(), "start_time": processes.start_time(os.getpid()), "boot_id": processes.boot_id()}
     (tmp_path / "process.json").write_text(json.dumps({**recorded, **wrong}))
     assert process.recorded(tmp_path) is None

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from llama_orch.base import files
 from llama_orch.contract.common import Problem
 from llama_orch.contract.hive import DownloadStatus, SpawnRequest
 from llama_orch.contract.process import SPEC_FILE
-from llama_orch.hive import atomic
 from llama_orch.hive.download_records import DAMAGED, DAMAGED_KEPT, DownloadRecord, DownloadRecords
 from llama_orch.hive.hub_model import HubFile, Resolved
 from llama_orch.hive.model_memory import Needed
@@ -148,18 +148,18 @@ def test_a_damaged_download_record_is_set_aside_and_named(tmp_path: Path, caplog
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "record.json"
-    atomic.write_text(path, '"old"')
+    files.write_text(path, '"old"')
 
     def cut(*_: object) -> None:
         raise OSError("power cut")
 
-    monkeypatch.setattr(atomic.os, "fsync", cut)
+    monkeypatch.setattr(files.os, "fsync", cut)
     with pytest.raises(OSError, match="power cut"):
-        atomic.write_text(path, '"new"')
-    assert atomic.read_json(path) == "old"
+        files.write_text(path, '"new"')
+    assert files.read_json(path) == "old"
     path.write_text("")
-    assert atomic.read_json(path) is None
-    assert atomic.read_json(tmp_path / "missing") is None
+    assert files.read_json(path) is None
+    assert files.read_json(tmp_path / "missing") is None
 
 
 def a_download(**model: object) -> dict[str, object]:
@@ -231,7 +231,7 @@ def test_what_a_worker_may_have_planted_is_neither_followed_nor_waited_for(tmp_p
         file.truncate(2**40)
     (tmp_path / "deep.json").write_text("[" * 500_000)
     for name in ("fifo", "link", "folder", "huge", "deep"):
-        assert atomic.read_json(tmp_path / f"{name}.json") is None, name
+        assert files.read_json(tmp_path / f"{name}.json") is None, name
     with pytest.raises(OSError, match="larger than"):
-        atomic.read_bytes(tmp_path / "huge.json")
-    assert atomic.read_json(tmp_path / "target.json") == {}
+        files.read_bytes(tmp_path / "huge.json")
+    assert files.read_json(tmp_path / "target.json") == {}

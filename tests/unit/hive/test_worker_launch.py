@@ -9,8 +9,9 @@ from typing import Any, cast
 
 import pytest
 
+from llama_orch.base import files
 from llama_orch.contract.hive import SpawnRequest
-from llama_orch.hive import atomic, backoff, worker_launch
+from llama_orch.hive import backoff, worker_launch
 from llama_orch.hive.ordered_writes import OrderedWrites
 from llama_orch.hive.problems import Failed
 from llama_orch.hive.process import Process
@@ -39,7 +40,7 @@ def test_what_is_in_the_way_of_a_start_may_pass(
     def write_text(path: Path, text: str) -> None:
         raise OSError(number, os.strerror(number), str(path))
 
-    monkeypatch.setattr(atomic, "write_text", write_text)
+    monkeypatch.setattr(files, "write_text", write_text)
     settings = HiveSettings(state_dir=tmp_path, log_dir=tmp_path)
     with pytest.raises(Failed, match=os.strerror(number)) as error:
         worker_launch.start(RECORD, tmp_path, Path("/models/a.gguf"), settings, Token("t" * 16), cpu_library=None)

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import pytest
 
+from llama_orch.base import processes
 from llama_orch.contract.common import Problem
 from llama_orch.contract.devices import Condition, ConditionType, Gpu, GpuStatus, MemoryInfo
 from llama_orch.contract.errors import BadRequest, Conflict, DoesNotFit, NotFound, NotReady
@@ -493,7 +494,7 @@ async def test_a_drain_that_an_earlier_agent_began_gets_what_is_left_of_its_time
 ):
     worker = await world.spawn()
     (keeper,) = world.keepers()
-    keeper.record.stopping, keeper.record.drain_until_s = True, process.uptime() + 30 - passed
+    keeper.record.stopping, keeper.record.drain_until_s = True, processes.uptime() + 30 - passed
     await world.workers.stop_worker(worker.id)
     assert ended == [pytest.approx(left, abs=1)]
 

@@ -1,34 +1,38 @@
-"""Small files that are there whole or not at all, whatever happens to the process or the machine."""
+"""Small files that are there whole or not at all, and nothing half-written beside them, whatever happens."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import json
+import logging
 import os
-import re
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
 
+log = logging.getLogger(__name__)
 # Records have a few kB, the largest of them that of a model in a thousand parts.
 MOST_BYTES = 1024 * 1024
-# What `write_text` writes to; a worker's shim gives its own files another name.
-_BEGUN = re.compile(r"\..+\.[0-9]+\.tmp")
 
 
 def write_text(path: Path, text: str, mode: int = 0o600) -> None:
-    """Replace `path` by a file with this text: written beside it, flushed to the disk, renamed.
+    """Replace `path` by a file with this text and mode: written beside it, flushed to the disk, renamed.
 
-    Raises OSError; then what was begun is taken away again, as a full disk needs its room.
+    Where that fails the old file stays and what was written goes: a full disk needs its room. A file has one writer at
+    a time. Raises OSError.
     """
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    temporary = path.with_name(begun(path.name))
     try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(temporary, flags, mode)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            # The same mode whatever the umask is.
+            os.fchmod(descriptor, mode)
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(descriptor)
         temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -37,16 +41,28 @@ def write_text(path: Path, text: str, mode: int = 0o600) -> None:
     sync_folder(path.parent)
 
 
-def drop_begun(folder: Path) -> None:
-    """Take away what processes that are gone had begun to write in this folder: only its one writer may ask for it."""
-    for path in folder.glob(".*.tmp"):
-        if _BEGUN.fullmatch(path.name):
-            with contextlib.suppress(OSError):
-                path.unlink()
+def begun(name: str) -> str:
+    """The name of a file while it is written, beside the one with this name. Ansible passes over those with a dot."""
+    return f".{name}.tmp"
+
+
+def sweep(folder: Path, *patterns: str) -> None:
+    """Delete what processes that are gone left in a folder: files and folders of these names, as of `glob`.
+
+    Only who alone writes files of these names may ask for it.
+    """
+    for pattern in patterns:
+        for left in folder.glob(pattern):
+            log.info("%s is deleted: an earlier process was ended while it wrote it", left)
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    left.unlink()
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder, so that a rename or removal in it survives a power cut."""
+    """Flush a folder, so that a rename or removal in it survives a power cut. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from llama_orch.cli import home_files
-from llama_orch.queen import atomic, executor_lock
+from llama_orch.queen import executor_lock
 from llama_orch.queen.app import Queen
 from llama_orch.queen.hive_tokens import HiveTokens
 from llama_orch.queen.inventory import Host, Inventory
@@ -46,14 +46,13 @@ def record(folder: Path) -> None:
 @pytest.mark.parametrize(
     "write",
     [
-        lambda folder: atomic.write_text(folder / "file", "a text"),
         lambda folder: RegisteredFile(folder).add(a_host("new")),
         record,
         lambda folder: HiveTokens(folder).give_to("n1", "SHA256:one"),
         lambda folder: make_token_file(folder / "api-token"),
         lambda folder: home_files.write(folder / "queen.toml", "a text"),
     ],
-    ids=["text", "inventory", "known hosts", "token's note", "token", "settings"],
+    ids=["inventory", "known hosts", "token's note", "token", "settings"],
 )
 def test_a_full_disk_leaves_nothing_beside_the_file(tmp_path: Path, write: Callable[[Path], object]):
     RegisteredFile(tmp_path).add(a_host("old"))
@@ -64,13 +63,6 @@ def test_a_full_disk_leaves_nothing_beside_the_file(tmp_path: Path, write: Calla
         write(tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     write(tmp_path)
-
-
-def test_the_mode_is_what_was_asked_for(tmp_path: Path):
-    for mode in (0o600, 0o644):
-        atomic.write_text(tmp_path / "file", "a text", mode)
-        assert (tmp_path / "file").stat().st_mode & 0o777 == mode
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_an_inventory_whose_view_cannot_be_kept_is_not_broken(tmp_path: Path, caplog: pytest.LogCaptureFixture):
