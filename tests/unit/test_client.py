@@ -7,10 +7,12 @@ import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
+import aiohttp
 import pytest
 from pydantic import SecretStr
 
 from llama_orch.client import Hive, NoAnswer, NotTheService, Queen, Service, Worker
+from llama_orch.client.proving import ProvingConnector
 from llama_orch.contract import errors, operations
 from llama_orch.contract.hive import DownloadRequest, SpawnRequest, WorkerStatus
 from llama_orch.contract.inference import (
@@ -206,3 +208,18 @@ async def test_nobody_there_and_nobody_answering():
         with pytest.raises(NoAnswer, match=r"within 0\.05 s"):
             await queen.health()
     silent.close()
+
+
+async def test_an_answer_that_is_larger_than_it_may_be_is_none():
+    whole = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 400\r\n\r\n" + b" " * 400
+    async with answering(whole) as url, Hive(url, most_bytes=399) as hive:
+        with pytest.raises(NoAnswer, match="larger than 399 bytes"):
+            await hive.health()
+
+
+async def test_a_session_that_was_lent_stays_with_its_owner(fleet: Fleet):
+    async with aiohttp.ClientSession(connector=ProvingConnector("hive")) as session:
+        for _ in range(2):
+            hive = Hive(fleet.urls["hive"], TOKEN, session=session)
+            assert (await hive.info()).hive_id
+        assert not session.closed

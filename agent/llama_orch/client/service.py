@@ -22,12 +22,15 @@ from llama_orch.contract.errors import BY_STATUS, ApiError, ErrorResponse, Upstr
 from llama_orch.contract.operations import Operation
 from llama_orch.contract.proof import Proof
 
+from .bounded import TooLarge, read_whole
 from .proving import NotProven, ProvingConnector
 
 CONNECT_SECONDS = 10.0
 # Services send a comment every 15 s on a quiet stream, so this long a silence is a dead line.
 STREAM_SILENCE_SECONDS = 60.0
 _LINE_LIMIT = 4 * 1024 * 1024
+# Of an answer that is no stream: what a thousand hosts are described by, many times over.
+MOST_BYTES = 256 * 1024 * 1024
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -48,24 +51,33 @@ class NotTheService(UpstreamFailed):
 class Service:
     """What the clients share: one connection pool, one token, one correlation id for all requests.
 
-    `url` is the service's base, `timeout` in seconds is for a whole answer that is no stream. Use it as
-    `async with`. The token goes only to what has proven that it knows it, and only where an operation needs it.
+    `url` is the service's base, `timeout` in seconds is for a whole answer that is no stream, `most_bytes` its size.
+    Use it as `async with`, or give it the `session` of whoever asks many services, whose it stays; one with a token
+    needs a ProvingConnector. The token goes only to what has proven that it knows it, and only where an operation needs
+    it.
     """
 
     part: ClassVar[str]
 
     def __init__(
-        self, url: str, token: str | None = None, *, timeout: float = 30.0, correlation_id: str | None = None
+        self,
+        url: str,
+        token: str | None = None,
+        *,
+        timeout: float = 30.0,
+        most_bytes: int = MOST_BYTES,
+        correlation_id: str | None = None,
+        session: aiohttp.ClientSession | None = None,
     ) -> None:
         self.url = url.rstrip("/")
         self.timeout = timeout
         self.correlation_id = correlation_id or uuid.uuid4().hex
         self._token = token
-        self._session: aiohttp.ClientSession | None = None
+        self._most_bytes = most_bytes
+        self._session = session
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            headers={"X-Correlation-Id": self.correlation_id},
             read_bufsize=_LINE_LIMIT,
             connector=ProvingConnector(self.part),
         )
@@ -114,12 +126,12 @@ class Service:
         limits = aiohttp.ClientTimeout(total=timeout or self.timeout, sock_connect=CONNECT_SECONDS)
         try:
             async with self._request(operation, body, query, limits, parameters) as response:
-                data = await response.read()
+                data = await read_whole(response, self._most_bytes)
                 self._check(response, data)
                 return data
         except NotProven as error:
             raise NotTheService(str(error)) from None
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise self._no_answer(error, timeout or self.timeout) from error
 
     async def _stream(
@@ -130,7 +142,7 @@ class Service:
         try:
             async with self._request(operation, body, None, limits, parameters) as response:
                 if response.status >= 300 or response.content_type != "text/event-stream":
-                    self._check(response, await response.read())
+                    self._check(response, await read_whole(response, self._most_bytes))
                     raise UpstreamFailed(f"{self.url} answered {response.content_type} where events were expected")
                 async for kind, data in _events(response.content):
                     if kind == "error":
@@ -151,7 +163,7 @@ class Service:
     ) -> Any:
         if self._session is None:
             raise RuntimeError("use the client as 'async with'")
-        headers: dict[str, str] = {}
+        headers = {"X-Correlation-Id": self.correlation_id}
         if body is not None:
             headers["Content-Type"] = "application/json"
         if self._token is not None and operation.auth:
@@ -201,6 +213,8 @@ class Service:
             reason = why_not_connected(error)
         elif isinstance(error, TimeoutError):
             reason = f"nothing came within {seconds:g} s"
+        elif isinstance(error, TooLarge):
+            reason = str(error)
         elif isinstance(error, aiohttp.ClientPayloadError):
             reason = "the answer was cut off"
         elif isinstance(error, aiohttp.InvalidURL):

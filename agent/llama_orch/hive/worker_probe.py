@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
+from llama_orch.contract.errors import ApiError
 from llama_orch.contract.inference import WorkerHealth
-from llama_orch.contract.operations import WORKER_HEALTH
 
 from .settings import HiveSettings
 
@@ -15,14 +13,13 @@ if TYPE_CHECKING:
     import aiohttp
 
 TIMEOUT_S = 2.0
+MOST_BYTES = 64 * 1024
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  compared, not bound
 
 
 def load() -> None:
     """Import what a question needs. It takes long: to be called in a thread, before the first one."""
-    import aiohttp  # noqa: F401, PLC0415
-
-    from llama_orch.client import bounded  # noqa: F401, PLC0415
+    import llama_orch.client.worker  # noqa: F401, PLC0415
 
 
 class Probe:
@@ -42,16 +39,15 @@ class Probe:
         # A third of what an agent's start would cost, and before its first worker it asks nobody.
         import aiohttp  # noqa: PLC0415
 
-        from llama_orch.client.bounded import read_whole  # noqa: PLC0415
+        from llama_orch.client.worker import Worker  # noqa: PLC0415
 
         if self._session is None:
-            self._session = aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(total=TIMEOUT_S), connector=aiohttp.TCPConnector(limit=0)
-            )
+            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        url = f"http://{self._local}:{port}"
+        worker = Worker(url, timeout=TIMEOUT_S, most_bytes=MOST_BYTES, session=self._session)
         try:
-            async with self._session.get(f"http://{self._local}:{port}{WORKER_HEALTH.path}") as answer:
-                health = WorkerHealth.model_validate_json(await read_whole(answer, 64 * 1024))
-        except (aiohttp.ClientError, TimeoutError, OSError, ValidationError):
+            health = await worker.health()
+        except ApiError:
             return None
         return health if health.worker_id == worker_id else None
 
