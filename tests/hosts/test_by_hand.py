@@ -377,7 +377,7 @@ async def test_a_reboot_drains_first_and_waits_until_the_hive_is_back(site: Site
         await asyncio.to_thread(host.boot_again)
     run = await running
     assert run.status == 0, run.output[-6000:]
-    assert "workers survive SIGKILL. The reboot ends it." in run.output
+    assert "workers survive SIGKILL. The reboot ends it." in run.output, run.output[-9000:]
     host.run("rm /usr/local/sbin/python3", check=True)
     say(f"a reboot by its playbook: {run.seconds:.1f} s")
     after = await idle(site, "two", "chat")

@@ -33,6 +33,8 @@ STABLE = settings(
 )
 FEW = settings(STABLE, max_examples=25, phases=[Phase.explicit, Phase.generate])
 
+TOKEN_HEADERS = ("authorization", "x-api-key", "api-key")
+
 numbers = st.one_of(st.integers(), st.integers(-3, 3), st.floats(), st.floats(-3, 3))
 texts = st.one_of(st.text(max_size=20), st.sampled_from(["", "A", "auto", "required", "json_object", "\x00", "\ufffe"]))
 anything = st.recursive(
@@ -203,6 +205,10 @@ def test_the_worker_withstands_what_its_own_description_suggests(worker: WorkerP
             @FEW
             @given(case=operation.as_strategy(generation_mode=mode))
             def run(case: schemathesis.Case) -> None:
+                if mode.is_positive:
+                    # The description has three headers for the token, and any text is one by its form.
+                    for name in TOKEN_HEADERS:
+                        case.headers.pop(name, None)
                 if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
                     # Another model's name would be all that is looked at.
                     case.body["model"] = "demo"
@@ -219,7 +225,7 @@ def test_the_worker_withstands_what_its_own_description_suggests(worker: WorkerP
     assert len(seen) == 10
     # What the description cannot say (which fields go together) makes chats rare that are right.
     for path in ("/v1/completions", "/v1/tokenize", "/v1/models", "/health", "/metrics", "/openapi.json"):
-        assert 200 in seen[path], seen
+        assert 200 in seen[path], (path, seen)
     still_right(worker)
 
 
