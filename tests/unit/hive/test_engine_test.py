@@ -92,7 +92,7 @@ async def test_another_boot_or_build_or_a_damaged_file_tests_anew(
     async with world.tested():
         pass
     if what == "boot":
-        monkeypatch.setattr(engine_test.process, "boot_id", lambda: "another")
+        monkeypatch.setattr(engine_test.processes, "boot_id", lambda: "another")
     elif what == "build":
         monkeypatch.setattr(engine_build, "identity", lambda: "another")
     else:

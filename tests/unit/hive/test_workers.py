@@ -26,7 +26,6 @@ from llama_orch.hive import (
     model_memory,
     model_reading,
     placement,
-    process,
     worker_ending,
     worker_keeper,
     worker_logs,
@@ -537,7 +536,7 @@ async def test_a_clock_that_is_set_neither_makes_nor_hides_a_crash_loop(
     )
     await keeper._after_end(worker_keeper._Ended(how, ""))
     assert keeper.record.streak == streak
-    monkeypatch.setattr(process, "uptime", lambda: 1000.0 + served_s)
+    monkeypatch.setattr(processes, "uptime", lambda: 1000.0 + served_s)
     keeper.record.streak = 2
     await keeper._after_end(worker_keeper._Ended(None, ""))
     assert keeper.record.streak == streak
