@@ -196,7 +196,7 @@ def description(worker: WorkerProcess) -> dict[str, Any]:
 def ask_for(
     worker: WorkerProcess, operation: Any, mode: schemathesis.GenerationMode, seen: dict[str, set[int]]
 ) -> None:
-    """Requests for an operation as its description has them, or not, and which statuses its paths were answered with."""
+    """Send requests for an operation, right or wrong by its description, and note the statuses of the answers."""
 
     @FEW
     @given(case=operation.as_strategy(generation_mode=mode))
