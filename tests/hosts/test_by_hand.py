@@ -347,7 +347,7 @@ async def test_remedies_go_through_where_they_can_and_say_why_where_not(site: Si
 HELD = """
 cat > /usr/local/sbin/python3 << 'END'
 #!/bin/sh
-[ "$3" != all ] || { echo workers survive SIGKILL >&2; exit 1; }
+[ "$3" != all ] || { cat > /dev/null; echo workers survive SIGKILL >&2; exit 1; }
 exec /usr/bin/python3 "$@"
 END
 chmod +x /usr/local/sbin/python3
