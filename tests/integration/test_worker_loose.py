@@ -16,7 +16,8 @@ from pydantic import BaseModel
 
 from llama_orch import demo_model
 from llama_orch.demo_model import DEMO_SENTENCE, expected_completion, write_demo_model
-from tests.integration.test_worker import TOKEN, WorkerProcess, post, session_of
+from tests.integration.test_worker import WorkerProcess, post, session_of
+from tests.integration.test_worker_openai import client_of
 from tests.real_model import real_model
 
 CHAT: Any = [{"role": "user", "content": "Hello"}]
@@ -66,27 +67,21 @@ def real(folder: Path) -> Iterator[WorkerProcess]:
     worker.kill()
 
 
-async def client_of(worker: WorkerProcess) -> AsyncIterator[openai.AsyncOpenAI]:
-    await worker.until("idle", "busy")
-    async with openai.AsyncOpenAI(base_url=f"{worker.url}/v1", api_key=TOKEN, max_retries=0, timeout=120) as client:
-        yield client
-
-
 @pytest.fixture
 async def client(demo: WorkerProcess) -> AsyncIterator[openai.AsyncOpenAI]:
-    async for one in client_of(demo):
+    async for one in client_of(demo, timeout=120):
         yield one
 
 
 @pytest.fixture
 async def flat_client(flat: WorkerProcess) -> AsyncIterator[openai.AsyncOpenAI]:
-    async for one in client_of(flat):
+    async for one in client_of(flat, timeout=120):
         yield one
 
 
 @pytest.fixture
 async def real_client(real: WorkerProcess) -> AsyncIterator[openai.AsyncOpenAI]:
-    async for one in client_of(real):
+    async for one in client_of(real, timeout=120):
         yield one
 
 

@@ -92,9 +92,9 @@ def vectors(folder: Path) -> Iterator[WorkerProcess]:
     yield from serving(folder, write_vector_model(folder / "vectors.gguf"), ctx_per_slot=128)
 
 
-async def client_of(worker: WorkerProcess) -> AsyncIterator[openai.AsyncOpenAI]:
+async def client_of(worker: WorkerProcess, timeout: float = 60) -> AsyncIterator[openai.AsyncOpenAI]:
     await worker.until("idle", "busy")
-    async with openai.AsyncOpenAI(base_url=f"{worker.url}/v1", api_key=TOKEN, max_retries=0, timeout=60) as client:
+    async with openai.AsyncOpenAI(base_url=f"{worker.url}/v1", api_key=TOKEN, max_retries=0, timeout=timeout) as client:
         yield client
 
 

@@ -25,6 +25,15 @@ from tests.serving import serving
 TOKEN = "a-token-of-enough-length"
 
 
+async def forever(ended: asyncio.Event) -> AsyncIterator[JobEvent | str]:
+    """A source of events that says one thing and stays; `ended` is set when it is closed."""
+    try:
+        yield "first"
+        await asyncio.Event().wait()
+    finally:
+        ended.set()
+
+
 def an_app(*, events: AsyncIterator[JobEvent | str] | None = None, cors_origins: tuple[str, ...] = ()):
     served = (ops.QUEEN_HEALTH, ops.CREATE_NODE, ops.GET_NODE, ops.JOB_EVENTS, METRICS, OPENAPI, PROOF)
     routes = Routes(served)
@@ -136,15 +145,7 @@ async def test_the_head_of_whatever_can_be_read(http: aiohttp.ClientSession, pat
 
 async def test_the_head_of_a_stream_ends_its_source_and_keeps_the_connection():
     ended = asyncio.Event()
-
-    async def forever() -> AsyncIterator[JobEvent | str]:
-        try:
-            yield "first"
-            await asyncio.Event().wait()
-        finally:
-            ended.set()
-
-    async with serving(an_app(events=forever())) as url, aiohttp.ClientSession(url, headers=AUTH) as session:
+    async with serving(an_app(events=forever(ended))) as url, aiohttp.ClientSession(url, headers=AUTH) as session:
         async with session.head("/api/v1/jobs/j/events") as answer:
             assert (answer.status, answer.content_type, await answer.read()) == (200, "text/event-stream", b"")
         await asyncio.wait_for(ended.wait(), 5)
@@ -286,15 +287,7 @@ async def test_what_fails_before_the_first_event_is_a_plain_error():
 
 async def test_a_client_that_leaves_ends_the_event_source():
     ended = asyncio.Event()
-
-    async def forever() -> AsyncIterator[JobEvent | str]:
-        try:
-            yield "first"
-            await asyncio.Event().wait()
-        finally:
-            ended.set()
-
-    async with serving(an_app(events=forever())) as url, aiohttp.ClientSession(url, headers=AUTH) as session:
+    async with serving(an_app(events=forever(ended))) as url, aiohttp.ClientSession(url, headers=AUTH) as session:
         answer = await session.get("/api/v1/jobs/j/events")
         assert await answer.content.readline() == b"data: first\n"
         answer.close()
