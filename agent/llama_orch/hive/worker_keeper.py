@@ -387,8 +387,6 @@ class WorkerKeeper:
                 late = now - began > allowed
             if hangs or late:
                 await worker_ending.end(self._around.settings.state_dir, self.record.id, drain_s=0, term_s=0)
-            if self._shim is not None:
-                self._shim.poll()
             await asyncio.sleep(LOOK_S)
         how = await worker_launch.how_it_ended(self._folder)
         self._gone()
