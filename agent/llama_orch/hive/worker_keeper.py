@@ -42,7 +42,7 @@ from .ordered_writes import OrderedWrites
 from .problems import Failed, as_failed
 from .settings import HiveSettings
 from .worker_probe import Probe
-from .worker_pulse import Progress, Pulse
+from .worker_pulse import Progress, Pulse, is_doubted
 from .worker_records import WorkerRecord, WorkerRecords
 from .worker_state import WorkerState
 
@@ -216,7 +216,7 @@ class WorkerKeeper:
             return
         self._asked_at = now
         health = await self._around.probe.health(self.record.id, self.record.port)
-        alive, progress = await look(_look_at, asked)
+        alive, progress = await look(_look_at, asked, is_doubted(health))
         if self.process is not asked or not alive or self.record.stopping:
             return
         self._pulse.asked(health, progress, time.monotonic())
@@ -453,8 +453,9 @@ class WorkerKeeper:
         await self._around.writes.settled(self.record.id)
 
 
-def _look_at(one: process.Process) -> tuple[bool, Progress | None]:
-    return one.lives(), process.progress(one.pid)
+def _look_at(one: process.Process, closely: bool) -> tuple[bool, Progress | None]:
+    # Each of its threads is a file to be read.
+    return one.lives(), process.progress(one.pid) if closely else None
 
 
 def _recorded(folder: Path) -> process.Process | None:

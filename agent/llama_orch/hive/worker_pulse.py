@@ -8,6 +8,8 @@ from llama_orch.contract.inference import WorkerHealth
 
 LEAST_S = 15.0
 LONGEST_STEPS = 10
+# An engine that is silent for longer may be hanging: what the process has of the machine is looked at from then on.
+DOUBTED_S = 2.0
 # A machine that stood still, or an agent that did, has asked nothing meanwhile.
 FAILED_ASKS = 5
 # How long a worker may be without an ended step while it reads from its disk, or without an answer while it computes.
@@ -22,6 +24,11 @@ class Progress:
     major_faults: int
 
 
+def is_doubted(health: WorkerHealth | None) -> bool:
+    """Whether an answer, None where none came, leaves open that the worker hangs."""
+    return health is None or health.engine_silent_seconds > DOUBTED_S
+
+
 class Pulse:
     """One process's signs of life. Times are of a monotonic clock, in seconds."""
 
@@ -32,7 +39,10 @@ class Pulse:
         self._progress: Progress | None = None
 
     def asked(self, health: WorkerHealth | None, progress: Progress | None, now: float) -> None:
-        """Take in the answer to a question, None where none came, and what the process has had by then."""
+        """Take in the answer to a question, None where none came, and what the process has had by then.
+
+        `progress` is needed where the answer `is_doubted`; of what passes without it nothing is concluded.
+        """
         before, self._progress = self._progress, progress
         if health is not None:
             self._failed_asks = 0

@@ -4,7 +4,7 @@ import os
 
 from llama_orch.contract.inference import WorkerHealth
 from llama_orch.hive import process
-from llama_orch.hive.worker_pulse import AT_WORK_S, FAILED_ASKS, LEAST_S, Progress, Pulse
+from llama_orch.hive.worker_pulse import AT_WORK_S, DOUBTED_S, FAILED_ASKS, LEAST_S, Progress, Pulse, is_doubted
 
 
 def says(silent: float = 0.0, longest: float = 0.0) -> WorkerHealth:
@@ -93,6 +93,16 @@ def test_a_process_that_is_gone_tells_nothing():
     pulse.asked(None, None, 1)
     pulse.asked(None, had(), 2)
     assert pulse.hangs(3) is None
+
+
+def test_a_process_is_looked_at_only_where_it_may_hang():
+    assert is_doubted(None) and is_doubted(says(silent=DOUBTED_S + 0.1))
+    assert not is_doubted(says(silent=DOUBTED_S))
+    pulse = Pulse(0)
+    for now in range(1, 60):
+        health = says(silent=now)
+        pulse.asked(health, had(faults=now) if is_doubted(health) else None, now)
+        assert pulse.hangs(now) is None, "it reads from its disk"
 
 
 def test_what_a_process_has_had_of_the_machine():
