@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from prometheus_client import CollectorRegistry
 from sanic import Request, Sanic
 
+from llama_orch.base.tokens import Token
 from llama_orch.contract import operations as ops
 from llama_orch.contract.common import HiveHealth, WorkerCounts
 from llama_orch.contract.devices import Condition, CpuInfo, Devices, GpuStatus, MemoryInfo
 from llama_orch.contract.hive import HiveInfo
 from llama_orch.web.app import Routes, create_app
-from llama_orch.web.auth import Token
 
 
 def fake_hive(hive_id: str, token: str, conditions: list[Condition] | None = None) -> Sanic:

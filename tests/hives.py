@@ -15,7 +15,8 @@ from typing import Any
 
 import aiohttp
 
-from llama_orch.hive import process, stop_workers
+from llama_orch.hive import stop_workers
+from llama_orch.hive.workers import process
 
 from .engine import kept_self_test
 from .ports import free_port

@@ -14,7 +14,7 @@ from typing import Any
 
 import llama_cpp as binding
 
-from llama_orch.worker import backends
+from llama_orch.worker.llama import backends
 
 llama_cpp: Any = binding
 

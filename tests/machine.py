@@ -29,7 +29,7 @@ _SETS = {
     "AMX-BF16": r"amx_bf16",
 }
 # As a worker loads it, in a process of its own: on a machine where that kills it, it kills no test run.
-_LOAD = "from llama_orch.worker import backends; backends.load()"
+_LOAD = "from llama_orch.worker.llama import backends; backends.load()"
 # What ggml then writes to stderr.
 _LOADED = re.compile(r"^load_backend: loaded \S+ backend from (.+)$", re.MULTILINE)
 

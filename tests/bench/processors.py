@@ -16,8 +16,8 @@ import sys
 import time
 from pathlib import Path
 
-from llama_orch.worker import backends
-from llama_orch.worker.binding import llama_cpp
+from llama_orch.worker.llama import backends
+from llama_orch.worker.llama.binding import llama_cpp
 from tests.bench.bench_model import bench_model
 from tests.bench.llama_cpp_build import bench_cache
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llama_orch.wheelhouse import sources
 from llama_orch.wheelhouse.engine import default_cache
-from llama_orch.worker import backends
+from llama_orch.worker.llama import backends
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent

@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 
 from llama_orch.base import processes
-from llama_orch.hive import engine_build
-from llama_orch.hive.engine_test import FILE
+from llama_orch.hive.devices import engine_build
+from llama_orch.hive.devices.engine_test import FILE
 
 
 def _kept() -> Path:

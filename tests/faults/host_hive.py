@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 
-from llama_orch.hive import process
+from llama_orch.hive.workers import process
 from tests.hosts import nspawn
 from tests.hosts.host import Host
 

@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 
 from llama_orch.base import processes
-from llama_orch.hive import process
+from llama_orch.hive.workers import process
 
 from . import promises, wall_clock
 from .fault import Catalogue

@@ -20,7 +20,7 @@ from typing import Any
 
 from dbos import DBOS, SetWorkflowID
 
-from llama_orch.queen import job_records
+from llama_orch.queen.jobs import engine_records
 
 
 class Command:
@@ -127,8 +127,8 @@ def main() -> None:
     database, marks = Path(sys.argv[1]), Path(sys.argv[2])
     serializer = None
     if "--as-it-was" not in sys.argv:
-        job_records.refuse_pickles()
-        serializer = job_records.SERIALIZER
+        engine_records.refuse_pickles()
+        serializer = engine_records.SERIALIZER
     DBOS(
         config={
             "name": "llama-orch",

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from llama_orch.base.tokens import Token
 from llama_orch.contract.process import SPEC_FILE
 from llama_orch.demo_model import write_demo_model
-from llama_orch.hive import process, stop_workers
+from llama_orch.hive import stop_workers
 from llama_orch.hive.shim import LAUNCH_FILE
+from llama_orch.hive.workers import process
 from llama_orch.web import landlock
-from llama_orch.web.auth import Token
 from tests.hives import ROOT
 from tests.ports import free_port
 

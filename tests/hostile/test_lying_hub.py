@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from llama_orch.contract.model_ref import HubRef
-from llama_orch.hive import download_run, hub_question
-from llama_orch.hive.hub_model import FetchJob, Question, Resolved
+from llama_orch.hive.models.downloads import run
+from llama_orch.hive.models.hub import question
+from llama_orch.hive.models.hub.description import FetchJob, Question, Resolved
 from llama_orch.hive.problems import Failed
 
 COMMIT = "c" * 40
@@ -42,7 +43,7 @@ async def asked(tmp_path: Path, content: bytes | None) -> str:
     server = await asyncio.start_server(lambda r, w: answers(r, w, content), "127.0.0.1", 0)
     endpoint = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
-        found = await hub_question.ask(Question(ref=HubRef("org/repo"), endpoint=endpoint, token=None), tmp_path)
+        found = await question.ask(Question(ref=HubRef("org/repo"), endpoint=endpoint, token=None), tmp_path)
     except Failed as failed:
         return f"{failed.problem.code}: {failed.problem.message}"
     finally:
@@ -89,8 +90,8 @@ async def test_a_listing_of_any_size_costs_the_agent_nothing(tmp_path: Path):
 
 
 async def test_a_hub_that_drips_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(hub_question, "LONGEST_QUESTION_S", 2.0)
-    monkeypatch.setattr(hub_question, "_GRACE_S", 0.0)
+    monkeypatch.setattr(question, "LONGEST_QUESTION_S", 2.0)
+    monkeypatch.setattr(question, "_GRACE_S", 0.0)
     began = time.monotonic()
     assert (await asked(tmp_path, None)).startswith("hub_failed: the hub says nothing")
     assert time.monotonic() - began < 15
@@ -121,7 +122,7 @@ async def test_a_file_that_never_ends_does_not_fill_the_disk(tmp_path: Path):
     job = FetchJob(endpoint=endpoint, token=None, cache=tmp_path, model=model)
     with pytest.raises(Failed) as failed:
         async with asyncio.timeout(60):
-            await download_run.until_ready(job, lambda _: None, attempts=1, stall_s=30)
+            await run.until_ready(job, lambda _: None, attempts=1, stall_s=30)
     server.close()
     assert (failed.value.problem.code, failed.value.retry) == ("checksum_mismatch", False)
     assert _begun(tmp_path) < 2**20

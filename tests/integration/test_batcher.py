@@ -14,9 +14,9 @@ import pytest
 from llama_orch.contract.errors import ApiError
 from llama_orch.contract.process import WorkerSpec
 from llama_orch.demo_model import expected_completion, write_demo_model
-from llama_orch.worker.batcher import Batcher, Item, Run
-from llama_orch.worker.engine import LlamaEngine
+from llama_orch.worker.batching.batcher import Batcher, Item, Run
 from llama_orch.worker.generation import Constraint, Ending, ModelInfo, Order, Piece, Sampling, WrongGrammar
+from llama_orch.worker.llama.engine import LlamaEngine
 
 GREEDY = Sampling(temperature=0)
 SLOTS = 4

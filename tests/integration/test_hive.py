@@ -16,7 +16,8 @@ import aiohttp
 import pytest
 
 from llama_orch.demo_model import expected_completion, write_demo_model
-from llama_orch.hive import stop_workers, worker_ending
+from llama_orch.hive import stop_workers
+from llama_orch.hive.workers import ending
 from tests.hives import INFERENCE_TOKEN, HiveProcess, a_hive, complete, until
 from tests.models import not_a_gguf, slow_model, truncated_model
 
@@ -97,7 +98,7 @@ async def test_crashes_in_a_row_end_in_failed_until_it_is_asked_for_again(hive: 
     failed = await hive.worker(worker["id"], status="failed")
     assert failed["last_error"]["code"] == "crash_loop"
     assert "SIGSEGV" in failed["last_error"]["message"]
-    assert failed["last_error"]["what_to_do"].startswith(worker_ending.ADVICE["SIGSEGV"])
+    assert failed["last_error"]["what_to_do"].startswith(ending.ADVICE["SIGSEGV"])
     assert failed["last_error"]["what_to_do"].endswith("; ask for the same name and spec to try again")
     await hive.end(signal.SIGTERM)
     await hive.start()

@@ -12,7 +12,7 @@ import pytest
 
 from llama_orch.demo_model import expected_completion, write_demo_model
 from llama_orch.hive import shim
-from llama_orch.hive.worker_records import RECORD_FILE
+from llama_orch.hive.workers.records import RECORD_FILE
 from tests.hives import ROOT, a_hive, complete, until
 from tests.models import not_a_gguf
 

@@ -54,7 +54,7 @@ def children(hive: HiveProcess) -> list[int]:
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            is_download = b"llama_orch.hive.download_child" in (entry / "cmdline").read_bytes()
+            is_download = b"llama_orch.hive.models.downloads.child" in (entry / "cmdline").read_bytes()
             if is_download and str(hive.models_dir).encode() in (entry / "environ").read_bytes():
                 found.append(int(entry.name))
     return found

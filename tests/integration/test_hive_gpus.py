@@ -16,10 +16,10 @@ import aiohttp
 import pytest
 
 from llama_orch.demo_model import write_demo_model
-from llama_orch.hive import engine_build, gpus
-from llama_orch.hive.gpus import Gpus
-from llama_orch.hive.model_memory import CUDA_CONTEXT_BYTES
-from llama_orch.hive.process import start_time
+from llama_orch.hive.devices import engine_build, gpus
+from llama_orch.hive.devices.gpus import Gpus
+from llama_orch.hive.models.memory import CUDA_CONTEXT_BYTES
+from llama_orch.hive.workers.process import start_time
 from tests.hives import HiveProcess, a_hive, until
 from tests.nvml import GIB, GPU_IS_LOST, VERSION_MISMATCH, FakeNvml, error, gpu, states
 

@@ -15,12 +15,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from llama_orch.contract.model_ref import HubRef
-from llama_orch.hive import download_run, hub_question
-from llama_orch.hive.hub_model import FetchJob, Question, Resolved
+from llama_orch.hive.models.downloads import run
+from llama_orch.hive.models.hub import question
+from llama_orch.hive.models.hub.description import FetchJob, Question, Resolved
 from llama_orch.hive.problems import Failed
 from tests.hives import HiveProcess, a_hive
 from tests.hub import Hub
-from tests.unit.hive.test_hub_environment import PROXIES, VARIABLES
+from tests.unit.hive.models.hub.test_environment import PROXIES, VARIABLES
 
 REPO, NAME = "org/letters-GGUF", "m-Q4_K_M.gguf"
 PAGE = b"<!doctype html><title>Sign in</title><p>Please sign in to use the network.</p>"
@@ -63,7 +64,7 @@ async def answering(
 async def asked(endpoint: str, cache: Path) -> Failed:
     """Why the hub could not be asked."""
     with pytest.raises(Failed) as failed:
-        await hub_question.ask(Question(ref=HubRef(REPO), endpoint=endpoint, token=None), cache)
+        await question.ask(Question(ref=HubRef(REPO), endpoint=endpoint, token=None), cache)
     return failed.value
 
 
@@ -73,7 +74,7 @@ async def fetched(endpoint: str, cache: Path) -> Failed:
     model = Resolved.model_validate({**described, "files": [{"name": NAME, "size": 400, "etag": "a" * 64}]})
     job = FetchJob(endpoint=endpoint, token=None, cache=cache, model=model)
     with pytest.raises(Failed) as failed:
-        await download_run.until_ready(job, lambda _: None, attempts=1, stall_s=30)
+        await run.until_ready(job, lambda _: None, attempts=1, stall_s=30)
     return failed.value
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from llama_orch.contract.model_ref import HubRef
-from llama_orch.hive import hub, model_cache
-from llama_orch.hive.hub_model import FetchJob
+from llama_orch.hive.models import cache as model_cache
+from llama_orch.hive.models.hub import hub
+from llama_orch.hive.models.hub.description import FetchJob
 from llama_orch.hive.problems import Failed
 from tests.hub import Faults, Hub
 

@@ -14,8 +14,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from llama_orch.hive import model_facts, model_memory
-from llama_orch.worker import batcher, scheduler
+from llama_orch.hive.models import facts as model_facts
+from llama_orch.hive.models import memory
+from llama_orch.worker.batching import batcher, scheduler
 from tests import sparse_models
 from tests.hives import INFERENCE_TOKEN, ROOT, HiveProcess, a_hive
 from tests.sparse_models import Q4_0
@@ -46,15 +47,15 @@ def test_what_llama_cpp_says_of_itself(tmp_path: Path, make: Callable[[Path], Pa
         check=True, stdout=subprocess.PIPE, cwd=ROOT, env={"PYTHONPATH": f"{ROOT / 'agent'}:{ROOT}"}, timeout=60,
     )  # fmt: skip
     sizes = json.loads(told.stdout)
-    assert model_memory.cache_bytes(facts, slots, context) == pytest.approx(sizes["cache"], abs=ROUNDING)
+    assert memory.cache_bytes(facts, slots, context) == pytest.approx(sizes["cache"], abs=ROUNDING)
     # Its plan follows the order in which results come and go; the formula knows only how wide they are.
-    estimate = model_memory.compute_bytes(facts, slots, context, model_memory.BATCH_TOKENS)
+    estimate = memory.compute_bytes(facts, slots, context, memory.BATCH_TOKENS)
     assert 0.95 * sizes["compute"] <= estimate <= 1.5 * sizes["compute"]
 
 
 def test_the_engine_works_in_the_steps_that_are_reckoned_with():
-    assert model_memory.BATCH_TOKENS == batcher.STEP_TOKENS
-    assert model_memory.OUTPUTS_PER_SLOT == scheduler.MOST_ROWS
+    assert memory.BATCH_TOKENS == batcher.STEP_TOKENS
+    assert memory.OUTPUTS_PER_SLOT == scheduler.MOST_ROWS
 
 
 @pytest.fixture

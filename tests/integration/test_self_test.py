@@ -14,8 +14,9 @@ import pytest
 
 from llama_orch.contract.devices import EngineLibrary, LibraryResult
 from llama_orch.demo_model import write_demo_model
-from llama_orch.hive import engine_test
-from llama_orch.worker import backends, self_test, self_test_model
+from llama_orch.hive.devices import engine_test
+from llama_orch.worker import self_test, self_test_model
+from llama_orch.worker.llama import backends
 from tests.engine import copies
 from tests.hives import a_hive, complete
 

@@ -22,7 +22,7 @@ from llama_orch.base.processes import start_time
 from llama_orch.cli import processes
 from llama_orch.cli.first_answer import DEFAULT_MODEL, QUESTION
 from llama_orch.demo_model import DEMO_SENTENCE, write_demo_model
-from llama_orch.hive.worker_ending import ADVICE
+from llama_orch.hive.workers.ending import ADVICE
 from llama_orch.packaged_model import PackagedModel
 from tests.hub import Hub
 from tests.models import slow_model, truncated_model

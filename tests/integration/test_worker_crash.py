@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from llama_orch.demo_model import DEMO_SENTENCE
-from llama_orch.hive.worker_ending import ADVICE, BEFORE_READY, WHILE_SERVING
-from llama_orch.worker import backends
+from llama_orch.hive.workers.ending import ADVICE, BEFORE_READY, WHILE_SERVING
+from llama_orch.worker.llama import backends
 from tests import sparse_models
 from tests.hives import ROOT, HiveProcess, a_hive, until
 from tests.models import slow_model

@@ -18,9 +18,9 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 
+from llama_orch.base.tokens import Token
 from llama_orch.hive.agent import Agent
 from llama_orch.hive.settings import HiveSettings
-from llama_orch.web.auth import Token
 
 from . import (
     DRIVER_NOT_LOADED,

@@ -15,13 +15,7 @@ from llama_orch.client import Hive, NoAnswer, NotTheService, Queen, Service, Wor
 from llama_orch.client.proving import ProvingConnector
 from llama_orch.contract import errors, operations
 from llama_orch.contract.hive import DownloadRequest, SpawnRequest, WorkerStatus
-from llama_orch.contract.inference import (
-    ChatMessage,
-    ChatRequest,
-    CompletionRequest,
-    EmbeddingRequest,
-    TokenizeRequest,
-)
+from llama_orch.contract.inference import ChatMessage, ChatRequest, CompletionRequest, EmbeddingRequest, TokenizeRequest
 from llama_orch.contract.queen import JobStatus, NodeCreate, ProvisionRequest
 from tests.unit.cli.services import INFERENCE_TOKEN, TOKEN, WORDS, Fleet, serve_fleet
 

@@ -15,18 +15,18 @@ from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
+from llama_orch.base.tokens import Token
 from llama_orch.contract import errors, operations
 from llama_orch.contract.errors import ApiError
-from llama_orch.contract.openai_fields import UNSUPPORTED
+from llama_orch.contract.openai.fields import UNSUPPORTED
 from llama_orch.contract.operations import Operation
 from llama_orch.contract.process import FailureCode
 from llama_orch.hive import metrics as hive_metrics
-from llama_orch.hive import worker_ending
 from llama_orch.hive.settings import HiveSettings
+from llama_orch.hive.workers import ending
 from llama_orch.queen import metrics as queen_metrics
 from llama_orch.queen.settings import QueenSettings
 from llama_orch.web.app import Routes, create_app
-from llama_orch.web.auth import Token
 from llama_orch.web.settings import Settings
 from llama_orch.worker import metrics as worker_metrics
 
@@ -240,13 +240,13 @@ def test_every_failure_code_is_explained_and_no_other():
 
 def test_every_signal_that_has_advice_is_explained_and_no_other():
     explained = {code for code in _first_cells(_page("troubleshooting")) if code.startswith("SIG")}
-    assert explained == set(worker_ending.ADVICE)
+    assert explained == set(ending.ADVICE)
 
 
 def _failure_codes() -> dict[str, str]:
     """Each code that a node, job, worker, download or request can end with, and a file that has it."""
     found = dict.fromkeys(FailureCode.__args__, "contract/process.py")
-    found |= dict.fromkeys(worker_ending.Reason.__args__, "hive/worker_ending.py")
+    found |= dict.fromkeys(ending.Reason.__args__, "hive/workers/ending.py")
     for path in PACKAGE.rglob("*.py"):
         found |= dict.fromkeys(_codes_of(ast.parse(path.read_text(encoding="utf-8"))), str(path.relative_to(PACKAGE)))
     for path in (ROOT / "roles").rglob("*.yml"):
@@ -258,7 +258,7 @@ def _failure_codes() -> dict[str, str]:
                 code = node.args[0]
                 either = [code.body, code.orelse] if isinstance(code, ast.IfExp) else [code]
                 found |= {str(ast.literal_eval(one)): str(path.relative_to(ROOT)) for one in either}
-    return found | dict.fromkeys(UNSUPPORTED, "contract/openai_fields.py")
+    return found | dict.fromkeys(UNSUPPORTED, "contract/openai/fields.py")
 
 
 _RAISED = {"Failed", "CannotServe", "HiveSilent"}

@@ -20,8 +20,9 @@ def test_promises_are_numbered() -> None:
 
 def test_what_holds_a_promise_is_there() -> None:
     tests = {
-        f"{file.name}::{name}"
+        f"{'/'.join(file.parts[-depth:])}::{name}"
         for file in (ROOT / "tests").rglob("test_*.py")
+        for depth in range(1, 5)
         for name in re.findall(r"def (test_\w+)\(", file.read_text(encoding="utf-8"))
     }
     for number, _, held_by in ROWS:

@@ -25,13 +25,13 @@ MAY_IMPORT = {
 }
 
 OWNER = {
-    "ansible_runner": {"queen/run_child.py"},
-    "dbos": {"queen/jobs.py", "queen/job_records.py"},  # the workflow, and what the engine may read
-    "sqlalchemy": {"queen/store.py", "queen/tables.py"},  # the queries, and the schema
-    "watchfiles": {"queen/inventory_watch.py"},
-    "pynvml": {"hive/nvml_child.py"},
-    "huggingface_hub": {"hive/hub.py", "hive/hub_failures.py"},  # the calls, and what its errors mean
-    "llama_cpp": {"worker/binding.py"},
+    "ansible_runner": {"queen/ansible/run_child.py"},
+    "dbos": {"queen/jobs/engine.py", "queen/jobs/engine_records.py"},  # the workflow, and what the engine may read
+    "sqlalchemy": {"queen/store/store.py", "queen/store/tables.py"},  # the queries, and the schema
+    "watchfiles": {"queen/inventory/watch.py"},
+    "pynvml": {"hive/devices/nvml_child.py"},
+    "huggingface_hub": {"hive/models/hub/hub.py", "hive/models/hub/failures.py"},  # the calls, and what its errors mean
+    "llama_cpp": {"worker/llama/binding.py"},
 }
 
 

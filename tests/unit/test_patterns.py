@@ -24,7 +24,7 @@ import pytest
 
 import llama_orch
 from llama_orch.contract import patterns
-from llama_orch.queen import failures
+from llama_orch.queen.ansible import failures
 
 LENGTH = 10_000
 GROWN = 4

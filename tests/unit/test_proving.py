@@ -10,9 +10,9 @@ from llama_orch.client import Hive, NotTheService, Queen
 from llama_orch.contract.operations import PROOF
 from llama_orch.contract.proof import proof_of
 from llama_orch.contract.queen import NodeCreate
-from llama_orch.queen.hive_client import HiveClient, HiveSilent
-from llama_orch.queen.hive_tokens import HiveTokens
-from llama_orch.queen.inventory import Host
+from llama_orch.queen.fleet.hive_tokens import HiveTokens
+from llama_orch.queen.fleet.hives import HiveClient, HiveSilent
+from llama_orch.queen.inventory.view import Host
 from tests.fake_hive import fake_hive
 from tests.serving import serving
 from tests.squatter import squatting

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import time
 from pathlib import Path
 
@@ -42,3 +43,13 @@ def is_in_this_container(entry: Path) -> bool:
     Processes of containers show in the host's `/proc`, with the same paths in their arguments.
     """
     return (entry / "ns/pid").readlink() == Path("/proc/self/ns/pid").readlink()
+
+
+@functools.cache
+def interpreter() -> str:
+    """This Python by the path of its own release: a worker must not change its code when `current` is switched.
+
+    Looked up at the agent's start, as it may be switched at any time.
+    """
+    executable = Path(sys.executable)
+    return str(executable.parent.resolve() / executable.name)

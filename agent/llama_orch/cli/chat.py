@@ -19,7 +19,7 @@ from llama_orch.contract.errors import ApiError
 from llama_orch.contract.hive import Worker, WorkerStatus
 from llama_orch.contract.inference import ChatMessage, ChatRequest, StreamOptions
 
-from .connection import (
+from .connection import (  # fmt: skip
     Connection,
     HiveOption,
     JsonOption,
@@ -27,7 +27,7 @@ from .connection import (
     TokenFileOption,
     Unusable,
     inference_token,
-)  # fmt: skip
+)
 from .lost_worker import explain
 from .output import err, is_interactive, line, print_json, printable
 from .running import Failed, request, run, tell_any

@@ -18,14 +18,7 @@ from llama_orch import packaged_model
 from llama_orch.client import Hive, why_not_connected
 from llama_orch.contract import model_ref as refs
 from llama_orch.contract.errors import ApiError, BadRequest, Conflict
-from llama_orch.contract.hive import (
-    Backend,
-    DownloadRequest,
-    DownloadStatus,
-    ModelStatus,
-    SpawnRequest,
-    Worker,
-)
+from llama_orch.contract.hive import Backend, DownloadRequest, DownloadStatus, ModelStatus, SpawnRequest, Worker
 from llama_orch.contract.inference import ChatMessage, ChatRequest
 
 from .chat import Answer, stream_answer

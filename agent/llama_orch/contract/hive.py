@@ -17,7 +17,7 @@ Share = Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)]
 
 
 class WorkerStatus(StrEnum):
-    """The life of a worker; `hive/worker_state.py` owns the transitions."""
+    """The life of a worker; `hive/workers/state.py` owns the transitions."""
 
     DOWNLOADING = "downloading"
     LOADING = "loading"

@@ -12,11 +12,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from .common import Response
-from .openai_chat import ChatRequest, NamedTool, Tool, Turn, Turns
-from .openai_completion import CompletionRequest, StreamOptions, TokenList
-from .openai_fields import EMBEDDINGS, Rule
-from .openai_message import MAX_MESSAGES, ChatMessage
-from .openai_request import MAX_TEXT, ModelName, OpenAIRequest
+from .openai.chat import ChatRequest, NamedTool, Tool, Turn, Turns
+from .openai.completion import CompletionRequest, StreamOptions, TokenList
+from .openai.fields import EMBEDDINGS, Rule
+from .openai.message import MAX_MESSAGES, ChatMessage
+from .openai.request import MAX_TEXT, ModelName, OpenAIRequest
 
 __all__ = [
     "DEADLINE_HEADER",

@@ -35,7 +35,7 @@ SudoPassword = Annotated[SecretStr, AfterValidator(_printable)]
 
 
 class NodeStatus(StrEnum):
-    """The life of a node; `queen/node_state.py` owns the transitions."""
+    """The life of a node; `queen/fleet/states.py` owns the transitions."""
 
     REGISTERED = "registered"
     PROVISIONING = "provisioning"

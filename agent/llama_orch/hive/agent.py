@@ -10,22 +10,23 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from llama_orch import __version__
-from llama_orch.base import files, processes
+from llama_orch.base import files
+from llama_orch.base.processes import boot_id, interpreter
+from llama_orch.base.tokens import Token
 from llama_orch.contract.common import WorkerCounts
 from llama_orch.contract.devices import CpuInfo, Devices, MemoryInfo
 from llama_orch.contract.hive import HiveInfo, WorkerStatus
 from llama_orch.web import landlock
-from llama_orch.web.auth import Token
 from llama_orch.web.tasks import OwnedTasks
 
-from . import devices, engine_build, host_conditions, process
-from .downloads import Downloads
-from .engine_test import EngineTest
-from .gpus import Gpus
+from .devices import engine_build, host_conditions, machine
+from .devices.engine_test import EngineTest
+from .devices.gpus import Gpus
 from .metrics import Metrics
-from .models import Models
+from .models.catalogue import Models
+from .models.downloads.service import Downloads
 from .settings import HiveSettings
-from .workers import Workers
+from .workers.service import Workers
 
 
 class Agent:
@@ -65,7 +66,7 @@ class Agent:
         files.sweep(self.settings.state_dir, files.begun("*"))
         # Looked up once; from then on they are known.
         await asyncio.to_thread(engine_build.has_cuda)
-        process.interpreter()
+        interpreter()
         self.engine.start()
         self.downloads.start()
         await self.workers.start()
@@ -121,9 +122,9 @@ class Agent:
             version=__version__,
             pid=os.getpid(),
             started_at=self._started_at,
-            boot_id=processes.boot_id(),
+            boot_id=boot_id(),
         )
 
 
 def _read_machine(models_dir: Path) -> tuple[CpuInfo, MemoryInfo, MemoryInfo]:
-    return devices.cpu(), devices.memory(), devices.disk(models_dir)
+    return machine.cpu(), machine.memory(), machine.disk(models_dir)

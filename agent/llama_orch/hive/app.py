@@ -5,8 +5,8 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 from sanic import Sanic
 
+from llama_orch.base.tokens import Token
 from llama_orch.web.app import create_app
-from llama_orch.web.auth import Token
 
 from .agent import Agent
 from .routes import routes

@@ -6,7 +6,8 @@ import fcntl
 import os
 from pathlib import Path
 
-from llama_orch.web import auth, serve
+from llama_orch.base import tokens
+from llama_orch.web import serve
 from llama_orch.web.correlation import configure_logging
 from llama_orch.web.settings import load_or_exit, stop
 
@@ -25,10 +26,10 @@ def main() -> None:
         inference_token = find_token(settings.inference_token_file, "inference-token")
         fleet_token = find_token(settings.fleet_inference_token_file, "fleet-inference-token")
         hub_token = find_token(settings.hub_token_file, "hub-token")
-    except auth.WrongTokenFile as error:
+    except tokens.WrongTokenFile as error:
         stop(PROGRAM, str(error))
     if inference_token is not None and fleet_token is not None:
-        inference_token = auth.Token(inference_token.reveal(), also=fleet_token)
+        inference_token = tokens.Token(inference_token.reveal(), also=fleet_token)
     inference_token = _needed("inference_token_file", inference_token or fleet_token)
     lock = _only_one(settings.state_dir)
     listener = serve.listen(PROGRAM, settings.host, settings.port)
@@ -37,7 +38,7 @@ def main() -> None:
     os.close(lock)
 
 
-def _needed(setting: str, token: auth.Token | None) -> auth.Token:
+def _needed(setting: str, token: tokens.Token | None) -> tokens.Token:
     """The token, as nothing is served without one, on loopback either: web pages and other users reach that too."""
     if token is None:
         stop(PROGRAM, f"'{setting}' is not set: name a file of mode 0600 with a token of at least 16 characters")

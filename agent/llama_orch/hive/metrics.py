@@ -17,8 +17,8 @@ from llama_orch.contract.devices import (
 )
 from llama_orch.contract.hive import DownloadStatus, Model, ModelStatus, WorkerStatus
 
-from .download_job import Job
-from .worker_keeper import WorkerKeeper
+from .models.downloads.job import Job
+from .workers.keeper import WorkerKeeper
 
 _GPU_LABELS = ["gpu"]
 _Counted = WorkerStatus | ModelStatus | DownloadStatus | ConditionType | HostConditionType

@@ -10,8 +10,8 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
+from llama_orch.base import tokens
 from llama_orch.contract.patterns import Network, WebOrigin
-from llama_orch.web import auth
 from llama_orch.web.settings import Settings
 
 PROGRAM = "llama-orch-hive"
@@ -102,13 +102,13 @@ def own_address() -> str:
         return "127.0.0.1"
 
 
-def find_token(setting: str, credential: str) -> auth.Token | None:
+def find_token(setting: str, credential: str) -> tokens.Token | None:
     """Read the token that a setting names, or else systemd's credential of that name; None where neither is.
 
     Raises auth.WrongTokenFile.
     """
     if setting:
-        return auth.read_token(Path(setting))
+        return tokens.read_token(Path(setting))
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
     path = Path(folder, credential) if folder else None
-    return auth.read_token(path) if path is not None and path.exists() else None
+    return tokens.read_token(path) if path is not None and path.exists() else None

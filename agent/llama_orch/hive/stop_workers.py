@@ -11,8 +11,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from . import process, worker_ending
-from .worker_records import RECORD_FILE
+from .workers import ending, process
+from .workers.records import RECORD_FILE
 
 
 async def stop_all(state_dir: Path, *, drain_s: float, term_s: float) -> list[str]:
@@ -24,7 +24,7 @@ async def stop_all(state_dir: Path, *, drain_s: float, term_s: float) -> list[st
         # First of all, so that an agent that starts meanwhile does not start it again.
         (home / worker_id / RECORD_FILE).unlink(missing_ok=True)
     results = await asyncio.gather(
-        *(worker_ending.end(state_dir, worker_id, drain_s=drain_s, term_s=term_s) for worker_id in ids),
+        *(ending.end(state_dir, worker_id, drain_s=drain_s, term_s=term_s) for worker_id in ids),
         return_exceptions=True,
     )
     stuck = [worker_id for worker_id, result in zip(ids, results, strict=True) if result is not None]

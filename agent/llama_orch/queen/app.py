@@ -14,31 +14,34 @@ from typing import cast
 from sanic import Request, Sanic
 
 from llama_orch.base import files
+from llama_orch.base.tokens import Token
 from llama_orch.contract.common import Problem
 from llama_orch.contract.home import HOME_VARIABLE
 from llama_orch.contract.queen import SshKey
 from llama_orch.web.app import create_app
-from llama_orch.web.auth import Token
 from llama_orch.web.tasks import OwnedTasks
 
-from . import first_contact, hive_tokens, inventory_watch, registered_file, routes, ssh_keys
-from .hive_client import HiveClient
-from .hive_tokens import HiveTokens
-from .inventory import Inventory
-from .job_events import JobEvents
-from .job_work import JobWork
-from .jobs import Jobs
+from . import routes
+from .ansible import first_contact, ssh_keys
+from .ansible.runs import Runs
+from .ansible.ssh import SshSetup
+from .ansible.ssh_keys import KnownHosts
+from .fleet import hive_tokens
+from .fleet.hive_tokens import HiveTokens
+from .fleet.hives import HiveClient
+from .fleet.prober import Prober
+from .fleet.states import NodeStates
+from .inventory import registered_file, watch
+from .inventory.view import Inventory
+from .jobs.engine import Jobs
+from .jobs.events import JobEvents
+from .jobs.remedies import Remedies
+from .jobs.work import JobWork
 from .metrics import QueenMetrics
 from .node_pages import NodePages
-from .node_state import NodeStates
 from .nodes import Nodes
-from .prober import Prober
-from .remedies import Remedies
-from .runs import Runs
 from .settings import QueenSettings
-from .ssh import SshSetup
-from .ssh_keys import KnownHosts
-from .store import Store
+from .store.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -148,9 +151,7 @@ class Queen:
             self.problems.append(damaged)
         self.tasks.start(self.jobs.look_for_lost(), "look for lost jobs")
         self.tasks.start(self._prober.run(), "probe hives")
-        self.tasks.start(
-            inventory_watch.watch(self._settings.inventory, self.nodes.inventory_changed), "watch the inventory"
-        )
+        self.tasks.start(watch.watch(self._settings.inventory, self.nodes.inventory_changed), "watch the inventory")
         log.info("the queen is ready: %d nodes", len(self._inventory.hosts))
 
     async def stop(self) -> None:

@@ -7,12 +7,15 @@ import os
 import sqlite3
 from pathlib import Path
 
+from llama_orch.base.tokens import Token, WrongTokenFile, make_token_file, read_token
 from llama_orch.web import correlation, serve
-from llama_orch.web.auth import Token, WrongTokenFile, make_token_file, read_token
 from llama_orch.web.settings import stop
 
-from . import app, damage, executor_lock, ssh_keys, store
+from . import app
+from .ansible import ssh_keys
+from .jobs import executor_lock
 from .settings import PROGRAM, QueenSettings, load
+from .store import damage, store
 
 
 def main() -> None:

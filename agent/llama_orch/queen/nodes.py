@@ -16,15 +16,15 @@ from llama_orch.contract.operations import PROVISION_NODE
 from llama_orch.contract.queen import HostKey, Job, Node, NodeCreate, NodeStatus, RemedyRequest
 from llama_orch.web import correlation
 
-from . import failures
-from .hive_tokens import HiveTokens
-from .inventory import Host, Inventory
-from .jobs import Jobs
-from .node_state import NodeRecord, NodeStates
-from .preflight import port_answers
-from .registered_file import AlreadyRegistered, BrokenFile, RegisteredHost
-from .ssh_keys import KnownHosts, NoHostKey, RecordedKey, host_key_fingerprint
-from .store import Cure, OpenJobExists, Store
+from .ansible import failures
+from .ansible.preflight import port_answers
+from .ansible.ssh_keys import KnownHosts, NoHostKey, RecordedKey, host_key_fingerprint
+from .fleet.hive_tokens import HiveTokens
+from .fleet.states import NodeRecord, NodeStates
+from .inventory.registered_file import AlreadyRegistered, BrokenFile, RegisteredHost
+from .inventory.view import Host, Inventory
+from .jobs.engine import Jobs
+from .store.store import Cure, OpenJobExists, Store
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from llama_orch.web.app import Routes
 from llama_orch.web.events import EventStream
 from llama_orch.web.rendered import Rendered
 
-from .store import JobCursor
+from .store.store import JobCursor
 
 if TYPE_CHECKING:
     from .app import Queen

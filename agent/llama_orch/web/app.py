@@ -13,14 +13,15 @@ from pydantic import BaseModel, ValidationError
 from sanic import HTTPResponse, Request, Sanic
 from sanic.response import json as json_response
 
+from llama_orch.base.tokens import Token
 from llama_orch.contract.errors import BadRequest
 from llama_orch.contract.operations import METRICS, OPENAPI, PROOF, Operation
 from llama_orch.contract.proof import NONCE, Proof, proof_of
 
-from . import connections, correlation, cors, errors, gate, http1, openapi
-from .auth import Token
-from .body_room import SMALL_BYTES, BodyRoom
+from . import correlation, cors, errors, openapi
 from .events import EventStream, send
+from .http import connections, gate, http1
+from .http.body_room import SMALL_BYTES, BodyRoom
 from .rendered import Rendered
 from .scrape import Scrape
 

@@ -12,8 +12,8 @@ from sanic.exceptions import SanicException
 
 from llama_orch.contract.common import Request as StrictRequest
 from llama_orch.contract.errors import BY_STATUS, ApiError, BadRequest, ErrorDetail, ErrorResponse
-from llama_orch.contract.openai_fields import UNSUPPORTED
-from llama_orch.contract.openai_request import OpenAIRequest
+from llama_orch.contract.openai.fields import UNSUPPORTED
+from llama_orch.contract.openai.request import OpenAIRequest
 
 from . import correlation
 

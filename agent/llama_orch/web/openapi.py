@@ -12,7 +12,7 @@ from llama_orch import __version__
 from llama_orch.contract.errors import ErrorResponse
 from llama_orch.contract.operations import Operation
 
-from .gate import TOKEN_HEADERS
+from .http.gate import TOKEN_HEADERS
 
 _REF = "#/components/schemas/{model}"
 _SCHEMES = {

@@ -14,7 +14,7 @@ from typing import Any
 from sanic import Sanic
 
 from . import settings
-from .http1 import Connection
+from .http.http1 import Connection
 
 _LOOK_AGAIN_SECONDS = 0.05
 

@@ -23,7 +23,7 @@ from llama_orch.contract.process import FAILURE_FILE, SPEC_FILE, WorkerSpec
 from llama_orch.web import landlock
 from llama_orch.web.landlock import Access
 
-from . import model_file
+from .llama import model_file
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from llama_orch.contract.process import FailureCode
 
-from .scheduler import Part
+from .batching.scheduler import Part
 
 FinishReason = Literal["stop", "length"]
 

@@ -15,22 +15,17 @@ import uvloop
 from prometheus_client import CollectorRegistry
 from sanic import Sanic
 
-from llama_orch.contract.process import (
-    EXIT_KNOWN_FAILURE,
-    EXIT_STOPPED,
-    FAILURE_FILE,
-    WorkerFailure,
-    WorkerSpec,
-)
+from llama_orch.base.tokens import Token
+from llama_orch.contract.process import EXIT_KNOWN_FAILURE, EXIT_STOPPED, FAILURE_FILE, WorkerFailure, WorkerSpec
 from llama_orch.web import serve
 from llama_orch.web.app import create_app
-from llama_orch.web.auth import Token
 from llama_orch.web.correlation import configure_logging
 from llama_orch.web.tasks import OwnedTasks
 
-from . import bodies, confinement, routes
+from . import confinement, routes
 from .generation import CannotServe, Engine, LoadAborted
 from .metrics import Metrics
+from .requests import bodies
 from .service import Service
 from .spec import WrongOrder, read_spec, read_token, threads_for
 
@@ -146,7 +141,7 @@ class _Process:
 
     def _make_engine(self) -> Engine:
         # Imported here, in the engine's thread, so that the port answers before llama.cpp is read from disk.
-        from .engine import LlamaEngine  # noqa: PLC0415
+        from .llama.engine import LlamaEngine  # noqa: PLC0415
 
         return LlamaEngine(self._spec, threads_for(self._spec))
 

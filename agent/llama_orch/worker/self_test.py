@@ -18,8 +18,8 @@ from pathlib import Path
 
 from llama_orch.contract.devices import EngineLibrary, LibraryResult
 
-from . import backends
 from .generation import CannotServe
+from .llama import backends
 
 CPU_SECONDS = 60.0
 # On a GPU that the library was not compiled for, the driver compiles it now.

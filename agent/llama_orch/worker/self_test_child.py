@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from . import backends, self_test_model
-from .binding import llama_cpp
+from . import self_test_model
+from .llama import backends
+from .llama.binding import llama_cpp
 from .self_test import EXIT_NOT_TESTED, EXIT_WRONG
 
 # Enough rows for the kernels that real prompts are read with, and not a round number of their tiles.

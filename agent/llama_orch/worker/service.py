@@ -16,13 +16,13 @@ from llama_orch.contract.errors import ApiError, BadRequest, Busy, DeadlineExcee
 from llama_orch.contract.inference import WorkerHealth
 from llama_orch.contract.process import WorkerSpec
 
-from . import bodies, names
-from .batcher import Batcher, Item, Run
-from .chat import ChatTemplate
+from .batching.batcher import Batcher, Item, Run
+from .batching.slots import Slot, Slots
+from .chat.templates import ChatTemplate
 from .generation import Ending, Engine, ModelInfo, Order
 from .metrics import Metrics
-from .slots import Slot, Slots
-from .work_pool import WorkPool
+from .requests import bodies, names
+from .requests.work_pool import WorkPool
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from llama_orch.base.tokens import Token, WrongTokenFile
 from llama_orch.contract.process import WorkerSpec
-from llama_orch.web.auth import Token, WrongTokenFile
 from llama_orch.web.errors import from_validation
 
 log = logging.getLogger(__name__)

@@ -16,12 +16,12 @@ from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 from sanic import Request
 
+from llama_orch.base.tokens import Token
 from llama_orch.contract import devices, hive, inference, queen
 from llama_orch.contract import operations as ops
 from llama_orch.contract.common import HiveHealth, Problem, QueenHealth, WorkerCounts
 from llama_orch.contract.errors import BadRequest, Busy, Conflict, NotFound
 from llama_orch.web.app import Routes, create_app
-from llama_orch.web.auth import Token
 from llama_orch.web.events import EventStream
 from tests.serving import serving
 

@@ -13,8 +13,9 @@ import pytest
 from llama_orch.cli import processes
 from llama_orch.cli.local import Home
 from llama_orch.contract.home import HOME_VARIABLE
-from llama_orch.hive import download_run, process
-from llama_orch.queen.app import child_environment
+from llama_orch.hive import child_environment as hive_environment
+from llama_orch.hive.models.downloads import run as download_run
+from llama_orch.queen import app as queen_app
 
 # A program that says when it runs, and to which TERM says nothing.
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('here', flush=True); signal.pause()"
@@ -49,7 +50,11 @@ def start() -> Iterator[Start]:
 
 @pytest.mark.parametrize(
     "handed_on",
-    [process.environment, lambda: download_run.environment("", Path("/cache")), child_environment],
+    [
+        hive_environment.child_environment,
+        lambda: download_run.environment("", Path("/cache")),
+        queen_app.child_environment,
+    ],
     ids=["worker", "download", "playbook"],
 )
 def test_what_queen_and_hive_start_is_known_again(home: Home, start: Start, handed_on: Callable[[], dict[str, str]]):
@@ -59,7 +64,11 @@ def test_what_queen_and_hive_start_is_known_again(home: Home, start: Start, hand
 
 def test_without_up_nothing_of_a_home_is_handed_on(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv(HOME_VARIABLE, raising=False)
-    for environment in (process.environment(), download_run.environment("", Path("/cache")), child_environment()):
+    for environment in (
+        hive_environment.child_environment(),
+        download_run.environment("", Path("/cache")),
+        queen_app.child_environment(),
+    ):
         assert HOME_VARIABLE not in environment
 
 

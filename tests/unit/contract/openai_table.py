@@ -9,8 +9,8 @@ from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 
 from llama_orch.contract.inference import ChatRequest, CompletionRequest, EmbeddingRequest
-from llama_orch.contract.openai_fields import OTHERS, UNSUPPORTED_PARAMETER, Rule
-from llama_orch.contract.openai_request import OpenAIRequest
+from llama_orch.contract.openai.fields import OTHERS, UNSUPPORTED_PARAMETER, Rule
+from llama_orch.contract.openai.request import OpenAIRequest
 
 # Our request, and the fields that OpenAI's own client may send with it.
 REQUESTS: dict[str, tuple[type[OpenAIRequest], frozenset[str]]] = {

@@ -10,13 +10,12 @@ import pytest
 from openai.types.chat import ChatCompletionMessage
 from pydantic import ValidationError
 
-from llama_orch.contract import openai_fields
 from llama_orch.contract.errors import BadRequest
 from llama_orch.contract.inference import ChatMessage, ChatRequest, CompletionRequest, EmbeddingRequest, TokenizeRequest
-from llama_orch.contract.openai_request import MAX_PARTS, OpenAIRequest
+from llama_orch.contract.openai import fields as openai_fields
+from llama_orch.contract.openai.request import MAX_PARTS, OpenAIRequest
 from llama_orch.web.errors import from_validation
-
-from .openai_table import REQUESTS, harmful, others, table
+from tests.unit.contract.openai_table import REQUESTS, harmful, others, table
 
 DOCS = Path(__file__).parents[3] / "docs" / "api.md"
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}

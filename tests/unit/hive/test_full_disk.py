@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from llama_orch.base import files
+from llama_orch.base import files, tokens
 from llama_orch.contract.process import FAILURE_FILE, SPEC_FILE
-from llama_orch.hive import shim, worker_ending, worker_launch
-from llama_orch.hive.worker_records import RECORD_FILE, WorkerRecords
-from llama_orch.web import auth
+from llama_orch.hive import shim
+from llama_orch.hive.workers import ending, launch
+from llama_orch.hive.workers.records import RECORD_FILE, WorkerRecords
 
 
 def test_a_worker_that_makes_its_reason_a_pipe_holds_nobody_up(tmp_path: Path):
     path = tmp_path / FAILURE_FILE
     path.parent.mkdir()
     os.mkfifo(path)
-    assert worker_ending.known_failure(tmp_path) is None
+    assert ending.known_failure(tmp_path) is None
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_a_full_disk_cut_off_is_taken_away_at_once(tmp_path: Path):
     shim._write(str(tmp_path), "ended.json", {"exit_code": 0})
     with pytest.raises(OSError, match="No space left"):
-        auth.make_token_file(tmp_path / "token")
+        tokens.make_token_file(tmp_path / "token")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -51,5 +51,5 @@ def test_what_an_agent_that_is_gone_had_begun_is_taken_away_and_nothing_of_a_shi
 def test_what_a_shim_had_begun_goes_before_the_next_start(tmp_path: Path):
     for name in (shim.PROCESS_FILE, shim.ENDED_FILE):
         (tmp_path / shim.temporary_name(name)).touch()
-    worker_launch.clear(tmp_path)
+    launch.clear(tmp_path)
     assert list(tmp_path.iterdir()) == []

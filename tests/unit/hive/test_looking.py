@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from llama_orch.hive import worker_ending, worker_launch
 from llama_orch.hive.looking import look
 from llama_orch.hive.ordered_writes import OrderedWrites
+from llama_orch.hive.workers import ending, launch
 
 
 @pytest.fixture
@@ -27,8 +27,8 @@ async def test_processes_are_looked_at_while_all_common_threads_hang(tmp_path: P
     loop.set_default_executor(ThreadPoolExecutor(1))
     hanging = loop.run_in_executor(None, released.wait)
     async with asyncio.timeout(30):
-        await worker_ending.end(tmp_path, "w1", drain_s=0, term_s=0)
-        assert await worker_launch.left_over(tmp_path / "w1", tmp_path) is None
+        await ending.end(tmp_path, "w1", drain_s=0, term_s=0)
+        assert await launch.left_over(tmp_path / "w1", tmp_path) is None
         await OrderedWrites().run("w1", (tmp_path / "written").touch)
         assert await look(pow, 2, 5, mod=7) == 4
     assert (tmp_path / "written").exists()

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from llama_orch.base.tokens import WrongTokenFile
 from llama_orch.hive.settings import ENV_PREFIX, GIB, HiveSettings, find_token
-from llama_orch.web.auth import WrongTokenFile
 from llama_orch.web.settings import WrongSetting, load
 
 

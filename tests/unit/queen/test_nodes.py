@@ -10,11 +10,11 @@ from typing import Any, cast
 import pytest
 
 from llama_orch.contract.queen import JobKind
-from llama_orch.queen.inventory import Host
-from llama_orch.queen.node_state import NodeRecord
+from llama_orch.queen.ansible.ssh_keys import KnownHosts
+from llama_orch.queen.fleet.states import NodeRecord
+from llama_orch.queen.inventory.view import Host
 from llama_orch.queen.nodes import Nodes
-from llama_orch.queen.ssh_keys import KnownHosts
-from llama_orch.queen.store import OpenJobExists, StoredJob
+from llama_orch.queen.store.store import OpenJobExists, StoredJob
 
 
 class Site:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llama_orch.contract.devices import Remedy
-from llama_orch.queen.executor_lock import AnotherQueen, hold
+from llama_orch.queen.jobs.executor_lock import AnotherQueen, hold
 from llama_orch.queen.settings import ENV_PREFIX, PROGRAM, QueenSettings
 from llama_orch.web.settings import WrongSetting, load
 

@@ -9,6 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from sanic import Request
 
+from llama_orch.base.tokens import Token
 from llama_orch.contract import operations as ops
 from llama_orch.contract.common import QueenHealth
 from llama_orch.contract.errors import NotFound
@@ -17,7 +18,6 @@ from llama_orch.contract.proof import Proof
 from llama_orch.contract.queen import JobEvent, Node, NodeCreate
 from llama_orch.web import openapi
 from llama_orch.web.app import Routes, create_app
-from llama_orch.web.auth import Token
 from llama_orch.web.events import EventStream
 from llama_orch.web.rendered import Rendered
 from tests.serving import serving

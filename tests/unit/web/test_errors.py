@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from llama_orch.contract import operations as ops
 from llama_orch.contract.hive import SpawnRequest
 from llama_orch.contract.inference import CompletionRequest
-from llama_orch.contract.openai_request import OpenAIRequest
+from llama_orch.contract.openai.request import OpenAIRequest
 from llama_orch.contract.operations import Operation
 from llama_orch.web import errors
 

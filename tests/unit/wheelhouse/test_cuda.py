@@ -19,8 +19,7 @@ from llama_orch.wheelhouse.cuda_runtime import RUNTIMES
 from llama_orch.wheelhouse.errors import WheelhouseError
 from llama_orch.wheelhouse.locks import read_lock
 from llama_orch.wheelhouse.wheel_file import Wheel, metadata
-
-from .nvcc import fake_nvcc
+from tests.unit.wheelhouse.nvcc import fake_nvcc
 
 ROOT = Path(__file__).parents[3]
 ELF = b"\x7fELF\0GLIBC_2.34\0GLIBCXX_3.4.30\0"

@@ -14,8 +14,7 @@ from llama_orch.wheelhouse import cuda_fleet, fleet
 from llama_orch.wheelhouse.__main__ import main
 from llama_orch.wheelhouse.errors import WheelhouseError
 from llama_orch.wheelhouse.fleet import Host, Library
-
-from .nvcc import fake_nvcc
+from tests.unit.wheelhouse.nvcc import fake_nvcc
 
 ROOT = Path(__file__).parents[3]
 GPU = {"compute": "8.6", "label": "0000:01:00.0 (10de:2204, Ampere)"}

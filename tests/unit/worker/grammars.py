@@ -13,8 +13,8 @@ import llama_cpp as binding
 import numpy as np
 
 from llama_orch.demo_model import write_demo_model
-from llama_orch.worker import backends
-from llama_orch.worker.binding import GrammarSteps
+from llama_orch.worker.llama import backends
+from llama_orch.worker.llama.binding import GrammarSteps
 
 llama_cpp: Any = binding
 _TOKEN = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])

@@ -9,7 +9,8 @@ import pytest
 from llama_orch.contract.process import WorkerSpec
 from llama_orch.web import landlock
 from llama_orch.web.landlock import Access
-from llama_orch.worker import confinement, model_file
+from llama_orch.worker import confinement
+from llama_orch.worker.llama import model_file
 
 
 def a_spec(model: Path, **order: Any) -> WorkerSpec:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from llama_orch.worker import backends, model_file
-from llama_orch.worker.backends import Device
 from llama_orch.worker.generation import CannotServe
-from llama_orch.worker.llama_log import LlamaLog
+from llama_orch.worker.llama import backends, model_file
+from llama_orch.worker.llama.backends import Device
+from llama_orch.worker.llama.log import LlamaLog
 
 CPU = Device(1, "CPU", "CPU", is_gpu=False)
 GPU = Device(2, "CUDA0", "CUDA", is_gpu=True)

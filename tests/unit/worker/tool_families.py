@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from llama_orch.contract.inference import ChatRequest
-from llama_orch.worker.chat import ChatTemplate
+from llama_orch.worker.chat.templates import ChatTemplate
+from llama_orch.worker.chat.tools import ToolPlan, plan_tools
 from llama_orch.worker.generation import Constraint
-from llama_orch.worker.tools import ToolPlan, plan_tools
 
 # Templates as the families have them, cut down to what matters here.
 HERMES = r"""

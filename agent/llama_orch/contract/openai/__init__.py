@@ -1,0 +1,1 @@
+"""OpenAI's requests as they come, read loosely and brought into one form that is checked."""

@@ -1,0 +1,1 @@
+"""The models of this machine: files, what is in them, what they need."""

@@ -1,0 +1,1 @@
+"""Downloads, each by a process of its own."""

@@ -1,0 +1,1 @@
+"""The model hub, asked by processes that may be ended."""

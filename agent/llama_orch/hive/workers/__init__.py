@@ -1,0 +1,1 @@
+"""Workers: admission, their lives, their processes."""

@@ -1,0 +1,1 @@
+"""The hives as they answer, and the states of nodes that follow."""

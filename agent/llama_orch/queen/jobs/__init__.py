@@ -1,0 +1,1 @@
+"""Durable jobs: the engine, their steps and their events."""

@@ -1,0 +1,1 @@
+"""What the queen keeps, and what is done where it is damaged."""

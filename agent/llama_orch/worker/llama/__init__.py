@@ -1,0 +1,1 @@
+"""llama.cpp: the only code that knows it."""

@@ -1,0 +1,1 @@
+"""From a request to orders for the engine, within bounds, and back to OpenAI's shapes."""
