@@ -27,7 +27,7 @@ class ExpectedSkip:
 
 EXPECTED = (
     ExpectedSkip(
-        "tests/integration/test_hive_gpus.py::test_a_gpu_that_the_build_cannot_use_is_refused_and_never_replaced",
+        "tests/integration/hive/test_hive_gpus.py::test_a_gpu_that_the_build_cannot_use_is_refused_and_never_replaced",
         "was built with CUDA",
         "such a build can use the GPU; CI's own is the wheelhouse's, which has CUDA apart",
     ),
@@ -42,7 +42,7 @@ EXPECTED = (
         "CI's kernel decides; that a worker goes on without it, and says so, is tested without a kernel's help",
     ),
     ExpectedSkip(
-        "tests/integration/test_processors.py::test_a_library_computes_on_a_processor_that_has_no_more_than_it_needs",
+        "tests/integration/worker/test_processors.py::test_a_library_computes_on_a_processor_that_has_no_more_than_it_needs",
         "needs a processor that has it, which no emulator here does",
         "qemu-user emulates neither AVX-512 nor AMX; what the compiler made of AMX is read in the library itself",
     ),

@@ -24,7 +24,7 @@ from llama_orch.wheelhouse.engine import default_cache
 from llama_orch.wheelhouse.engine_lock import engine_for
 from llama_orch.wheelhouse.files import locked
 from llama_orch.wheelhouse.pip import say
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 from .llama_cpp_build import ROOT
 

@@ -21,8 +21,8 @@ from pathlib import Path
 import pytest
 
 from tests.clients import installed
-from tests.integration.test_worker import TOKEN, WorkerProcess
-from tests.real_model import real_model
+from tests.integration.worker.test_worker import TOKEN, WorkerProcess
+from tests.support.real_model import real_model
 
 SCRIPTS = Path(__file__).with_name("scripts")
 # With the lock that each needs; those for Node have one together.

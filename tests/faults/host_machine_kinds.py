@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 
 from tests.hosts.host import Host
-from tests.hub_content import Faults as HubFaults
+from tests.support.hub.content import Faults as HubFaults
 
 from . import promises
 from .fault import Catalogue

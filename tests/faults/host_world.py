@@ -19,8 +19,8 @@ from llama_orch.demo_model import expected_completion, write_demo_model
 from tests.hosts.host import Host
 from tests.hosts.machines import Fleet, HostsError, missing
 from tests.hosts.site import ROOT
-from tests.hub import Hub
-from tests.queen_process import Api, QueenProcess
+from tests.support.hub.server import Hub
+from tests.support.queen_process import Api, QueenProcess
 
 from .holding import Holding
 from .host_hive import STATE_DIR, UNIT, HostHive

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from llama_orch.demo_model import expected_completion, write_demo_model
-from tests.hives import API_TOKEN, HiveProcess, complete
-from tests.queen_process import Api, QueenProcess
+from tests.support.hives import API_TOKEN, HiveProcess, complete
+from tests.support.queen_process import Api, QueenProcess
 
 from .holding import Holding
 from .wall_clock import WallClock

@@ -18,8 +18,8 @@ from llama_orch.hive import stop_workers
 from llama_orch.hive.shim import LAUNCH_FILE
 from llama_orch.hive.workers import process
 from llama_orch.web import landlock
-from tests.hives import ROOT
-from tests.ports import free_port
+from tests.support.hives import ROOT
+from tests.support.ports import free_port
 
 HOSTILE = Path(__file__).with_name("hostile_engine.py")
 SECONDS = 60.0

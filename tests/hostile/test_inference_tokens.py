@@ -8,7 +8,7 @@ import aiohttp
 
 from llama_orch.demo_model import write_demo_model
 from llama_orch.web import landlock
-from tests.hives import INFERENCE_TOKEN, a_hive
+from tests.support.hives import INFERENCE_TOKEN, a_hive
 
 FLEET, OTHER = "the-token-of-the-whole-fleet", "the-token-of-another-hive"
 

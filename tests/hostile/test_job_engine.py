@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.fake_hive import fake_hive
-from tests.integration.test_queen_jobs import LOCAL, MAKE_TOKEN, TOKEN
-from tests.queen_process import REPOSITORY, QueenProcess
-from tests.serving import serving
+from tests.integration.queen.test_queen_jobs import LOCAL, MAKE_TOKEN, TOKEN
+from tests.support.fake_hive import fake_hive
+from tests.support.queen_process import REPOSITORY, QueenProcess
+from tests.support.serving import serving
 
 from . import job_engine_reader
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from llama_orch.demo_model import write_demo_model
-from tests.hives import API_TOKEN, INFERENCE_TOKEN, HiveProcess
-from tests.queen_process import QueenProcess
+from tests.support.hives import API_TOKEN, INFERENCE_TOKEN, HiveProcess
+from tests.support.queen_process import QueenProcess
 
 MIB = 2**20
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llama_orch.cli import home_files
-from tests.queen_process import QueenProcess
+from tests.support.queen_process import QueenProcess
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from llama_orch.contract.proof import proof_of
-from tests.squatter import squatting
+from tests.support.squatter import squatting
 
 ROLES = Path(__file__).parents[2] / "roles"
 TOKEN = "the-api-token-of-this-machine"

@@ -9,10 +9,10 @@ import pytest
 
 from llama_orch.client import NotTheService, Queen
 from llama_orch.contract.proof import new_nonce
-from tests import sshd
-from tests.hives import API_TOKEN, a_hive
-from tests.queen_process import Api, QueenProcess
-from tests.squatter import squatting
+from tests.support import sshd
+from tests.support.hives import API_TOKEN, a_hive
+from tests.support.queen_process import Api, QueenProcess
+from tests.support.squatter import squatting
 
 PASSWORD = "the-sudo-password-of-somebody"
 TOKEN = "hive-token-of-the-tests"

@@ -14,7 +14,7 @@ from llama_orch.wheelhouse import cuda, cuda_house, engine, sources
 from llama_orch.wheelhouse.content import Content
 from llama_orch.wheelhouse.cuda_runtime import RUNTIMES
 from llama_orch.wheelhouse.wheel_file import Wheel, metadata
-from tests.engine import copies
+from tests.support.engine import copies
 
 ROOT = Path(__file__).parents[2]
 # By their keys: what Debian's own drivers do for, and what no host of the tests has.

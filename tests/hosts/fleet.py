@@ -37,7 +37,7 @@ from llama_orch.contract.queen import JobEvent, JobStatus, Node, NodeCreate, Nod
 from llama_orch.demo_model import DEMO_SENTENCE
 from tests.hosts.images import HostsError
 from tests.hosts.machines import Fleet
-from tests.hub import Hub
+from tests.support.hub.server import Hub
 
 USER = "llama-orch"
 MODEL = Chosen("hf:llama-orch/demo-GGUF", "llama-orch-demo.gguf")

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests import nvml
+from tests.support import nvml
 
 from .host import Host
 

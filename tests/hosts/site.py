@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from tests.playbook_run import Run
+from tests.support.playbook_run import Run
 
 from .fixtures import KeyPair
 from .machines import Host

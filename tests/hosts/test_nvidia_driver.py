@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.playbook_run import Run
+from tests.support.playbook_run import Run
 
 from . import gpu
 from .fixtures import KeyPair

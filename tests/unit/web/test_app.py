@@ -20,7 +20,7 @@ from llama_orch.web import openapi
 from llama_orch.web.app import Routes, create_app
 from llama_orch.web.events import EventStream
 from llama_orch.web.rendered import Rendered
-from tests.serving import serving
+from tests.support.serving import serving
 
 TOKEN = "a-token-of-enough-length"
 

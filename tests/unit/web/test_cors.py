@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from llama_orch.contract.patterns import WebOrigin
 from llama_orch.hive.settings import HiveSettings
 from llama_orch.queen.settings import QueenSettings
-from tests.serving import serving
+from tests.support.serving import serving
 from tests.unit.web.test_app import AUTH, an_app
 
 CHAT = "https://chat.example.com"

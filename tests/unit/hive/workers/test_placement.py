@@ -10,7 +10,7 @@ from llama_orch.contract.hive import SpawnRequest
 from llama_orch.hive.models.facts import ModelFacts
 from llama_orch.hive.settings import HiveSettings
 from llama_orch.hive.workers import placement
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 HERE, GONE = GpuStatus(available=True), GpuStatus(available=False, reason="no library")
 GPUS = [

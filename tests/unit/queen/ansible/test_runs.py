@@ -14,7 +14,7 @@ from llama_orch.queen.ansible import runs as runs_module
 from llama_orch.queen.ansible.lines import PlayLine, TaskLine
 from llama_orch.queen.ansible.runs import RunResult, Runs, RunSpec
 from llama_orch.queen.ansible.ssh import SshSetup
-from tests.queen_process import processes_with
+from tests.support.queen_process import processes_with
 
 STATS = {"ok": {"n": 1}, "failures": {}, "dark": {}, "processed": {"n": 1}}
 RESULT = json.dumps({"kind": "result", "status": "successful", "rc": 0, "stats": STATS, "output": ""})

@@ -18,7 +18,7 @@ from llama_orch.contract.inference import TokenizeRequest, Tokens
 from llama_orch.contract.operations import METRICS
 from llama_orch.web.app import Routes, create_app
 from llama_orch.web.http.body_room import LARGEST_BODIES, SMALL_BYTES, BodyRoom
-from tests.serving import serving
+from tests.support.serving import serving
 
 TOKEN = "a-token-of-enough-length"
 AUTH = {"Authorization": f"Bearer {TOKEN}"}

@@ -6,7 +6,7 @@ import aiohttp
 import pytest
 
 from llama_orch.web.http import gate
-from tests.serving import serving
+from tests.support.serving import serving
 from tests.unit.web.test_app import AUTH, an_app
 
 

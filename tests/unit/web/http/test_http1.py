@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from llama_orch.web.http import http1
-from tests.serving import serving
+from tests.support.serving import serving
 from tests.unit.web.test_app import TOKEN, an_app
 
 NO_TOKEN = "Host: localhost\r\n"
