@@ -83,7 +83,7 @@ OWNER = {
     "llama_cpp": {"worker/llama/binding.py"},
 }
 # Libraries that one folder owns.
-OWNING_FOLDER = {"sqlalchemy": "queen/store"}
+OWNING_FOLDER = {"sqlalchemy": ("queen/store/", "queen/jobs/engine_records.py")}
 # What only one folder of the queen may call: whoever begins a run, and whoever asks a hive.
 ONLY = {
     "queen.ansible.runs": {"queen.jobs", "queen.queen"},

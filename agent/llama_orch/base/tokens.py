@@ -50,23 +50,29 @@ class Token:
 
 
 def read_token(path: Path) -> Token:
-    """Read a token file. Raises WrongTokenFile where it is missing, too open or too short.
+    """Read a token file. Raises WrongTokenFile where it is missing, too open or too short."""
+    text = read_secret(path)
+    try:
+        return Token(text)
+    except WrongTokenFile as error:
+        raise WrongTokenFile(f"{path}: {error}") from None
+
+
+def read_secret(path: Path) -> str:
+    """Read a file that nobody else may read. Raises WrongTokenFile where it is missing or too open.
 
     Under systemd's `$CREDENTIALS_DIRECTORY` an ACL shows as group bits, so the mode is not judged there.
     """
     try:
         mode = path.stat().st_mode
-        text = path.read_text(encoding="ascii").strip()
+        text = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise WrongTokenFile(f"cannot read the token file {path}: {error}") from None
+        raise WrongTokenFile(f"cannot read the file {path}: {error}") from None
     credentials = os.environ.get("CREDENTIALS_DIRECTORY")
     under_systemd = credentials is not None and path.resolve().is_relative_to(Path(credentials).resolve())
     if not under_systemd and mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise WrongTokenFile(f"{path} is open to group or others: run chmod 600 {path}")
-    try:
-        return Token(text)
-    except WrongTokenFile as error:
-        raise WrongTokenFile(f"{path}: {error}") from None
+    return text
 
 
 def make_token_file(path: Path) -> None:

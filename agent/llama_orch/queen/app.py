@@ -14,9 +14,10 @@ from . import routes
 from .metrics import QueenMetrics
 from .queen import Queen
 from .settings import QueenSettings
+from .store.database import URL
 
 
-def build(settings: QueenSettings, token: Token) -> Sanic:
+def build(settings: QueenSettings, token: Token, database: URL) -> Sanic:
     """The application; its parts are made when it starts."""
     metrics = QueenMetrics()
 
@@ -35,7 +36,7 @@ def build(settings: QueenSettings, token: Token) -> Sanic:
 
     @app.before_server_start
     async def up(app: Sanic) -> None:
-        app.ctx.queen = Queen(settings, metrics, app.ctx.tasks)
+        app.ctx.queen = Queen(settings, metrics, app.ctx.tasks, database)
         await app.ctx.queen.start()
 
     @app.before_server_stop

@@ -16,6 +16,7 @@ from .ansible import ssh_keys
 from .jobs import executor_lock
 from .settings import PROGRAM, QueenSettings, load
 from .store import damage, schema
+from .store.database import located
 
 
 def main() -> None:
@@ -30,10 +31,14 @@ def main() -> None:
     except executor_lock.AnotherQueen as error:
         stop(PROGRAM, f"{error}; stop it, or give this one another data_dir")
     with lock:
-        if refusal := schema.refusal(settings.store_url):
+        try:
+            database = located(settings.store_url, settings.database_password())
+        except WrongTokenFile as error:
+            stop(PROGRAM, f"'database_password_file': {error}")
+        if refusal := schema.refusal(database):
             stop(PROGRAM, refusal)
         listener = serve.listen(PROGRAM, settings.host, settings.port)
-        serve.run(app.build(settings, token), listener)
+        serve.run(app.build(settings, token, database), listener)
 
 
 def prepare(settings: QueenSettings) -> Token:

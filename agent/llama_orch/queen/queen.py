@@ -28,6 +28,7 @@ from .fleet.states import NodeStates
 from .inventory import registered_file, watch
 from .inventory.view import Inventory
 from .jobs.engine import Jobs
+from .jobs.engine_records import EngineRecords
 from .jobs.events import JobEvents
 from .jobs.remedies import Remedies
 from .jobs.work import JobWork
@@ -35,6 +36,7 @@ from .metrics import QueenMetrics
 from .node_pages import NodePages
 from .nodes import Nodes
 from .settings import QueenSettings
+from .store.database import URL, is_server, located
 from .store.store import Store
 
 log = logging.getLogger(__name__)
@@ -45,7 +47,7 @@ _STOP_TIMEOUT_S = 3.0
 class Queen:
     """Everything that lives as long as the process. Made inside the running loop."""
 
-    def __init__(self, settings: QueenSettings, metrics: QueenMetrics, tasks: OwnedTasks) -> None:
+    def __init__(self, settings: QueenSettings, metrics: QueenMetrics, tasks: OwnedTasks, database: URL) -> None:
         environment = child_environment()
         ssh = SshSetup(
             settings.ssh_key, settings.known_hosts, settings.ssh_connect_timeout_s, settings.trust_first_host_key
@@ -58,7 +60,7 @@ class Queen:
         # What was wrong with her own files when she started.
         self.problems: list[Problem] = []
         self.ssh_key: SshKey = ssh_keys.public_key(settings.ssh_key)
-        self.store = Store(settings.store_url)
+        self.store = Store(database)
         self.events = JobEvents(self.store)
         self._states = NodeStates(self.store, settings.failed_hold_s)
         self._inventory = Inventory(
@@ -97,8 +99,11 @@ class Queen:
             change_own_machine=settings.change_own_machine,
             ran=metrics.ran,
         )
-        database = settings.data / "dbos.sqlite"
-        self.jobs = Jobs(self.store, work, self._states, database, settings.max_concurrent_jobs)
+        # A server keeps both, the engine's in a schema of its own; of SQLite's files each has one writer.
+        records = EngineRecords(
+            database if is_server(database) else located(f"sqlite:///{settings.data / 'dbos.sqlite'}")
+        )
+        self.jobs = Jobs(self.store, work, self._states, records, settings.max_concurrent_jobs)
         remedies = Remedies(
             self.store,
             self.jobs,

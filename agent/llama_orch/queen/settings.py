@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import getpass
+import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
+from llama_orch.base.tokens import read_secret
 from llama_orch.contract.devices import Remedy
 from llama_orch.contract.patterns import WebOrigin
 from llama_orch.web import settings
@@ -42,7 +45,14 @@ class QueenSettings(settings.Settings):
     api_token_file: Path | None = Field(
         default=None, description="when not set, api-token in systemd's credentials or secrets_dir, made where missing"
     )
-    database_url: str = Field(default="", description="when empty, SQLite in data_dir; else sqlite:///PATH")
+    database_url: str = Field(
+        default="",
+        description="when empty, SQLite in data_dir; else sqlite:///PATH or postgresql+psycopg://USER@HOST:PORT/NAME",
+    )
+    database_password_file: Path | None = Field(
+        default=None,
+        description="file with the password of database_url; when not set, database-password in systemd's credentials",
+    )
     default_ssh_user: str = Field(
         default="", pattern=r"^([a-z_][a-z0-9_-]{0,31})?$", description="login user; when empty, the queen's own"
     )
@@ -88,8 +98,12 @@ class QueenSettings(settings.Settings):
     @field_validator("database_url")
     @classmethod
     def _known_database(cls, value: str) -> str:
-        if value and not value.startswith("sqlite:///"):
-            raise ValueError("this version keeps its data in SQLite: leave it empty or give sqlite:///PATH")
+        if value and not value.startswith(("sqlite:///", "postgresql+psycopg://")):
+            raise ValueError("leave it empty, or give sqlite:///PATH or postgresql+psycopg://USER@HOST:PORT/NAME")
+        if "password" in value or ":" in urlsplit(value).netloc.rpartition("@")[0]:
+            raise ValueError(
+                "must hold no password: put that into a file of mode 0600 and name it in database_password_file"
+            )
         return value
 
     @property
@@ -129,8 +143,14 @@ class QueenSettings(settings.Settings):
 
     @property
     def store_url(self) -> str:
-        """Where our own tables are."""
+        """Where our own tables are, without a password."""
         return self.database_url or f"sqlite:///{self.data / 'queen.sqlite'}"
+
+    def database_password(self) -> str | None:
+        """The password of `database_url`, None where there is none. Raises WrongTokenFile."""
+        credentials = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent"), "database-password")
+        path = self.database_password_file or (credentials if credentials.exists() else None)
+        return None if path is None else read_secret(path)
 
     @property
     def login_user(self) -> str:

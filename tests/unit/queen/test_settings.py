@@ -36,7 +36,7 @@ def test_flag_over_environment_over_file(tmp_path: Path):
         ("prot = 1", "'prot'"),
         ("port = 70000", "'port'"),
         ('default_ssh_user = "Root; rm"', "'default_ssh_user'"),
-        ('database_url = "postgresql://x"', "leave it empty or give sqlite"),
+        ('database_url = "postgresql://x"', "or give sqlite:///PATH or postgresql"),
         ("probe_interval_s = 0", "'probe_interval_s'"),
         ('remedies_allowed = ["rm_rf"]', "'remedies_allowed"),
         ("remedy_interval_s = 1", "'remedy_interval_s'"),

@@ -10,11 +10,9 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -28,9 +26,8 @@ from llama_orch.web import correlation
 from ..ansible import failures
 from ..fleet.states import NodeEvent, NodeStates
 from ..records import JobRecord, Treatment
-from ..store import damage
 from ..store.store import Store
-from . import engine_records
+from .engine_records import SERIALIZER, EngineRecords
 from .work import JobWork
 
 log = logging.getLogger(__name__)
@@ -52,11 +49,13 @@ StepResult = dict[str, Any] | None
 class Jobs:
     """Begins, cancels and resumes jobs; at most `max_at_once` run, and one on each node."""
 
-    def __init__(self, store: Store, work: JobWork, states: NodeStates, database: Path, max_at_once: int) -> None:
+    def __init__(
+        self, store: Store, work: JobWork, states: NodeStates, records: EngineRecords, max_at_once: int
+    ) -> None:
         self._store = store
         self._work = work
         self._states = states
-        self._database = database
+        self._records = records
         self._slots = asyncio.Semaphore(max_at_once)
         # Of each node that a job works on or waits for: what nobody holds any more is gone.
         self._nodes: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -72,21 +71,16 @@ class Jobs:
         global _jobs  # noqa: PLW0603  DBOS is one per process, and its functions are module-level
         _jobs = self
         logging.getLogger("dbos").addFilter(_is_news)
-        holds = "jobs that were under way begin anew"
-        damaged = await asyncio.to_thread(damage.set_aside_if_damaged, self._database, holds)
-        with contextlib.closing(sqlite3.connect(self._database)) as connection:
-            connection.execute("PRAGMA journal_mode=WAL")
-        engine_records.refuse_pickles()
-        engine_records.forget_what_is_no_json(self._database)
+        damaged = await asyncio.to_thread(self._records.prepare)
         DBOS(
             config={
                 "name": "llama-orch",
-                "system_database_url": f"sqlite:///{self._database}",
+                "system_database_url": self._records.url,
                 "application_version": APPLICATION_VERSION,
                 "executor_id": EXECUTOR_ID,
                 "log_level": "WARNING",
                 "max_executor_threads": 8,
-                "serializer": engine_records.SERIALIZER,
+                "serializer": SERIALIZER,
             }
         )
         DBOS.launch()

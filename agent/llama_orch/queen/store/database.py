@@ -11,9 +11,26 @@ from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, Insert, Table, create_engine, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import InterfaceError, OperationalError
+
+from llama_orch.contract.errors import NotReady
 
 T = TypeVar("T")
 CONNECT_S = 10
+# Of PostgreSQL's advisory locks, which belong to a database: the one of a queen. Its digits mean nothing.
+_LOCK = 7_310_460_281
+# A server finds out within half a minute that a queen is gone whose machine or line is.
+_ALIVE = "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=4"
+
+
+class AnotherQueen(Exception):
+    """Another queen works with this database: two would run every job twice."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "another queen works with this database, or did until less than half a minute ago: stop it, or give this "
+            "one another database"
+        )
 
 
 class Database:
@@ -24,11 +41,20 @@ class Database:
         self._thread = ThreadPoolExecutor(1, "store")
 
     async def do(self, work: Callable[[Connection], T]) -> T:
-        """What `work` answers, in a transaction of its own. Raises what it raises, and SQLAlchemy's errors."""
+        """What `work` answers, in a transaction of its own. Raises what it raises, and SQLAlchemy's errors.
+
+        A server that does not answer is NotReady: who asked may ask again.
+        """
 
         def in_transaction() -> T:
-            with self.engine.begin() as connection:
-                return work(connection)
+            try:
+                with self.engine.begin() as connection:
+                    return work(connection)
+            except (OperationalError, InterfaceError) as error:
+                if not is_server(self.engine.url):
+                    raise
+                message = f"the queen's database does not answer: {_first_line(error.orig)}; it is asked again"
+                raise NotReady(message, code="database_unavailable") from error
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, in_transaction)
 
@@ -38,19 +64,42 @@ class Database:
         self._thread.shutdown(wait=False)
 
 
+def is_server(url: URL) -> bool:
+    """Whether it is a server's, and no file."""
+    return url.get_backend_name() == "postgresql"
+
+
+def located(url: str, password: str | None = None) -> URL:
+    """Where a database is, with the password that stands apart from it; it shows in no text of the URL."""
+    found = make_url(url)
+    return found if password is None else found.set(password=password)
+
+
 def engine_for(url: URL) -> Engine:
     """An engine with what our tables need of each kind of database."""
     compact = functools.partial(json.dumps, separators=(",", ":"))
-    if url.get_backend_name() == "postgresql":
+    if is_server(url):
         # A server that was restarted has closed its connections: each is tried before it is used.
-        return create_engine(
+        engine = create_engine(
             url,
             json_serializer=compact,
             pool_size=1,
             max_overflow=0,
             pool_pre_ping=True,
-            connect_args={"connect_timeout": CONNECT_S, "application_name": "llama-orch-queen"},
+            connect_args={"connect_timeout": CONNECT_S, "application_name": "llama-orch-queen", "options": _ALIVE},
         )
+
+        @event.listens_for(engine, "connect")
+        def take_lock(connection: Any, _record: Any) -> None:
+            # It is the session's: it goes with this one connection, and comes with the next one.
+            with connection.cursor() as cursor:
+                free = cursor.execute("SELECT pg_try_advisory_lock(%s)", (_LOCK,)).fetchone()[0]
+            connection.commit()
+            if not free:
+                connection.close()
+                raise AnotherQueen
+
+        return engine
     engine = create_engine(url, json_serializer=compact)
 
     @event.listens_for(engine, "connect")
@@ -70,8 +119,12 @@ def engine_for(url: URL) -> Engine:
     return engine
 
 
+def _first_line(error: object) -> str:
+    return (str(error).strip().splitlines() or ["no reason given"])[0]
+
+
 def insert_new(connection: Connection, table: Table) -> Insert:
     """An INSERT that leaves rows alone whose key is there already."""
-    if connection.dialect.name == "postgresql":
+    if is_server(connection.engine.url):
         return postgresql.insert(table).on_conflict_do_nothing()
     return sqlite.insert(table).on_conflict_do_nothing()

@@ -12,7 +12,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, make_url
 from sqlalchemy.exc import DatabaseError, OperationalError
 
-from .database import engine_for
+from .database import AnotherQueen, engine_for
 
 log = logging.getLogger(__name__)
 MIGRATIONS = Path(__file__).with_name("migrations")
@@ -53,6 +53,8 @@ def refusal(url: str | URL) -> str:
     try:
         with engine.connect() as connection:
             found = _unknown(connection)
+    except AnotherQueen as error:
+        return f"'database_url': {error}"
     except OperationalError as error:
         where = f"{url.host or 'the local socket'} port {url.port or 5432}"
         reason = str(error.orig).strip().splitlines()[0] if error.orig else "no answer"

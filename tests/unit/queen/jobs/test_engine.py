@@ -61,7 +61,7 @@ async def jobs(tmp_path: Path, work: Work) -> AsyncIterator[Jobs]:
     store = Store(f"sqlite:///{tmp_path / 'q.sqlite'}")
     await store.open()
     await store.jobs.create("j", "provision", "n", "c")
-    yield Jobs(store, cast("Any", work), cast("Any", None), tmp_path / "dbos.sqlite", 1)
+    yield Jobs(store, cast("Any", work), cast("Any", None), cast("Any", None), 1)
     await store.close()
 
 

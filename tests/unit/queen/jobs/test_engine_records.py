@@ -8,7 +8,8 @@ from pathlib import Path
 import dbos
 import pytest
 
-from llama_orch.queen.jobs import engine_records
+from llama_orch.queen.jobs.engine_records import EngineRecords
+from llama_orch.queen.store.database import located
 
 TABLES = (
     "workflow_status", "operation_outputs", "workflow_events", "workflow_events_history", "streams"
@@ -35,13 +36,17 @@ def database(tmp_path: Path) -> Path:
     return path
 
 
+def records_of(database: Path) -> EngineRecords:
+    return EngineRecords(located(f"sqlite:///{database}"))
+
+
 def left(database: Path, table: str) -> int:
     with contextlib.closing(sqlite3.connect(database)) as connection:
         return connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
 
 
 def test_what_is_json_stays(database: Path):
-    assert engine_records.forget_what_is_no_json(database) == 0
+    assert records_of(database).forget_what_is_no_json() == 0
     assert (left(database, "workflow_status"), left(database, "operation_outputs")) == (2, 3)
 
 
@@ -50,7 +55,7 @@ def test_a_workflow_with_one_record_that_is_none_goes_as_a_whole(database: Path,
     column = "destination_uuid" if table == "notifications" else "workflow_uuid"
     with contextlib.closing(sqlite3.connect(database)) as connection, connection:
         connection.execute(f"UPDATE {table} SET serialization = 'py_pickle' WHERE {column} = 'w'")
-    assert engine_records.forget_what_is_no_json(database) == 1
+    assert records_of(database).forget_what_is_no_json() == 1
     assert {left(database, one) for one in (*TABLES, "notifications", "workflow_input", "workflow_output")} == {1}
 
 
@@ -58,12 +63,12 @@ def test_a_workflow_without_a_tag_and_all_schedules_go(database: Path):
     with contextlib.closing(sqlite3.connect(database)) as connection, connection:
         connection.execute("UPDATE workflow_status SET serialization = NULL WHERE workflow_uuid = 'w'")
         connection.execute("INSERT INTO workflow_schedules VALUES ('a pickle')")
-    assert engine_records.forget_what_is_no_json(database) == 1
+    assert records_of(database).forget_what_is_no_json() == 1
     assert left(database, "workflow_schedules") == 0
 
 
 def test_a_new_database_has_nothing_to_forget(tmp_path: Path):
-    assert engine_records.forget_what_is_no_json(tmp_path / "new.sqlite") == 0
+    assert records_of(tmp_path / "new.sqlite").forget_what_is_no_json() == 0
 
 
 def test_dbos_unpickles_in_the_one_place_that_is_replaced():
