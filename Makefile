@@ -22,7 +22,7 @@ with = $(BIN)/python -I -c 'import os, shlex, sys; name, text, *command = sys.ar
   sys.excepthook = lambda kind, error, at: sys.stderr.write(f"{name}={text}: {error}\n"); \
   os.execvp(command[0], [*command, *shlex.split(text)])' $(1) $(call quoted,$(1))
 
-.PHONY: help up fleet test lint format test-unit test-integration test-hosts molecule faults bench-worker wheelhouse engine-wheel wheelhouse-cuda lock venv host-packages clean
+.PHONY: help up fleet test lint format test-unit test-integration test-hosts molecule faults test-gpu bench-worker wheelhouse engine-wheel wheelhouse-cuda lock venv host-packages clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ molecule: $(VENV)/.dev host-packages wheelhouse-hosts ## the roles, converged tw
 
 faults: $(VENV)/.dev ## faults at random, and whether all is well again: FAULTS_FLAGS="--faults 100 --seeds 1 2 3" (docs/faults.md)
 	@$(call with,FAULTS_FLAGS) $(BIN)/python -m tests.faults
+
+test-gpu: $(VENV)/.dev ## a hive on this machine's NVIDIA GPU; needs the CUDA wheels in .venv (docs/gpu.md)
+	@$(call with,PYTEST_FLAGS) pytest tests/gpu
 
 bench-worker: $(VENV)/.dev ## the worker's speed beside llama-server's; builds that once (docs/performance.md)
 	@$(call with,BENCH_FLAGS) $(BIN)/python -m tests.bench.worker

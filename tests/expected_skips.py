@@ -42,6 +42,16 @@ EXPECTED = (
         "CI's kernel decides; that a worker goes on without it, and says so, is tested without a kernel's help",
     ),
     ExpectedSkip(
+        "tests/hostile/test_confinement.py::test_a_worker_on_a_gpu_may_name_its_threads",
+        "the kernel has no Landlock",
+        "as above",
+    ),
+    ExpectedSkip(
+        "tests/gpu/test_gpu.py",
+        "no NVIDIA GPU here",
+        "`make test-gpu` runs it where there is one; docs/gpu.md says where it ran",
+    ),
+    ExpectedSkip(
         "tests/integration/worker/test_processors.py::test_a_library_computes_on_a_processor_that_has_no_more_than_it_needs",
         "needs a processor that has it, which no emulator here does",
         "qemu-user emulates neither AVX-512 nor AMX; what the compiler made of AMX is read in the library itself",

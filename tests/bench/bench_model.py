@@ -1,6 +1,7 @@
-"""The model that is measured: the shape and the cost of a real small llama, with weights that mean nothing.
+"""The models that are measured: the shape and the cost of real llamas, with weights that mean nothing.
 
-12 blocks of 1024, 16 heads over 4 KV heads, 32,000 tokens, Q8_0, about 214 MB. Two things in it are on purpose:
+Both have 32,000 tokens and Q8_0: a small one for processors, 214 MB, and one of 7 billion for GPUs, 7.5 GB. Two things
+in them are on purpose:
 
 - the tokens of a prompt are known without asking: pairs of a capital and a small letter are tokens (`Qa`), and no
   other run of letters can be merged, so a text of n pairs has n tokens and the first one that is always there;
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
 from random import Random
@@ -21,7 +23,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCKS, WIDTH, HEADS, KV_HEADS, FEED_FORWARD, VOCABULARY = 12, 1024, 16, 4, 2816, 32_000
+VOCABULARY = 32_000
 CONTEXT = 8192
 SEED = 20240601
 
@@ -33,16 +35,31 @@ _SILENT = len(_CONTROL) + 256
 _UNIFORM = 73.3
 
 
-def bench_model(cache: Path) -> Path:
+@dataclass(frozen=True)
+class Shape:
+    """How many blocks of which width there are, heads, those for keys and values, and the width in between."""
+
+    blocks: int
+    width: int
+    heads: int
+    kv_heads: int
+    feed_forward: int
+
+
+SMALL = Shape(12, 1024, 16, 4, 2816)
+LARGE = Shape(32, 4096, 32, 8, 14_336)
+
+
+def bench_model(cache: Path, shape: Shape = SMALL) -> Path:
     """The model's file; written where the cache has none, the same bytes each time."""
     # Whatever is changed here changes the model.
-    key = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+    key = hashlib.sha256(Path(__file__).read_bytes() + repr(shape).encode()).hexdigest()[:16]
     path = cache / f"model-{key}.gguf"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
-            _write(partial)
+            _write(partial, shape)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -59,12 +76,12 @@ def unshared_prompt(tokens: int, number: int, draw: Random) -> str:
     return _PAIRS[number] + prompt(tokens - 1, draw)
 
 
-def _write(path: Path) -> None:
+def _write(path: Path, shape: Shape) -> None:
     writer = gguf.GGUFWriter(path, "llama")
     try:
-        _add_metadata(writer)
+        _add_metadata(writer, shape)
         _add_tokenizer(writer)
-        _add_tensors(writer)
+        _add_tensors(writer, shape)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -72,18 +89,18 @@ def _write(path: Path) -> None:
         writer.close()
 
 
-def _add_metadata(writer: gguf.GGUFWriter) -> None:
+def _add_metadata(writer: gguf.GGUFWriter, shape: Shape) -> None:
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name("llama-orch bench model")
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_context_length(CONTEXT)
-    writer.add_embedding_length(WIDTH)
-    writer.add_block_count(BLOCKS)
-    writer.add_feed_forward_length(FEED_FORWARD)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_rope_dimension_count(WIDTH // HEADS)
+    writer.add_embedding_length(shape.width)
+    writer.add_block_count(shape.blocks)
+    writer.add_feed_forward_length(shape.feed_forward)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_rope_dimension_count(shape.width // shape.heads)
     writer.add_layer_norm_rms_eps(1e-5)
 
 
@@ -114,24 +131,25 @@ def _add_tokenizer(writer: gguf.GGUFWriter) -> None:
     writer.add_add_space_prefix(False)
 
 
-def _add_tensors(writer: gguf.GGUFWriter) -> None:
+def _add_tensors(writer: gguf.GGUFWriter, shape: Shape) -> None:
+    width = shape.width
     draw = np.random.default_rng(SEED)
-    kv_width = WIDTH // HEADS * KV_HEADS
+    kv_width = width // shape.heads * shape.kv_heads
     kind = gguf.GGMLQuantizationType.Q8_0
-    writer.add_tensor("token_embd.weight", _random(draw, VOCABULARY, WIDTH), raw_dtype=kind)
-    writer.add_tensor("output.weight", _random(draw, VOCABULARY, WIDTH, zeros=_SILENT), raw_dtype=kind)
-    writer.add_tensor("output_norm.weight", np.ones(WIDTH, dtype=np.float32))
-    for block in range(BLOCKS):
+    writer.add_tensor("token_embd.weight", _random(draw, VOCABULARY, width), raw_dtype=kind)
+    writer.add_tensor("output.weight", _random(draw, VOCABULARY, width, zeros=_SILENT), raw_dtype=kind)
+    writer.add_tensor("output_norm.weight", np.ones(width, dtype=np.float32))
+    for block in range(shape.blocks):
         for norm in ("attn_norm", "ffn_norm"):
-            writer.add_tensor(f"blk.{block}.{norm}.weight", np.ones(WIDTH, dtype=np.float32))
+            writer.add_tensor(f"blk.{block}.{norm}.weight", np.ones(width, dtype=np.float32))
         for name, rows, columns in (
-            ("attn_q", WIDTH, WIDTH),
-            ("attn_k", kv_width, WIDTH),
-            ("attn_v", kv_width, WIDTH),
-            ("attn_output", WIDTH, WIDTH),
-            ("ffn_gate", FEED_FORWARD, WIDTH),
-            ("ffn_up", FEED_FORWARD, WIDTH),
-            ("ffn_down", WIDTH, FEED_FORWARD),
+            ("attn_q", width, width),
+            ("attn_k", kv_width, width),
+            ("attn_v", kv_width, width),
+            ("attn_output", width, width),
+            ("ffn_gate", shape.feed_forward, width),
+            ("ffn_up", shape.feed_forward, width),
+            ("ffn_down", width, shape.feed_forward),
         ):
             writer.add_tensor(f"blk.{block}.{name}.weight", _random(draw, rows, columns), raw_dtype=kind)
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llama_orch.contract.devices import Backend
 from llama_orch.wheelhouse.engine import default_cache
 from llama_orch.wheelhouse.engine_lock import engine_for
 from llama_orch.wheelhouse.files import locked
@@ -39,14 +40,18 @@ _TOKEN = "a-token-that-only-the-bench-has"
 
 @dataclass(frozen=True)
 class Setup:
-    """What the servers need: the model, the context of one slot, threads, and what was built before."""
+    """What the servers need: the model, the context of one slot, threads, and what was built before.
+
+    `python` is None where llama-cpp-python's own server is not measured.
+    """
 
     model: Path
     context: int
     threads: int
     programs: Path
-    python: Path
+    python: Path | None
     folder: Path
+    backend: Backend = "cpu"
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ def _ours(setup: Setup, slots: int, port: int, folder: Path, descriptors: list[i
         "model_name": "bench",
         "host": "127.0.0.1",
         "port": port,
-        "backend": "cpu",
+        "backend": setup.backend,
         "slots": slots,
         "ctx_per_slot": setup.context,
         "threads": setup.threads,
@@ -123,10 +128,13 @@ def _ours(setup: Setup, slots: int, port: int, folder: Path, descriptors: list[i
 def _llama_server(setup: Setup, slots: int, port: int) -> list[str]:
     context = {"--parallel": slots, "--ctx-size": slots * setup.context}
     options = {"--model": setup.model, "--host": "127.0.0.1", "--port": port, "--threads": setup.threads, **context}
+    options["--n-gpu-layers"] = 999 if setup.backend == "cuda" else 0
     return [str(setup.programs / "llama-server"), *(str(part) for pair in options.items() for part in pair)]
 
 
 def _llama_cpp_server(setup: Setup, port: int) -> list[str]:
+    if setup.python is None:
+        raise RuntimeError("llama_cpp.server is measured on the processor alone: its wheel has no CUDA")
     options = {
         "--model": setup.model,
         "--model_alias": "bench",

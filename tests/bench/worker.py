@@ -14,15 +14,17 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import get_args
 
+from llama_orch.contract.devices import Backend
 from llama_orch.wheelhouse.errors import WheelhouseError
 from llama_orch.wheelhouse.pip import say
 
 from . import process_use, report
-from .bench_model import bench_model
+from .bench_model import LARGE, SMALL, bench_model
 from .llama_cpp_build import bench_cache, llama_cpp_programs
 from .measure import SCENARIOS, SHORT, Scenario, measure
-from .servers import SERVERS, Setup, llama_cpp_python, serving
+from .servers import LLAMA_CPP_SERVER, LLAMA_SERVER, OURS, SERVERS, Setup, llama_cpp_python, serving
 
 SLOT_CONTEXT = 1024
 STREAMS = (1, 2, 4, 8)
@@ -38,9 +40,17 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--streams", type=int, nargs="+", choices=range(1, 33), metavar="N", help="clients at a time (default: 1 2 4 8)"
     )
-    parser.add_argument("--only", nargs="+", choices=SERVERS, default=SERVERS, help="servers to measure (default: all)")
+    parser.add_argument("--only", nargs="+", choices=SERVERS, help="servers to measure (default: all)")
+    parser.add_argument(
+        "--backend", choices=get_args(Backend), default="cpu", help="cuda takes a model of 7 billion (default: cpu)"
+    )
+    parser.add_argument("--programs", type=Path, metavar="FOLDER", help="where llama-server is built already")
     parser.add_argument("--quick", action="store_true", help="4 and 8 streams, short prompts, 2 rounds")
     found = parser.parse_args()
+    # The wheel of llama-cpp-python's own server has no CUDA.
+    found.only = found.only or (SERVERS if found.backend == "cpu" else (OURS, LLAMA_SERVER))
+    if found.backend == "cuda" and LLAMA_CPP_SERVER in found.only:
+        parser.error(f"argument --only: {LLAMA_CPP_SERVER} is measured on the processor alone: its wheel has no CUDA")
     found.rounds = found.rounds or (2 if found.quick else 3)
     found.streams = sorted(found.streams or ((4, 8) if found.quick else STREAMS))
     return found
@@ -76,6 +86,7 @@ def _reference(setup: Setup, streams: list[int]) -> str:
         "-ntg": SHORT.answer_tokens,
         "-npl": ",".join(map(str, streams)),
         "--output-format": "jsonl",
+        "--n-gpu-layers": 999 if setup.backend == "cuda" else 0,
     }
     done = subprocess.run(
         [*command, *(str(part) for pair in options.items() for part in pair)],
@@ -99,11 +110,13 @@ def _reference(setup: Setup, streams: list[int]) -> str:
 
 def _bench(arguments: argparse.Namespace) -> int:
     cache = bench_cache()
-    programs, python, model = llama_cpp_programs(cache), llama_cpp_python(cache), bench_model(cache)
+    programs = arguments.programs or llama_cpp_programs(cache)
+    python = llama_cpp_python(cache) if LLAMA_CPP_SERVER in arguments.only else None
+    model = bench_model(cache, LARGE if arguments.backend == "cuda" else SMALL)
     threads = len(os.sched_getaffinity(0))
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="llama-orch-bench-") as folder:
-        setup = Setup(model, SLOT_CONTEXT, threads, programs, python, Path(folder))
+        setup = Setup(model, SLOT_CONTEXT, threads, programs, python, Path(folder), arguments.backend)
         quiet = process_use.Quiet(BUSY_CORES, PATIENCE_SECONDS)
         quiet.wait()
         reference = _reference(setup, arguments.streams)

@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -120,3 +122,39 @@ async def test_it_reaches_its_model_and_nothing_else(tmp_path: Path, monkeypatch
 async def test_it_reached_all_of_this_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     found = await reached(tmp_path, monkeypatch, confined=False)
     assert {name for name in COULD if found[name] != "done"} == set()
+
+
+THREADS = """
+import sys, threading
+from pathlib import Path
+from llama_orch.contract.process import WorkerSpec
+from llama_orch.web import landlock
+from llama_orch.worker import confinement
+backend = sys.argv[1]
+spec = WorkerSpec(
+    worker_id="w", model_path="/nonexistent/m.gguf", model_name="m", host="127.0.0.1", port=1, backend=backend
+)
+landlock.restrict(confinement.allowed(spec, Path("/nonexistent")), landlock.abi())
+done = threading.Event()
+thread = threading.Thread(target=done.wait)
+thread.start()
+try:
+    with open(f"/proc/self/task/{thread.native_id}/comm", "w") as file:
+        file.write("cuda-EvtHandlr")
+    print("named")
+except OSError as error:
+    print(error.strerror)
+finally:
+    done.set()
+"""
+
+
+@pytest.mark.parametrize(("backend", "said"), [("cuda", "named"), ("cpu", "Permission denied")])
+def test_a_worker_on_a_gpu_may_name_its_threads(backend: str, said: str):
+    # CUDA does that when it starts, and fails with CUDA_ERROR_OPERATING_SYSTEM where it cannot.
+    if not landlock.abi():
+        pytest.skip("the kernel has no Landlock")
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS, backend], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == said

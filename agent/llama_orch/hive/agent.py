@@ -45,7 +45,7 @@ class Agent:
         self.metrics = Metrics(registry)
         self.gpus = Gpus(self._worker_of)
         self.downloads = Downloads(settings, hub_token, self.metrics.downloaded_bytes.inc)
-        self.engine = EngineTest(settings.state_dir)
+        self.engine = EngineTest(settings.state_dir, confined=settings.confine_workers)
         self.workers = Workers(
             settings,
             self.downloads,

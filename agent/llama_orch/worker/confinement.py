@@ -5,8 +5,9 @@ workers' files and other models. Readable stay the model, the order, Python, lib
 writable its folder for temporary files, and with CUDA the devices and the cache of compiled kernels. It starts no
 program, listens nowhere else and connects to nobody.
 
-Not confined are the shim, which reads nothing of anybody else's and must write into the folder, and the engine's
-self-test, which computes with models of its own making only (and lets CUDA's driver make its device files).
+Not confined are the shim, which reads nothing of anybody else's and must write into the folder, and the first try of
+the engine's self-test, which computes with models of its own making only (and lets CUDA's driver make its device
+files).
 """
 
 from __future__ import annotations
@@ -99,6 +100,8 @@ def allowed(spec: WorkerSpec, folder: Path) -> list[tuple[Path, Access]]:
         found += [(Path(path), READ) for path in _CUDA_MACHINE]
         found += [(path, DEVICE) for path in (*sorted(Path("/dev").glob("nvidia*")), Path("/dev/dri"))]
         found.append((_cuda_cache(), WRITE))
+        # CUDA names its threads, by a file of each, and does not start where it cannot (CUDA_ERROR_OPERATING_SYSTEM).
+        found.append((Path("/proc/self/task"), READ | Access.WRITE_FILE | Access.TRUNCATE))
     return found
 
 

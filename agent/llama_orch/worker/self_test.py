@@ -38,11 +38,25 @@ def cpu() -> list[EngineLibrary]:
     return tried
 
 
-def cuda(cpu_library: Path) -> list[EngineLibrary]:
-    """Try the CUDA backend on every GPU, where it is installed; it computes beside this CPU library."""
-    return [
-        _try(path, "cuda", [str(cpu_library), "--cuda", str(path)], CUDA_SECONDS) for path in backends.cuda_libraries()
-    ]
+def cuda(cpu_library: Path, *, confined: bool = False) -> list[EngineLibrary]:
+    """Try the CUDA backend on every GPU, where it is installed; it computes beside this CPU library.
+
+    Where it computes it is tried once more as a worker is `confined`: a driver may need what is closed to workers.
+    """
+    found: list[EngineLibrary] = []
+    for path in backends.cuda_libraries():
+        arguments = [str(cpu_library), "--cuda", str(path)]
+        tried = _try(path, "cuda", arguments, CUDA_SECONDS)
+        if confined and tried.result is LibraryResult.PASSED:
+            again = _try(path, "cuda", [*arguments, "--confined"], CUDA_SECONDS)
+            tried = tried if again.result is LibraryResult.PASSED else _closed_to_workers(again)
+        found.append(tried)
+    return found
+
+
+def _closed_to_workers(tried: EngineLibrary) -> EngineLibrary:
+    why = f"it computes, but not within what is left to a confined worker: {tried.result}, {tried.reason}"
+    return tried.model_copy(update={"result": LibraryResult.WRONG, "reason": why})
 
 
 def _try(path: Path, backend: backends.Backend, arguments: list[str], seconds: float) -> EngineLibrary:
@@ -95,9 +109,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m llama_orch.worker.self_test", description=__doc__)
     parser.add_argument("--json", action="store_true", help="one JSON list instead of lines")
     parser.add_argument("--cuda", metavar="CPU_LIBRARY", help="try the CUDA backend, beside this CPU library")
+    parser.add_argument("--confined", action="store_true", help="try CUDA also as workers are confined")
     arguments = parser.parse_args()
     try:
-        found = cuda(backends.libraries_folder() / arguments.cuda) if arguments.cuda else cpu()
+        if arguments.cuda:
+            found = cuda(backends.libraries_folder() / arguments.cuda, confined=arguments.confined)
+        else:
+            found = cpu()
     except CannotServe as error:
         raise SystemExit(f"{error.message}: {error.what_to_do}") from None
     if arguments.json:

@@ -12,7 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from . import self_test_model
+from llama_orch.contract.process import WorkerSpec
+from llama_orch.web import landlock
+
+from . import confinement, self_test_model
 from .llama import backends
 from .llama.binding import llama_cpp
 from .self_test import EXIT_NOT_TESTED, EXIT_WRONG
@@ -36,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m llama_orch.worker.self_test_child", description=__doc__)
     parser.add_argument("cpu", type=Path, help="the CPU library")
     parser.add_argument("--cuda", type=Path, help="compute on every GPU by this library")
+    parser.add_argument("--confined", action="store_true", help="with no more than what is left to a worker")
     arguments = parser.parse_args()
     # A crash is what this process is for; it needs no picture of its memory.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -43,6 +47,8 @@ def main() -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     status = 0
     try:
+        if arguments.confined:
+            _confine(arguments.cuda)
         said = _test(arguments.cpu, arguments.cuda)
     except Wrong as error:
         said, status = str(error), EXIT_WRONG
@@ -51,6 +57,21 @@ def main() -> None:
     print(said, flush=True)  # noqa: T201
     # Libraries that are taken down while threads of theirs wait can crash; the answer is out.
     os._exit(status)
+
+
+def _confine(cuda: Path | None) -> None:
+    """Leave this process what a worker of that backend keeps, its model and its folder aside; raises OSError."""
+    nowhere = Path("/nonexistent")
+    spec = WorkerSpec(
+        worker_id="self-test",
+        model_path=str(nowhere / "model.gguf"),
+        model_name="self-test",
+        host="127.0.0.1",
+        port=1,
+        backend="cpu" if cuda is None else "cuda",
+    )
+    if version := landlock.abi():
+        landlock.restrict(confinement.allowed(spec, nowhere), version)
 
 
 def _test(cpu: Path, cuda: Path | None) -> str:

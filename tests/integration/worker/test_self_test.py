@@ -41,9 +41,9 @@ def test_the_installed_engine_computes_here() -> None:
 
 @pytest.mark.parametrize("library", backends.cpu_libraries(), ids=lambda path: path.stem.removeprefix("libggml-cpu-"))
 def test_every_library_that_runs_here_computes(library: Path) -> None:
-    done = run(CHILD, str(library))
-
-    assert (done.returncode, done.stdout.strip()) == (0, "Q4_0, Q4_K, Q8_0"), done.stderr
+    for flags in ([], ["--confined"]):
+        done = run(CHILD, str(library), *flags)
+        assert (done.returncode, done.stdout.strip()) == (0, "Q4_0, Q4_K, Q8_0"), done.stderr
 
 
 @pytest.mark.parametrize(

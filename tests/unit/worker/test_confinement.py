@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,10 @@ def test_only_cuda_gets_what_the_driver_needs(folder: Path, model: Path, monkeyp
     assert Access.WRITE_FILE in can(on_gpu, cache)
     assert can(on_gpu, Path("/dev/dri/card0")) == confinement.DEVICE
     assert can(on_gpu, Path("/dev/sda")) == Access(0)
+    # cuInit fails where CUDA cannot name the thread that it starts.
+    name = Path(f"/proc/{os.getpid()}/task/1/comm")
+    assert can(on_gpu, name) & (Access.WRITE_FILE | Access.TRUNCATE) == Access.WRITE_FILE | Access.TRUNCATE
+    assert not can(on_cpu, name) & Access.WRITE_FILE
 
 
 def test_a_folder_that_holds_the_workers_stays_closed(

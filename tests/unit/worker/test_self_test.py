@@ -12,6 +12,11 @@ from llama_orch.contract.devices import LibraryResult
 from llama_orch.worker import self_test, self_test_model
 
 R = LibraryResult
+CLOSED = (
+    "import sys\n"
+    "closed = '--confined' in sys.argv\n"
+    "print('CUDA shows no GPU' if closed else 'Q4_0 on 1 GPU'); raise SystemExit(4 if closed else 0)\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +58,28 @@ def test_the_next_is_tried_only_where_one_failed(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(self_test.backends, "cpu_libraries", lambda: names)
 
     assert [(one.name, one.result) for one in self_test.cpu()] == [("haswell", R.WRONG), ("sandybridge", R.PASSED)]
+
+
+@pytest.mark.parametrize(
+    ("confined", "code", "result", "reason"),
+    [
+        (True, "print('Q4_0 on 1 GPU')", R.PASSED, "Q4_0 on 1 GPU"),
+        (True, CLOSED, R.WRONG, "not within what is left to a confined worker: not_tested, CUDA shows no GPU"),
+        (False, CLOSED, R.PASSED, "Q4_0 on 1 GPU"),
+    ],
+)
+def test_a_driver_that_needs_what_is_closed_to_workers_is_found_out(  # noqa: PLR0917
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, confined: bool, code: str, result: LibraryResult, reason: str
+) -> None:
+    (tmp_path / "child_of_a_test.py").write_text(code)
+    monkeypatch.setattr(self_test, "CHILD", "child_of_a_test")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(self_test.backends, "cuda_libraries", lambda: [Path("/x/libggml-cuda.so")])
+
+    (found,) = self_test.cuda(Path("/x/libggml-cpu-haswell.so"), confined=confined)
+
+    assert (found.name, found.result) == ("cuda", result)
+    assert found.reason and found.reason.endswith(reason)
 
 
 @pytest.mark.parametrize("kind", self_test_model.FORMATS)

@@ -35,13 +35,15 @@ class _Kept(BaseModel):
 
     boot_id: str
     status: EngineStatus
+    confined: bool = False
 
 
 class EngineTest:
     """Runs the test when the agent starts, unless its result is kept, and tells what may be used."""
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, *, confined: bool) -> None:
         self._file = state_dir / FILE
+        self._confined = confined
         self._status = EngineStatus(build=engine_build.identity())
         self._running: dict[Backend, asyncio.Task[None]] = {}
 
@@ -94,7 +96,8 @@ class EngineTest:
     async def _try_cuda(self, cpu: asyncio.Task[None]) -> None:
         await asyncio.shield(cpu)
         if engine_build.has_cuda() and self._status.cpu_library is not None:
-            found = await _run(["--json", "--cuda", self._status.cpu_library])
+            confined = ["--confined"] if self._confined else []
+            found = await _run(["--json", "--cuda", self._status.cpu_library, *confined])
             self._status = self._status.model_copy(update={"libraries": [*self._status.libraries, *found]})
         # Nothing found is no result: the next start of the agent tries again.
         if self._status.libraries:
@@ -107,14 +110,16 @@ class EngineTest:
             kept = _Kept.model_validate(files.read_json(self._file))
         except (ValidationError, OSError):
             return None
-        return kept.status if (kept.boot_id, kept.status.build) == (processes.boot_id(), self._status.build) else None
+        wanted = (processes.boot_id(), self._status.build, self._confined)
+        return kept.status if (kept.boot_id, kept.status.build, kept.confined) == wanted else None
 
     def _keep(self) -> None:
         # One that could not be tried may be tried with success at the next start.
         if any(one.result is LibraryResult.NOT_TESTED for one in self._status.libraries):
             return
         try:
-            files.write_text(self._file, _Kept(boot_id=processes.boot_id(), status=self._status).model_dump_json())
+            kept = _Kept(boot_id=processes.boot_id(), status=self._status, confined=self._confined)
+            files.write_text(self._file, kept.model_dump_json())
         except OSError as error:
             log.warning("the result of the engine's self-test cannot be kept: %s", error.strerror)
 

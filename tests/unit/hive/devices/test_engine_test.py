@@ -45,7 +45,7 @@ class World:
 
     @asynccontextmanager
     async def tested(self) -> AsyncIterator[EngineTest]:
-        made = EngineTest(self.state)
+        made = EngineTest(self.state, confined=True)
         made.start()
         try:
             yield made
@@ -127,7 +127,7 @@ async def test_cuda_that_fails_takes_no_workers_and_the_cpu_goes_on(world: World
             await made.cpu_library("cuda")
         assert made.failed("cuda") is not None and made.failed("cpu") is None
 
-    assert world.asked() == ["--json", "--json --cuda libggml-cpu-haswell.so"]
+    assert world.asked() == ["--json", "--json --cuda libggml-cpu-haswell.so --confined"]
 
 
 @pytest.mark.parametrize("said", ["", "Traceback", "[]"])

@@ -61,7 +61,7 @@ class World:
         )
         self.downloads = Downloads(settings, None)
         self.workers = Workers(
-            settings, self.downloads, Gpus(), engine=EngineTest(folder), inference_token=Token("t" * 16)
+            settings, self.downloads, Gpus(), engine=EngineTest(folder, confined=True), inference_token=Token("t" * 16)
         )
         self.lock = self.workers.admission.lock = WatchedLock()
         self.beginning = self.downloads.beginning = WatchedLock()
