@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grp
 import hashlib
+import importlib.util
 import json
 import os
 import pwd
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -164,3 +166,27 @@ def test_look_tells_what_stands_at_each_path(tmp_path: Path) -> None:
         str(nothing): "",
         str(file / "below"): "",
     }
+
+
+def test_the_table_of_files_speaks_as_look_does(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("standing", ROLES / "common" / "filter_plugins" / "standing.py")
+    assert spec is not None and spec.loader is not None
+    standing: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(standing)
+    # The group of an account of ours has its name; whoever runs the tests may have another.
+    owner, group = pwd.getpwuid(os.getuid())[0], grp.getgrgid(os.getgid())[0]
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    file.write_text("größer\n", encoding="utf-8")
+    file.chmod(0o640)
+    folder.mkdir(0o700)
+
+    found = json.loads(run(ROLES / "common" / "files" / "look.py", str(file), str(folder)))
+
+    said = {
+        str(file): standing.file_standing({"mode": "0640", "owner": owner}, "größer\n"),
+        str(folder): standing.folder_standing({"mode": "0700", "owner": owner}),
+    }
+    assert found == {path: words.replace(f"{owner} {owner}", f"{owner} {group}") for path, words in said.items()}
+    assert standing.places(["a/b"], "/to", "/from", "root", "0600") == [
+        {"path": "/to/a/b", "source": "/from/a/b", "owner": "root", "mode": "0600"}
+    ]
