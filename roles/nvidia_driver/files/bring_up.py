@@ -84,10 +84,10 @@ class Steps:
             return False
         try:
             done = subprocess.run(command, capture_output=True, timeout=timeout)
-            self.said = done.stderr.decode(errors="replace").strip()[-300:]
-            return done.returncode == 0
         except subprocess.TimeoutExpired:
             return False
+        self.said = done.stderr.decode(errors="replace").strip()[-300:]
+        return done.returncode == 0
 
 
 def rebuild_initramfs(steps):

@@ -202,8 +202,8 @@ def _refuse_to_guess(site: Facts, gpus: list[Facts]) -> None:
             raise Refused(
                 "gpu_unknown",
                 f"GPU {gpu['label']} is of no generation that this version knows.",
-                "Set nvidia_driver_branch and nvidia_driver_flavour to what NVIDIA names for it, or hive_cuda: false for "
-                "a hive on the processor.",
+                "Set nvidia_driver_branch and nvidia_driver_flavour to what NVIDIA names for it, or hive_cuda: false "
+                "for a hive on the processor.",
             )
 
 

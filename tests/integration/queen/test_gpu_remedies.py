@@ -303,7 +303,7 @@ def test_what_the_kernel_holds_stops_no_reboot(make: Made, tmp_path: Path) -> No
 
     assert run.failed == {"to-reboot": False, "to-reset": True}, run.output
     for name, failed in run.failed.items():
-        assert ("workers survive SIGKILL: 4711. The reboot ends it." in run.of(name)) != failed
+        assert ("workers survive SIGKILL: 4711. Only a reboot ends it." in run.of(name)) != failed
 
 
 def test_one_broken_gpu_of_several_takes_no_hive_down(make: Made, tmp_path: Path) -> None:

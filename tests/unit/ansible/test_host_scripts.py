@@ -120,16 +120,19 @@ def test_workers_are_ended_and_nobody_else(tmp_path: Path) -> None:
     strangers = [
         a_process("llama_orch.hive", str(tmp_path / "workers" / "gpu")),
         a_worker("gpu", home=tmp_path / "another"),
-        a_worker("gpu", "llama_orch.hive.shim"),
+        # The shim of one that serves on.
+        a_worker("cpu", "llama_orch.hive.shim"),
     ]
     try:
         printed = run(script, f"{tmp_path}/", "gpu", "0.3", "10")
         assert sorted(map(int, printed.split())) == sorted([drains.pid, stays.pid])
         assert (drains.wait(10), stays.wait(10)) == (-signal.SIGUSR1, -signal.SIGTERM)
         assert on_cpu.poll() is None
-        assert run(script, str(tmp_path), "all", "5", "10") == f"{on_cpu.pid}\n"
+        assert strangers[2].poll() is None
+        assert set(map(int, run(script, str(tmp_path), "all", "5", "10").split())) == {on_cpu.pid, strangers[2].pid}
         assert on_cpu.wait(10) == -signal.SIGUSR1
-        assert [stranger.poll() for stranger in strangers] == [None] * 3
+        assert [stranger.poll() for stranger in strangers[:2]] == [None] * 2
+        assert strangers[2].wait(10) == -signal.SIGUSR1, "a shim that outlives its worker is ended as well"
         assert run(script, str(tmp_path), "all", "0.3", "10") == "\n"
     finally:
         for process in (on_cpu, drains, stays, *strangers):

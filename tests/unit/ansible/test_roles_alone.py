@@ -28,7 +28,7 @@ SUITABLE = {
 }  # fmt: skip
 
 
-def play(folder: Path, role: str, *words: str, entry: str = "main", **variables: object) -> Run:
+def play(folder: Path, role: str, *, entry: str = "main", **variables: object) -> Run:
     """Look without changes at what a play would do that has nothing but this role."""
     task = {"ansible.builtin.include_role": {"name": role, "tasks_from": entry, "apply": {"tags": ["always"]}}}
     file = folder / "play.yml"
@@ -37,7 +37,7 @@ def play(folder: Path, role: str, *words: str, entry: str = "main", **variables:
     done = subprocess.run(
         [
             Path(sys.executable).with_name("ansible-playbook"), "--check", "-i", "here,", "-c", "local",
-            "-e", f"ansible_python_interpreter={sys.executable}", "-e", json.dumps({**known, **variables}), *words, file,
+            "-e", f"ansible_python_interpreter={sys.executable}", "-e", json.dumps({**known, **variables}), file,
         ],
         env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_ROLES_PATH": str(ROOT / "roles")}
         | {"ANSIBLE_NOCOLOR": "1"},
