@@ -3,8 +3,8 @@
 They are looked for among the host's processes: an agent that is stopped, or too busy to answer, cannot be asked, and a
 release that is broken cannot be run; so this has nothing but the host's own Python (3.9 and newer). Each is asked to
 drain, then to end, then it is killed, as the agent itself does it (`hive/workers/ending.py`). Prints the numbers of
-those that were ended. Only processes of root and of the user whose the folder is count: any other's may have such arguments,
-and would be waited for.
+those that were ended. Only processes of root and of the user whose the folder is count: any other's may have such
+arguments, and would be waited for.
 """
 
 import contextlib
