@@ -264,12 +264,11 @@ def _why_not(host: Facts, cuda: Facts, gpus: list[Facts]) -> str:
 
 def _why_not_as_it_is(host: Facts, cuda: Facts, gpus: list[Facts]) -> Refused:
     why = _why_not(host, cuda, gpus)
-    code = "driver_too_old" if "needs driver" in why else "driver_does_not_fit"
-    return Refused(
-        code if host["loaded"] else "no_driver",
-        f"{why} nvidia_driver_install is false.",
-        "Install one that does on the host, or set nvidia_driver_install: true.",
-    )
+    what = f"{why} nvidia_driver_install is false."
+    fix = "Install one that does on the host, or set nvidia_driver_install: true."
+    if not host["loaded"]:
+        return Refused("no_driver", what, fix)
+    return Refused("driver_too_old" if "needs driver" in why else "driver_does_not_fit", what, fix)
 
 
 def _offers(host: Facts, site: Facts, tables: Facts, distribution: str) -> list[Facts]:

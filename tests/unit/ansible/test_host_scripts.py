@@ -140,6 +140,28 @@ def test_workers_are_ended_and_nobody_else(tmp_path: Path) -> None:
             process.communicate()
 
 
+def test_a_worker_that_begins_meanwhile_is_ended_too(tmp_path: Path) -> None:
+    (tmp_path / "workers" / "late").mkdir(parents=True)
+    (tmp_path / "workers" / "late" / "spec.json").write_text('{"backend": "cuda"}')
+    # As a shim that was held up: SIGUSR1 has it start what it was to start.
+    serve = f"import time; time.sleep(60)', '-m', 'llama_orch.worker', '--spec', '{tmp_path}/workers/late/spec.json"
+    code = (
+        "import signal, subprocess, sys; signal.signal(10, lambda *_: print(subprocess.Popen([sys.executable, '-c', "
+        f"'{serve}']).pid, flush=True) or sys.exit()); print(flush=True); signal.pause()"
+    )
+    words = ["-m", "llama_orch.hive.shim", f"{tmp_path}/workers/late"]
+    shim = subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, text=True)
+    assert shim.stdout
+    shim.stdout.readline()
+    try:
+        printed = run(ROLES / "hive" / "files" / "end_workers.py", str(tmp_path), "gpu", "5", "10")
+    finally:
+        shim.kill()
+        late = int(shim.communicate()[0])
+
+    assert set(map(int, printed.split())) == {shim.pid, late}
+
+
 def test_a_host_is_up_since_its_first_process() -> None:
     up = float(run(ROLES / "gpu_remedy" / "files" / "uptime.py"))
     told = subprocess.run(["ps", "-o", "etimes=", "-p", "1"], capture_output=True, text=True, check=True).stdout

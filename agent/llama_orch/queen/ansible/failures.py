@@ -107,8 +107,8 @@ def classify(text: str, *, task: str | None = None, host: str | None = None, unr
     """The problem behind a message of ssh, sudo or Ansible."""
     role = _ROLE_MESSAGE.match(text)
     if role is not None:
-        code, message, advice = role[1], " ".join(role[2].split()), " ".join((role[3] or _AS_IT_SAYS).split())
-        return Problem(code=code, message=message[:_MAX_MESSAGE], what_to_do=advice, task=task, host=host)
+        message, advice = " ".join(role[2].split())[:_MAX_MESSAGE], " ".join((role[3] or _AS_IT_SAYS).split())
+        return Problem(code=role[1], message=message, what_to_do=advice, task=task, host=host)
     for pattern, code, what, advice in _KNOWN:
         if re.search(pattern, text):
             message = f"{what}: {_one_line(text)}" if text.strip() else what
