@@ -17,7 +17,7 @@ from llama_orch.contract import operations as ops
 from llama_orch.contract.common import QueenHealth
 from llama_orch.web import serve
 from llama_orch.web.app import Routes, create_app
-from llama_orch.web.auth import Token
+from llama_orch.base.tokens import Token
 
 routes = Routes((ops.QUEEN_HEALTH,))
 

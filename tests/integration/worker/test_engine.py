@@ -16,8 +16,8 @@ from tests.support import sparse_models
 LOAD_AND_FORGET = """
 import gc, sys
 from llama_orch.contract.process import WorkerSpec
-from llama_orch.worker import backends
-from llama_orch.worker.engine import LlamaEngine
+from llama_orch.worker.llama import backends
+from llama_orch.worker.llama.engine import LlamaEngine
 
 def load_and_forget():
     LlamaEngine(WorkerSpec(
@@ -39,8 +39,8 @@ def test_llama_cpp_may_log_after_the_engine_is_gone(tmp_path: Path):
 COMPUTE = """
 import json, os, sys
 from llama_orch.contract.process import WorkerSpec
-from llama_orch.worker.engine import LlamaEngine
-from llama_orch.worker.scheduler import Part
+from llama_orch.worker.llama.engine import LlamaEngine
+from llama_orch.worker.batching.scheduler import Part
 
 engine = LlamaEngine(WorkerSpec(
     worker_id="tested", model_path=sys.argv[1], model_name="m", host="127.0.0.1", port=1, backend="cpu", slots=1,
@@ -64,9 +64,9 @@ def test_threads_are_kept_from_step_to_step(tmp_path: Path):
 SPLIT = """
 import json, os, sys
 from llama_orch.contract.process import WorkerSpec
-from llama_orch.worker import backends, engine
-from llama_orch.worker.binding import llama_cpp
-from llama_orch.worker.scheduler import Part
+from llama_orch.worker.llama import backends, engine
+from llama_orch.worker.llama.binding import llama_cpp
+from llama_orch.worker.batching.scheduler import Part
 
 # llama.cpp takes the same device twice, as if it were two.
 cpu = next(device for device in backends.load() if device.name == "CPU")
@@ -107,10 +107,10 @@ def test_a_model_is_split_over_devices_as_the_spec_says(tmp_path: Path):
 WARM_UP = """
 import ctypes, json, os, sys
 from llama_orch.contract.process import WorkerSpec
-from llama_orch.worker import warm_up
-from llama_orch.worker.binding import llama_cpp
-from llama_orch.worker.engine import LlamaEngine
-from llama_orch.worker.scheduler import Part
+from llama_orch.worker.llama import warm_up
+from llama_orch.worker.llama.binding import llama_cpp
+from llama_orch.worker.llama.engine import LlamaEngine
+from llama_orch.worker.batching.scheduler import Part
 
 path, slots, context, warm_up.MOST_SECONDS = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 decode, batches, codes = llama_cpp.llama_decode, [], []
@@ -188,8 +188,8 @@ TOGETHER = """
 import json, os, sys
 import numpy as np
 from llama_orch.contract.process import WorkerSpec
-from llama_orch.worker.engine import LlamaEngine
-from llama_orch.worker.scheduler import Part
+from llama_orch.worker.llama.engine import LlamaEngine
+from llama_orch.worker.batching.scheduler import Part
 
 engine = LlamaEngine(WorkerSpec(
     worker_id="tested", model_path=sys.argv[1], model_name="m", host="127.0.0.1", port=1, backend="cpu", slots=3,

@@ -37,7 +37,7 @@ GREEDY = {"temperature": 0, "max_tokens": TOKENS}
 _REFERENCE = """
 import json, sys
 import llama_cpp
-from llama_orch.worker import backends
+from llama_orch.worker.llama import backends
 backends.load()
 model = llama_cpp.Llama(sys.argv[1], n_ctx=int(sys.argv[2]), n_batch=512, n_threads=1, verbose=False)
 texts = []
