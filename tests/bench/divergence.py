@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_orch.contract.process import WorkerSpec
-from llama_orch.worker.batching.scheduler import Part
 from llama_orch.worker.llama.engine import LlamaEngine
+from llama_orch.worker.scheduler import Part
 
 from .bench_model import bench_model, prompt
 from .llama_cpp_build import bench_cache

@@ -44,7 +44,8 @@ class Found(NamedTuple):
 
 def modules() -> Iterator[ModuleType]:
     for info in pkgutil.walk_packages(llama_orch.__path__, "llama_orch."):
-        if not info.name.endswith("__main__"):
+        # A program, and what Alembic runs in a context of its own.
+        if not info.name.endswith(("__main__", "migrations.env")):
             yield importlib.import_module(info.name)
 
 

@@ -31,6 +31,14 @@ class Operation:
     slashes: bool = False
     query: dict[str, str] = field(default_factory=dict, hash=False)
 
+    @property
+    def changes(self) -> bool:
+        """Whether it changes what outlives the request: it is carried to its end then, whether its client waits or not.
+
+        What is OpenAI's is computed for the client that waits, and for nobody else.
+        """
+        return self.method not in {"GET", "HEAD"} and not self.path.startswith("/v1/")
+
     def url(self, **parameters: str) -> str:
         """The path with its parameters filled in; raises KeyError where one is missing."""
         return self.path.format(**parameters)

@@ -17,7 +17,6 @@ from llama_orch.contract.common import WorkerCounts
 from llama_orch.contract.devices import CpuInfo, Devices, MemoryInfo
 from llama_orch.contract.hive import HiveInfo, WorkerStatus
 from llama_orch.web import landlock
-from llama_orch.web.tasks import OwnedTasks
 
 from .devices import engine_build, host_conditions, machine
 from .devices.engine_test import EngineTest
@@ -41,7 +40,6 @@ class Agent:
         hub_token: Token | None,
     ) -> None:
         self.settings = settings
-        self.tasks = OwnedTasks()
         self.metrics = Metrics(registry)
         self.gpus = Gpus(self._worker_of)
         self.downloads = Downloads(settings, hub_token, self.metrics.downloaded_bytes.inc)
@@ -73,7 +71,6 @@ class Agent:
 
     async def stop(self) -> None:
         """End everything of the agent's own; workers go on, downloads at the next start."""
-        await self.tasks.cancel_all(timeout=5)
         await self.workers.stop()
         await self.downloads.stop()
         await self.gpus.close()

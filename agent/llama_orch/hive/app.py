@@ -12,6 +12,8 @@ from .agent import Agent
 from .routes import routes
 from .settings import HiveSettings
 
+STOP_S = 5.0
+
 
 def build(settings: HiveSettings, *, api_token: Token, inference_token: Token, hub_token: Token | None) -> Sanic:
     """The application, not yet started."""
@@ -40,7 +42,8 @@ def build(settings: HiveSettings, *, api_token: Token, inference_token: Token, h
         await agent.start()
 
     @app.before_server_stop
-    async def stop(_: Sanic) -> None:
+    async def stop(app: Sanic) -> None:
+        await app.ctx.tasks.cancel_all(STOP_S)
         await agent.stop()
 
     return app

@@ -57,17 +57,13 @@ async def list_models(request: Request) -> ModelList:
 @routes.handle(ops.DELETE_MODEL)
 async def delete_model(request: Request) -> Model:
     """Delete a model's files."""
-    agent = _agent(request)
-    work = agent.models.delete(request.args.get("model_ref"), request.args.get("filename"))
-    return await agent.tasks.finish(work, "delete model")
+    return await _agent(request).models.delete(request.args.get("model_ref"), request.args.get("filename"))
 
 
 @routes.handle(ops.DOWNLOAD_MODEL)
 async def download_model(request: Request, body: DownloadRequest) -> Download:
     """Begin a download, or answer the one there is."""
-    agent = _agent(request)
-    job = await agent.tasks.finish(agent.downloads.request(body.ref, body.origin), "begin download")
-    return job.view()
+    return (await _agent(request).downloads.request(body.ref, body.origin)).view()
 
 
 @routes.handle(ops.LIST_DOWNLOADS)
@@ -91,8 +87,7 @@ async def download_events(request: Request, download_id: str) -> EventStream:
 @routes.handle(ops.CANCEL_DOWNLOAD)
 async def cancel_download(request: Request, download_id: str) -> Download:
     """End a download."""
-    agent = _agent(request)
-    return (await agent.tasks.finish(agent.downloads.cancel(download_id), "cancel download")).view()
+    return (await _agent(request).downloads.cancel(download_id)).view()
 
 
 @routes.handle(ops.LIST_WORKERS)

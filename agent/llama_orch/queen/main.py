@@ -15,7 +15,7 @@ from . import app
 from .ansible import ssh_keys
 from .jobs import executor_lock
 from .settings import PROGRAM, QueenSettings, load
-from .store import damage, store
+from .store import damage, schema
 
 
 def main() -> None:
@@ -30,8 +30,8 @@ def main() -> None:
     except executor_lock.AnotherQueen as error:
         stop(PROGRAM, f"{error}; stop it, or give this one another data_dir")
     with lock:
-        if settings.store_url.startswith("sqlite") and (newer := store.newer_schema(settings.store_url)):
-            stop(PROGRAM, newer)
+        if refusal := schema.refusal(settings.store_url):
+            stop(PROGRAM, refusal)
         listener = serve.listen(PROGRAM, settings.host, settings.port)
         serve.run(app.build(settings, token), listener)
 

@@ -7,24 +7,26 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llama_orch.contract.common import Problem
 from llama_orch.contract.devices import Devices
 from llama_orch.contract.errors import ApiError, BadRequest, Conflict, NotFound, NotReady
 from llama_orch.contract.operations import PROVISION_NODE
 from llama_orch.contract.queen import HostKey, Job, Node, NodeCreate, NodeStatus, RemedyRequest
-from llama_orch.web import correlation
+from llama_orch.web import correlation, principal
 
 from .ansible import failures
 from .ansible.preflight import port_answers
 from .ansible.ssh_keys import KnownHosts, NoHostKey, RecordedKey, host_key_fingerprint
 from .fleet.hive_tokens import HiveTokens
-from .fleet.states import NodeRecord, NodeStates
+from .fleet.states import NodeStates
 from .inventory.registered_file import AlreadyRegistered, BrokenFile, RegisteredHost
 from .inventory.view import Host, Inventory
 from .jobs.engine import Jobs
-from .store.store import Cure, OpenJobExists, Store
+from .records import NodeRecord, Treatment
+from .store.jobs import OpenJobExists
+from .store.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +156,9 @@ class Nodes:
         self._host_to_change(name)
         password = wanted.sudo_password.get_secret_value() if wanted.sudo_password else None
         try:
-            job = await self._jobs.submit("remedy", name, password=password, cure=Cure(wanted.remedy, wanted.gpu))
+            job = await self._jobs.submit(
+                "remedy", name, password=password, treatment=Treatment(wanted.remedy, wanted.gpu)
+            )
         except OpenJobExists as exists:
             raise _busy(name, exists.job.wire) from None
         await self._audit("remedy", name, remedy=wanted.remedy.value)
@@ -171,7 +175,7 @@ class Nodes:
                 code="node_in_inventory_file",
                 file=file,
             )
-        open_job = await self._store.open_job_of(name)
+        open_job = await self._store.jobs.open_of(name)
         if open_job is not None:
             raise _busy(name, open_job.wire)
         if not force and not await port_answers(host, _PORT_TIMEOUT_S):
@@ -223,7 +227,7 @@ class Nodes:
         try:
             return (await self._jobs.submit("provision", name, password=password)).wire
         except OpenJobExists as exists:
-            if exists.job.wire.kind == "provision":
+            if exists.job.kind == "provision":
                 return exists.job.wire
             raise _busy(name, exists.job.wire) from None
 
@@ -257,8 +261,11 @@ class Nodes:
             path=path,
         )
 
-    async def _audit(self, action: str, name: str, **details: bool | str) -> None:
-        await self._store.audit(action, name, correlation.current(), **details)
+    async def _audit(self, action: str, name: str, **details: Any) -> None:
+        asker = principal.current()
+        await self._store.audit.note(
+            action, name, correlation.current(), principal=asker.principal, address=asker.address, **details
+        )
 
     def _host(self, name: str) -> Host:
         host = self._inventory.hosts.get(name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from sanic import Request
 
@@ -26,11 +25,8 @@ from llama_orch.web.app import Routes
 from llama_orch.web.events import EventStream
 from llama_orch.web.rendered import Rendered
 
-from .store.store import JobCursor
-
-if TYPE_CHECKING:
-    from .app import Queen
-
+from .queen import Queen
+from .records import JobCursor
 
 # How many are on a page where only a cursor is given, and how many jobs where nothing is.
 _PAGE = 200
@@ -65,7 +61,7 @@ def _nodes(routes: Routes, queen_of: Callable[[Request], Queen]) -> None:
     @routes.handle(ops.CREATE_NODE)
     async def create_node(request: Request, body: NodeCreate) -> Node:
         queen = queen_of(request)
-        return await queen.tasks.finish(queen.nodes.register(body), "register a node")
+        return await queen.nodes.register(body)
 
     @routes.handle(ops.GET_NODE)
     async def get_node(request: Request, node_name: str) -> Node:
@@ -75,25 +71,25 @@ def _nodes(routes: Routes, queen_of: Callable[[Request], Queen]) -> None:
     async def delete_node(request: Request, node_name: str) -> Job:
         queen = queen_of(request)
         force = _flag(request, "force")
-        return await queen.tasks.finish(queen.nodes.delete(node_name, force=force), "remove a node")
+        return await queen.nodes.delete(node_name, force=force)
 
     @routes.handle(ops.PROVISION_NODE)
     async def provision_node(request: Request, body: ProvisionRequest, node_name: str) -> Job:
         queen = queen_of(request)
         password = body.sudo_password.get_secret_value() if body.sudo_password else None
-        return await queen.tasks.finish(queen.nodes.provision(node_name, password, body.host_key), "provision a node")
+        return await queen.nodes.provision(node_name, password, body.host_key)
 
     @routes.handle(ops.REMEDY_NODE)
     async def remedy_node(request: Request, body: RemedyRequest, node_name: str) -> Job:
         queen = queen_of(request)
-        return await queen.tasks.finish(queen.nodes.remedy(node_name, body), "remedy a node")
+        return await queen.nodes.remedy(node_name, body)
 
 
 def _jobs(routes: Routes, queen_of: Callable[[Request], Queen]) -> None:
     @routes.handle(ops.LIST_JOBS)
     async def list_jobs(request: Request) -> Rendered:
         limit, cursor = _limit(request), _job_cursor(request)
-        jobs, following = await queen_of(request).store.jobs(request.args.get("node_name"), limit or _PAGE, cursor)
+        jobs, following = await queen_of(request).store.jobs.page(request.args.get("node_name"), limit or _PAGE, cursor)
         found = JobList(jobs=[job.wire for job in jobs], next_cursor=None if following is None else str(following))
         # Who asks for no page gets no more than there was before there were any, unless there is more to be had.
         whole = limit is None and cursor is None and following is None
@@ -101,7 +97,7 @@ def _jobs(routes: Routes, queen_of: Callable[[Request], Queen]) -> None:
 
     @routes.handle(ops.GET_JOB)
     async def get_job(request: Request, job_id: str) -> Job:
-        job = await queen_of(request).store.job(job_id)
+        job = await queen_of(request).store.jobs.get(job_id)
         if job is None:
             raise NotFound(f"there is no job {job_id[:80]}; GET /api/v1/jobs lists them")
         return job.wire
@@ -113,7 +109,7 @@ def _jobs(routes: Routes, queen_of: Callable[[Request], Queen]) -> None:
     @routes.handle(ops.CANCEL_JOB)
     async def cancel_job(request: Request, job_id: str) -> Job:
         queen = queen_of(request)
-        return await queen.tasks.finish(queen.jobs.cancel(job_id), "cancel a job")
+        return await queen.jobs.cancel(job_id)
 
 
 def _limit(request: Request) -> int | None:

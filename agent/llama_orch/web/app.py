@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from pydantic import BaseModel, ValidationError
 from sanic import HTTPResponse, Request, Sanic
-from sanic.response import json as json_response
 
 from llama_orch.base.tokens import Token
 from llama_orch.contract.errors import BadRequest
@@ -22,8 +23,10 @@ from . import correlation, cors, errors, openapi
 from .events import EventStream, send
 from .http import connections, gate, http1
 from .http.body_room import SMALL_BYTES, BodyRoom
+from .principal import ADMIN, OneToken, Principal
 from .rendered import Rendered
 from .scrape import Scrape
+from .tasks import OwnedTasks
 
 MAX_BODY_BYTES = SMALL_BYTES
 LEAST_BYTES_OF_A_PART = 8
@@ -31,7 +34,7 @@ LEAST_BYTES_OF_A_PART = 8
 RESPONSE_TIMEOUT_SECONDS = 900
 GRACEFUL_STOP_SECONDS = 10.0
 
-Handler = Callable[..., Awaitable[BaseModel | Rendered | EventStream]]
+Handler = Callable[..., Coroutine[Any, Any, BaseModel | Rendered | EventStream]]
 
 
 class Routes:
@@ -65,10 +68,12 @@ def create_app(
     refresh_metrics: Callable[[Sanic], Awaitable[None]] | None = None,
     identity: str | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
+    principal: Principal = ADMIN,
 ) -> Sanic:
     """A Sanic application that serves every operation of `routes` and nothing else.
 
-    `part` is queen, hive or worker: the prefix of its metrics. `refresh_metrics` rebuilds gauges at a scrape.
+    `part` is queen, hive or worker: the prefix of its metrics. Who has `token` is `principal`. `refresh_metrics`
+    rebuilds gauges at a scrape. Its `ctx.tasks` owns every change that a request began; who stops it cancels them.
     `identity` is the name that it proves itself by, where there is more than one of its part. A larger body than
     `max_body_bytes` is refused.
     Raises ValueError where an operation has no handler.
@@ -91,19 +96,19 @@ def create_app(
     app.ctx.body_room = BodyRoom(max_body_bytes)
     errors.install(app)
     _observe(app, part, registry)
-    gate.install(app, routes.operations, token)
+    app.ctx.tasks = OwnedTasks()
+    gate.install(app, routes.operations, OneToken(token, principal))
     cors.install(app, cors.Origins(cors_origins))
+    handlers: dict[Operation, Handler] = {
+        METRICS: _scraper(app, registry, refresh_metrics),
+        OPENAPI: _describer(f"llama-orch {part}", routes.operations),
+        PROOF: _prover(part, identity or part, token),
+        **routes.handlers,
+    }
     for operation in routes.operations:
-        if operation == METRICS:
-            _serve_metrics(app, registry, refresh_metrics)
-        elif operation == OPENAPI:
-            _serve_description(app, f"llama-orch {part}", routes.operations)
-        elif operation == PROOF:
-            _serve(app, PROOF, _prover(part, identity or part, token))
-        elif operation in routes.handlers:
-            _serve(app, operation, routes.handlers[operation])
-        else:
+        if operation not in handlers:
             raise ValueError(f"no handler for {operation.method} {operation.path}")
+        _serve(app, operation, handlers[operation])
     return app
 
 
@@ -118,14 +123,16 @@ def _serve(app: Sanic, operation: Operation, handler: Handler) -> None:
             # It is there twice now, and may be large.
             request.body = b""
         try:
-            result = await handler(request, **parameters)
+            work = handler(request, **parameters)
+            tasks: OwnedTasks = request.app.ctx.tasks
+            result = await (tasks.finish(work, operation.name) if operation.changes else work)
             if isinstance(result, EventStream):
                 await send(request, result)
                 return None
         finally:
             request.app.ctx.body_room.give_back(getattr(request.stream, "protocol", None))
-        body = result.body if isinstance(result, Rendered) else result.model_dump_json()
-        return HTTPResponse(body, content_type="application/json")
+        answer = result if isinstance(result, Rendered) else Rendered(result.model_dump_json().encode())
+        return HTTPResponse(answer.body, content_type=answer.content_type)
 
     path = operation.path.replace("{", "<").replace("}", ":path>" if operation.slashes else ":str>")
     app.add_route(endpoint, path, methods=_methods(operation), name=operation.name)
@@ -152,24 +159,24 @@ def _parse(request: Request, operation: Operation) -> BaseModel:
         raise errors.from_validation(error) from None
 
 
-def _serve_description(app: Sanic, title: str, operations: tuple[Operation, ...]) -> None:
+def _describer(title: str, operations: tuple[Operation, ...]) -> Handler:
     # Made when it is first asked for: it costs a start what few starts are asked for.
-    describe = functools.cache(functools.partial(openapi.describe, title, operations))
+    made = functools.cache(lambda: json.dumps(openapi.describe(title, operations)).encode())
 
-    async def endpoint(_request: Request) -> HTTPResponse:
+    async def describe(_request: Request) -> Rendered:
         # By a thread: it takes some hundredths of a second, in which the loop would answer nobody.
-        return json_response(await asyncio.to_thread(describe))
+        return Rendered(await asyncio.to_thread(made))
 
-    app.add_route(endpoint, OPENAPI.path, methods=_methods(OPENAPI), name=OPENAPI.name)
+    return describe
 
 
-def _serve_metrics(app: Sanic, registry: CollectorRegistry, refresh: Callable[[Sanic], Awaitable[None]] | None) -> None:
+def _scraper(app: Sanic, registry: CollectorRegistry, refresh: Callable[[Sanic], Awaitable[None]] | None) -> Handler:
     scrape = Scrape(registry, functools.partial(refresh, app) if refresh is not None else None)
 
-    async def endpoint(_request: Request) -> HTTPResponse:
-        return HTTPResponse(await scrape.text(), content_type="text/plain; version=0.0.4; charset=utf-8")
+    async def metrics(_request: Request) -> Rendered:
+        return Rendered(await scrape.text(), "text/plain; version=0.0.4; charset=utf-8")
 
-    app.add_route(endpoint, METRICS.path, methods=_methods(METRICS), name=METRICS.name)
+    return metrics
 
 
 def _prover(part: str, name: str, token: Token) -> Handler:

@@ -1,4 +1,4 @@
-"""An answer that is JSON already: one so long that making it in one go would hold up everything else."""
+"""An answer that is text already: what is no JSON, and what is so long that making it would hold up everything else."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rendered:
-    """The JSON of the type that the operation answers."""
+    """The bytes of an answer; JSON of the type that the operation answers unless it says otherwise."""
 
     body: bytes
+    content_type: str = "application/json"

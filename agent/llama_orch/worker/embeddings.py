@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from llama_orch.contract import inference as wire
 from llama_orch.contract.errors import ApiError, BadRequest
 
+from . import orders
 from .generation import GenerationFailed
-from .requests import orders
 from .service import Loaded, Service
 
 

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from llama_orch.contract.process import FailureCode
 
-from .batching.scheduler import Part
+from .scheduler import Part
 
 FinishReason = Literal["stop", "length"]
 

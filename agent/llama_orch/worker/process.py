@@ -20,6 +20,7 @@ from llama_orch.contract.process import EXIT_KNOWN_FAILURE, EXIT_STOPPED, FAILUR
 from llama_orch.web import serve
 from llama_orch.web.app import create_app
 from llama_orch.web.correlation import configure_logging
+from llama_orch.web.principal import CLIENT
 from llama_orch.web.tasks import OwnedTasks
 
 from . import confinement, routes
@@ -100,7 +101,6 @@ class _Process:
 
     def __init__(self, spec: WorkerSpec, token: Token, listener: socket.socket, *, confined: bool) -> None:
         self._spec = spec
-        self._tasks = OwnedTasks()
         self._failure: BaseException | None = None
         registry = CollectorRegistry()
         metrics = Metrics(registry)
@@ -119,7 +119,9 @@ class _Process:
             refresh_metrics=refresh,
             identity=spec.worker_id,
             max_body_bytes=bodies.most_bytes_of(spec),
+            principal=CLIENT,
         )
+        self._tasks: OwnedTasks = self._app.ctx.tasks
         self._app.after_server_start(self._begin)
         self._server = serve.Server(
             self._app,

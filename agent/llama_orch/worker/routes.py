@@ -17,12 +17,11 @@ from llama_orch.contract.errors import BadRequest
 from llama_orch.web.app import Routes
 from llama_orch.web.events import EventStream
 
-from . import embeddings
+from . import embeddings, orders
 from .generation import Constraint, Ending, Order, Piece
-from .requests import orders
 from .requests.scope import Scopes
-from .requests.shapes import ChatShape, CompletionShape, usage_of
 from .service import Loaded, Service
+from .shapes import ChatShape, CompletionShape, usage_of
 
 DONE = "[DONE]"
 LONGEST_TIMEOUT_SECONDS = 86_400.0

@@ -16,7 +16,8 @@ import pytest
 
 from llama_orch.hive.models import facts as model_facts
 from llama_orch.hive.models import memory
-from llama_orch.worker.batching import batcher, scheduler
+from llama_orch.worker import scheduler
+from llama_orch.worker.batching import batcher
 from tests.support import sparse_models
 from tests.support.hives import INFERENCE_TOKEN, ROOT, HiveProcess, a_hive
 from tests.support.sparse_models import Q4_0

@@ -15,7 +15,7 @@ from llama_orch.cli.local import Home
 from llama_orch.contract.home import HOME_VARIABLE
 from llama_orch.hive import child_environment as hive_environment
 from llama_orch.hive.models.downloads import run as download_run
-from llama_orch.queen import app as queen_app
+from llama_orch.queen import queen as queen_module
 
 # A program that says when it runs, and to which TERM says nothing.
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('here', flush=True); signal.pause()"
@@ -53,7 +53,7 @@ def start() -> Iterator[Start]:
     [
         hive_environment.child_environment,
         lambda: download_run.environment("", Path("/cache")),
-        queen_app.child_environment,
+        queen_module.child_environment,
     ],
     ids=["worker", "download", "playbook"],
 )
@@ -67,7 +67,7 @@ def test_without_up_nothing_of_a_home_is_handed_on(monkeypatch: pytest.MonkeyPat
     for environment in (
         hive_environment.child_environment(),
         download_run.environment("", Path("/cache")),
-        queen_app.child_environment(),
+        queen_module.child_environment(),
     ):
         assert HOME_VARIABLE not in environment
 

@@ -15,11 +15,11 @@ import pytest
 from llama_orch.base.tokens import make_token_file
 from llama_orch.cli import home_files
 from llama_orch.queen.ansible.ssh_keys import KnownHosts, RecordedKey, ensure_key_pair, public_key
-from llama_orch.queen.app import Queen
 from llama_orch.queen.fleet.hive_tokens import HiveTokens
 from llama_orch.queen.inventory.registered_file import NAME, RegisteredFile, RegisteredHost
 from llama_orch.queen.inventory.view import Host, Inventory
 from llama_orch.queen.jobs import executor_lock
+from llama_orch.queen.queen import Queen
 
 BLOB = "AAAAC3NzaC1lZDI1NTE5AAAAIGvFjzuYf0XnC1AQYDSyaEcZ10KTmEYBxkDq6ofBkmdH"
 

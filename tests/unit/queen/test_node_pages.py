@@ -11,10 +11,11 @@ import pytest
 from llama_orch.contract.common import Problem, WorkerCounts
 from llama_orch.contract.queen import Node, NodeHive, NodeList, NodeStatus
 from llama_orch.queen.ansible.ssh_keys import KnownHosts
-from llama_orch.queen.fleet.states import NodeRecord, NodeStates
+from llama_orch.queen.fleet.states import NodeStates
 from llama_orch.queen.inventory.view import Host, Inventory
 from llama_orch.queen.node_pages import MOST_MADE_IN_ONE_GO, NodePages
 from llama_orch.queen.nodes import NodeFacts, Nodes
+from llama_orch.queen.records import NodeRecord
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGvFjzuYf0XnC1AQYDSyaEcZ10KTmEYBxkDq6ofBkmdH"
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

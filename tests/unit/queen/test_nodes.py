@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from llama_orch.contract.queen import JobKind
+from llama_orch.contract.queen import JobKind, JobStatus
 from llama_orch.queen.ansible.ssh_keys import KnownHosts
-from llama_orch.queen.fleet.states import NodeRecord
 from llama_orch.queen.inventory.view import Host
 from llama_orch.queen.nodes import Nodes
-from llama_orch.queen.store.store import OpenJobExists, StoredJob
+from llama_orch.queen.records import JobRecord, NodeRecord
+from llama_orch.queen.store.jobs import OpenJobExists
 
 
 class Site:
@@ -48,10 +48,10 @@ class Site:
             raise OSError(28, "No space left on device")
         self.forgotten.append(sorted(names))
 
-    async def submit(self, _kind: JobKind, name: str, *, password: str | None) -> StoredJob:
+    async def submit(self, _kind: JobKind, name: str, *, password: str | None) -> JobRecord:
         if name in self.fails:
             raise OSError(28, "No space left on device")
-        job = cast("Any", SimpleNamespace(wire=SimpleNamespace(job_id="j", kind="remove", status="running")))
+        job = JobRecord("j", "remove", name, JobStatus.RUNNING, 0.0, datetime.now(UTC))
         if name in self.busy:
             raise OpenJobExists(job)
         self.submitted.append(name)

@@ -16,7 +16,7 @@ from llama_orch.contract.errors import NotFound
 from llama_orch.contract.operations import METRICS, OPENAPI, PROOF
 from llama_orch.contract.proof import Proof
 from llama_orch.contract.queen import JobEvent, Node, NodeCreate
-from llama_orch.web import openapi
+from llama_orch.web import openapi, principal
 from llama_orch.web.app import Routes, create_app
 from llama_orch.web.events import EventStream
 from llama_orch.web.rendered import Rendered
@@ -327,3 +327,36 @@ async def test_a_nonce_is_strict(http: aiohttp.ClientSession, query: str):
     async with http.get(f"/api/v1/proof?{query}", headers={"Authorization": ""}) as answer:
         assert answer.status == 400
         assert (await answer.json())["error"]["param"] == "nonce"
+
+
+CHANGES = [operation for operation in (*ops.QUEEN, *ops.HIVE, *ops.WORKER) if operation.changes]
+
+
+def test_what_changes_something_is_owned_and_nothing_else():
+    assert {f"{one.method} {one.path}" for one in CHANGES} == {
+        f"{one.method} {one.path}" for one in (*ops.QUEEN, *ops.HIVE) if one.method != "GET"
+    }
+    assert not any(one.changes for one in ops.WORKER)
+
+
+async def test_a_change_is_carried_to_its_end_and_knows_for_whom():
+    began, go_on = asyncio.Event(), asyncio.Event()
+    asked: asyncio.Queue[principal.Asker] = asyncio.Queue()
+    routes = Routes((ops.CREATE_NODE,))
+
+    @routes.handle(ops.CREATE_NODE)
+    async def create(_: Request, body: NodeCreate) -> QueenHealth:
+        began.set()
+        await go_on.wait()
+        await asked.put(principal.current())
+        return QueenHealth(version=body.node_name)
+
+    app = create_app("owned", "queen", routes, token=Token(TOKEN), registry=CollectorRegistry())
+    async with serving(app) as url, aiohttp.ClientSession(url, headers=AUTH) as session:
+        leaving = asyncio.create_task(session.post("/api/v1/nodes", json={"node_name": "a", "ssh_host": "h"}))
+        await began.wait()
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        go_on.set()
+        assert await asyncio.wait_for(asked.get(), 10) == principal.Asker("admin", "127.0.0.1")
+    assert principal.current() == principal.Asker()

@@ -6,16 +6,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 from llama_orch.contract.common import Problem
 from llama_orch.contract.queen import NodeHive, NodeStatus
 
-if TYPE_CHECKING:
-    from ..store.store import Store
+from ..records import NodeRecord
+from ..store.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -63,19 +62,6 @@ def after(status: NodeStatus, event: NodeEvent) -> NodeStatus:
     return _PROBED[status][0 if event is NodeEvent.SEEN else 1]
 
 
-@dataclass(frozen=True)
-class NodeRecord:
-    """What the queen remembers of a node beside what the inventory says."""
-
-    node_name: str
-    status: NodeStatus = NodeStatus.REGISTERED
-    job_id: str | None = None
-    last_seen: datetime | None = None
-    last_error: Problem | None = None
-    hive: NodeHive | None = None
-    changed_at: datetime | None = None
-
-
 class NodeStates:
     """Every node's record: in memory for reading, in the store before what a job changes is visible."""
 
@@ -97,7 +83,7 @@ class NodeStates:
         How long ago a job failed is told by the wall's clock alone, which may have been set meanwhile: no node is held
         longer for it than it would be anew.
         """
-        self._records = await self._store.node_records()
+        self._records = await self._store.nodes.all()
         for name, record in self._records.items():
             if record.status is NodeStatus.FAILED and record.changed_at is not None:
                 ago = (datetime.now(UTC) - record.changed_at).total_seconds()
@@ -184,7 +170,7 @@ class NodeStates:
     async def forget(self, name: str) -> None:
         """The node is gone."""
         async with self._changing:
-            await self._store.forget_node(name)
+            await self._store.nodes.forget(name)
             self._records.pop(name, None)
             self._held_until.pop(name, None)
             self._unsaved.discard(name)
@@ -193,7 +179,7 @@ class NodeStates:
         """Store when nodes were last seen, all in one transaction."""
         async with self._changing:
             records = [self._records[name] for name in self._unsaved if name in self._records]
-            await self._store.save_nodes(records)
+            await self._store.nodes.save(records)
             self._unsaved.clear()
 
     async def forget_all_but(self, names: Iterable[str]) -> None:
@@ -212,7 +198,7 @@ class NodeStates:
             return record
 
     async def _save(self, record: NodeRecord) -> NodeRecord:
-        await self._store.save_nodes([record])
+        await self._store.nodes.save([record])
         self._records[record.node_name] = record
         self._unsaved.discard(record.node_name)
         return record

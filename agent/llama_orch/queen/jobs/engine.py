@@ -27,8 +27,9 @@ from llama_orch.web import correlation
 
 from ..ansible import failures
 from ..fleet.states import NodeEvent, NodeStates
+from ..records import JobRecord, Treatment
 from ..store import damage
-from ..store.store import Cure, Store, StoredJob
+from ..store.store import Store
 from . import engine_records
 from .work import JobWork
 
@@ -108,14 +109,20 @@ class Jobs:
         *,
         force: bool = False,
         password: str | None = None,
-        cure: Cure | None = None,
-    ) -> StoredJob:
+        treatment: Treatment | None = None,
+    ) -> JobRecord:
         """Record a job and start it. Raises OpenJobExists, and NotReady while the queen stops."""
         if self._work.stopping:
             raise NotReady("the queen is stopping; ask again when it is back")
         job_id = f"job-{uuid.uuid4().hex[:20]}"
-        job = await self._store.create_job(
-            job_id, kind, node_name, correlation.current(), force=force, had_password=password is not None, cure=cure
+        job = await self._store.jobs.create(
+            job_id,
+            kind,
+            node_name,
+            correlation.current(),
+            force=force,
+            had_password=password is not None,
+            treatment=treatment,
         )
         self._work.keep_password(job_id, password)
         await self._states.belongs_to(node_name, job_id)
@@ -124,13 +131,13 @@ class Jobs:
 
     async def cancel(self, job_id: str) -> Job:
         """Ask an open job to end. Raises NotFound, and Conflict where it has ended."""
-        job = await self._store.job(job_id)
+        job = await self._store.jobs.get(job_id)
         if job is None:
             raise NotFound(f"there is no job {job_id}")
-        if not await self._store.cancel_job(job_id):
-            raise Conflict(f"job {job_id} has ended: it is {job.wire.status}", code="job_ended", status=job.wire.status)
+        if not await self._store.jobs.cancel(job_id):
+            raise Conflict(f"job {job_id} has ended: it is {job.status}", code="job_ended", status=job.status)
         self._work.interrupt_of(job_id).set()
-        now = await self._store.job(job_id) or job
+        now = await self._store.jobs.get(job_id) or job
         if not now.is_open:
             self._work.forget_interrupt(job_id)
         return now.wire
@@ -144,7 +151,7 @@ class Jobs:
             self._executing.discard(job_id)
 
     async def _execute(self, job_id: str) -> None:
-        job = await self._store.job(job_id)
+        job = await self._store.jobs.get(job_id)
         if job is None or not job.is_open:
             return
         task = asyncio.current_task()
@@ -153,14 +160,14 @@ class Jobs:
             task.add_done_callback(self._running.discard)
         async with self._slot(job):
             try:
-                problem = await self._steps(await self._store.job(job_id) or job)
+                problem = await self._steps(await self._store.jobs.get(job_id) or job)
             except Exception:
                 log.exception("job %s ended by an unexpected error", job_id)
                 problem = failures.INTERNAL
             await self._finish(job, problem)
         await self._forget(await self._store.trim())
 
-    async def _finish(self, job: StoredJob, problem: Problem | None) -> None:
+    async def _finish(self, job: JobRecord, problem: Problem | None) -> None:
         """Finish a job, again and again where that fails: a disk that is full has room some day."""
         for attempt in itertools.count(1):
             try:
@@ -169,16 +176,16 @@ class Jobs:
                 else:
                     await self._work.give_up(job)
             except Exception:
-                log.exception("job %s cannot be finished (attempt %d)", job.wire.job_id, attempt)
+                log.exception("job %s cannot be finished (attempt %d)", job.job_id, attempt)
             else:
                 return
             await self._work.pause(min(MOST_PAUSE_S, 2.0 ** (attempt - 1)))
 
-    async def step(self, job_id: str, work: Callable[[StoredJob], Awaitable[Problem | None]]) -> StepResult:
+    async def step(self, job_id: str, work: Callable[[JobRecord], Awaitable[Problem | None]]) -> StepResult:
         """One step of a job, as something the engine can store."""
 
         async def once() -> Problem | None:
-            job = await self._store.job(job_id)
+            job = await self._store.jobs.get(job_id)
             assert job is not None  # noqa: S101  execute() has looked
             return await work(job)
 
@@ -203,25 +210,25 @@ class Jobs:
         """The steps."""
         return self._work
 
-    async def _steps(self, job: StoredJob) -> Problem | None:
-        await self._persistently(job.wire.job_id, lambda: self._work.begin(job))
-        if self._work.interrupt_of(job.wire.job_id).is_set() and not self._work.stopping:
+    async def _steps(self, job: JobRecord) -> Problem | None:
+        await self._persistently(job.job_id, lambda: self._work.begin(job))
+        if self._work.interrupt_of(job.job_id).is_set() and not self._work.stopping:
             return failures.CANCELLED
         for step in (_preflight, _play, _verify):
-            result = await step(job.wire.job_id)
+            result = await step(job.job_id)
             if result is not None:
                 return Problem.model_validate(result)
         return None
 
     @contextlib.asynccontextmanager
-    async def _slot(self, job: StoredJob) -> AsyncIterator[None]:
+    async def _slot(self, job: JobRecord) -> AsyncIterator[None]:
         """Wait for this node and for a free slot; a job that is cancelled waits no longer."""
-        node = self._nodes.get(job.wire.node_name)
+        node = self._nodes.get(job.node_name)
         if node is None:
-            node = self._nodes[job.wire.node_name] = asyncio.Lock()
+            node = self._nodes[job.node_name] = asyncio.Lock()
         async with node:
             waiting = asyncio.create_task(self._slots.acquire())
-            interrupted = asyncio.create_task(self._work.interrupt_of(job.wire.job_id).wait())
+            interrupted = asyncio.create_task(self._work.interrupt_of(job.job_id).wait())
             try:
                 await asyncio.wait({waiting, interrupted}, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -245,18 +252,18 @@ class Jobs:
 
         One whose records were deleted, as they were no JSON, is recorded by us alone and begins anew.
         """
-        open_jobs = await self._store.open_jobs()
-        ids = [job.wire.job_id for job in open_jobs]
+        open_jobs = await self._store.jobs.open()
+        ids = [job.job_id for job in open_jobs]
         known = await DBOS.list_workflows_async(workflow_ids=ids, load_input=False, load_output=False) if ids else []
         workflows = {workflow.workflow_id: workflow for workflow in known}
         for job in open_jobs:
-            workflow = workflows.get(job.wire.job_id)
+            workflow = workflows.get(job.job_id)
             if workflow is not None and workflow.app_version != APPLICATION_VERSION:
-                await DBOS.cancel_workflow_async(job.wire.job_id)
+                await DBOS.cancel_workflow_async(job.job_id)
                 await self._close(job, failures.INTERRUPTED_BY_UPGRADE)
             elif workflow is None or workflow.status in _ENDED:
                 await self._take_up(job, known=workflow is not None)
-        busy = {job.wire.node_name for job in open_jobs}
+        busy = {job.node_name for job in open_jobs}
         for record in self._states.known():
             if record.node_name not in busy and record.status in _ONLY_IN_A_JOB:
                 await self._states.take(record.node_name, _ONLY_IN_A_JOB[record.status], problem=failures.INTERRUPTED)
@@ -271,7 +278,7 @@ class Jobs:
         while True:
             await asyncio.sleep(LOOK_S)
             try:
-                idle = {job.wire.job_id: job for job in await self._store.open_jobs()}
+                idle = {job.job_id: job for job in await self._store.jobs.open()}
                 lost = idle.keys() - self._executing
                 for job_id in lost & lost_before:
                     log.warning("job %s is open and nothing works on it: taken up", job_id)
@@ -283,20 +290,20 @@ class Jobs:
             except Exception:
                 log.exception("open jobs could not be looked at")
 
-    async def _take_up(self, job: StoredJob, *, known: bool) -> None:
+    async def _take_up(self, job: JobRecord, *, known: bool) -> None:
         """Begin a job that the engine does not know; close one that it has ended."""
         if known:
             await self._close(job, failures.INTERRUPTED)
         else:
-            await self._start(job.wire.job_id)
+            await self._start(job.job_id)
 
-    async def _close(self, job: StoredJob, problem: Problem) -> None:
+    async def _close(self, job: JobRecord, problem: Problem) -> None:
         """Where it cannot be closed it stays open, and is looked at again."""
         try:
             await self._work.begin(job)
             await self._work.finish(job, problem)
         except Exception:
-            log.exception("job %s cannot be closed", job.wire.job_id)
+            log.exception("job %s cannot be closed", job.job_id)
 
     async def _forget(self, job_ids: list[str]) -> None:
         if job_ids:

@@ -98,7 +98,7 @@ class Story:
             events, self._pending = self._pending, []
             if events:
                 try:
-                    await self._store.add_events(self._job_id, events)
+                    await self._store.events.add(self._job_id, events)
                 except BaseException:
                     # The next time has them too, but not without end. Some may be there: the store takes none twice.
                     self._pending = (events + self._pending)[-MAX_EVENTS:]
@@ -153,7 +153,7 @@ class JobEvents:
 
     async def story(self, job_id: str) -> Story:
         """Begin the job's story, or go on with it after a restart."""
-        last = await self._store.last_event(job_id)
+        last = await self._store.events.last(job_id)
         progress = Progress(last.percentage if last else 0.0)
         story = Story(job_id, self._store, self._told_of(job_id), last.seq if last else 0, progress)
         self._stories[job_id] = story
@@ -191,10 +191,10 @@ class JobEvents:
     async def _stream(self, job_id: str) -> AsyncIterator[list[BaseModel | str]]:
         seq, looked_after_end = 0, False
         while True:
-            job = await self._store.job(job_id)
+            job = await self._store.jobs.get(job_id)
             if job is None:
                 raise NotFound(f"there is no job {job_id}")
-            events = await self._store.events(job_id, seq, _AT_ONCE)
+            events = await self._store.events.after(job_id, seq, _AT_ONCE)
             if events:
                 seq = events[-1].seq
                 yield [*events]
@@ -202,7 +202,7 @@ class JobEvents:
                     return
                 continue
             if not job.is_open and looked_after_end:
-                yield [_missing_end(job.wire.status, job.wire.percentage, seq + 1)]
+                yield [_missing_end(job.status, job.percentage, seq + 1)]
                 return
             if self._closed:
                 raise NotReady("the queen is stopping; the job goes on when it is back")

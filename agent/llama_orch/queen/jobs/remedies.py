@@ -17,20 +17,24 @@ from llama_orch.contract.patterns import WHOLE_GPU_UUID
 from llama_orch.contract.queen import NodeHive
 from llama_orch.web import correlation
 
-from ..store.store import Cure, OpenJobExists, Store
+from ..records import Treatment
+from ..store.jobs import OpenJobExists
+from ..store.store import Store
 from .engine import Jobs
 
 log = logging.getLogger(__name__)
 
 
-def due(conditions: Iterable[Condition], allowed: frozenset[Remedy], tried: Collection[ConditionType]) -> Cure | None:
+def due(
+    conditions: Iterable[Condition], allowed: frozenset[Remedy], tried: Collection[ConditionType]
+) -> Treatment | None:
     """The remedy to start on a node now, None where there is nothing to do or all of it was `tried` of late."""
     for condition in conditions:
         remedy = _allowed_remedy(condition, allowed)
         if remedy is not None and condition.type not in tried:
             # A hive may answer anything, and Ansible evaluates what it is given.
             is_of_one = remedy is Remedy.RESET_GPU and re.fullmatch(WHOLE_GPU_UUID, condition.uuid or "")
-            return Cure(remedy, condition.uuid if is_of_one else None, condition.type)
+            return Treatment(remedy, condition.uuid if is_of_one else None, condition.type)
     return None
 
 
@@ -107,24 +111,26 @@ class Remedies:
             await self._start_what_is_due(node_name, standing, now)
 
     async def _start_what_is_due(self, node_name: str, conditions: list[Condition], now: float) -> None:
-        open_jobs = [job.wire for job in await self._store.open_jobs()]
+        open_jobs = await self._store.jobs.open()
         if any(job.kind == "remedy" or job.node_name == node_name for job in open_jobs):
             return
         tried = await self._tried_on(node_name, now)
-        cure = due(conditions, self._allowed, tried.of_late(now))
-        if cure is None or cure.condition is None:
+        treatment = due(conditions, self._allowed, tried.of_late(now))
+        if treatment is None or treatment.condition is None:
             return
         try:
-            await self._jobs.submit("remedy", node_name, cure=cure)
+            await self._jobs.submit("remedy", node_name, treatment=treatment)
         except OpenJobExists:
             return
         except Exception:
             # It may be in the store all the same.
             self._tried.pop(node_name, None)
             raise
-        tried.note(cure.condition, now)
-        log.warning("the remedy %s begins on %s by itself, for %s", cure.remedy, node_name, cure.condition)
-        await self._store.audit("remedy", node_name, correlation.current(), remedy=cure.remedy, by_itself=True)
+        tried.note(treatment.condition, now)
+        log.warning("the remedy %s begins on %s by itself, for %s", treatment.remedy, node_name, treatment.condition)
+        await self._store.audit.note(
+            "remedy", node_name, correlation.current(), remedy=treatment.remedy, by_itself=True
+        )
 
     async def _tried_on(self, node_name: str, now: float) -> Tried:
         """From the store at first: a queen that is restarted must not start anew what it just tried.
@@ -133,9 +139,9 @@ class Remedies:
         """
         if node_name not in self._tried:
             tried, wall = Tried(self._interval_s), datetime.now(UTC)
-            for job in await self._store.jobs_since(node_name, wall - timedelta(seconds=self._interval_s)):
-                if job.wire.condition is not None:
-                    ago = (wall - job.wire.created_at).total_seconds()
-                    tried.note(job.wire.condition, now - max(0.0, ago))
+            for job in await self._store.jobs.since(node_name, wall - timedelta(seconds=self._interval_s)):
+                if job.treatment is not None and job.treatment.condition is not None:
+                    ago = (wall - job.created_at).total_seconds()
+                    tried.note(job.treatment.condition, now - max(0.0, ago))
             self._tried[node_name] = tried
         return self._tried[node_name]

@@ -22,7 +22,8 @@ from ..fleet.hive_tokens import HiveTokens
 from ..fleet.hives import HiveClient, HiveSilent, NoTokenYet
 from ..fleet.states import NodeEvent, NodeStates
 from ..inventory.view import Host, Inventory
-from ..store.store import Store, StoredJob
+from ..records import JobRecord
+from ..store.store import Store
 from .events import JobEvents, Story
 from .progress import FALLBACK_TASKS, GUESSED_TASKS
 
@@ -110,53 +111,53 @@ class JobWork:
         if self.stopping:
             raise asyncio.CancelledError("the queen stops")
 
-    async def begin(self, job: StoredJob) -> None:
+    async def begin(self, job: JobRecord) -> None:
         """Fence what an earlier attempt left and show that the job runs."""
-        job_id, again = job.wire.job_id, job.wire.started_at is not None
+        job_id, again = job.job_id, job.started_at is not None
         await self._runs.clear(job_id)
-        if job.wire.status is JobStatus.CANCELLING:
+        if job.status is JobStatus.CANCELLING:
             self._interrupts[job_id].set()
-        await self._store.start_job(job_id)
+        await self._store.jobs.start(job_id)
         # A remedy leaves the node what it is: whether its hive answers is what the prober sees meanwhile.
-        if (event := _BEGAN.get(job.wire.kind)) is not None:
-            await self._states.take(job.wire.node_name, event, job_id=job_id)
+        if (event := _BEGAN.get(job.kind)) is not None:
+            await self._states.take(job.node_name, event, job_id=job_id)
         story = self._stories[job_id] = await self._events.story(job_id)
         story.phase("the queen was restarted: the job goes on" if again else f"{_what(job)} begins")
 
-    async def preflight(self, job: StoredJob) -> Problem | None:
+    async def preflight(self, job: JobRecord) -> Problem | None:
         """First contact: the host answers, takes the key, lets us use sudo."""
-        await self._runs.clear(job.wire.job_id)
+        await self._runs.clear(job.job_id)
         if (problem := self._lost_password(job)) is not None:
             return problem
         # The files may be newer than the view: this job must see what its playbook will see.
         await self._inventory.refresh()
-        host = self._inventory.hosts.get(job.wire.node_name)
+        host = self._inventory.hosts.get(job.node_name)
         if host is None:
-            return failures.classify("no hosts matched", host=job.wire.node_name)
+            return failures.classify("no hosts matched", host=job.node_name)
         if host.name in self._inventory.groups:
             return failures.named_like_a_group(host.name)
         if host.is_own_machine and not self._change_own_machine:
             return failures.own_machine(host.name)
         self._story(job).phase(f"logging in as {host.ssh_user} at {host.ssh_host} port {host.ssh_port}")
         problem = await self._unless_interrupted(job, self._look(job, host))
-        if problem is None and job.wire.kind == "provision":
+        if problem is None and job.kind == "provision":
             await self._give_token(job, host)
         return problem
 
-    async def _give_token(self, job: StoredJob, host: Host) -> None:
+    async def _give_token(self, job: JobRecord, host: Host) -> None:
         """Let the playbook make a new token where the machine is another than the one that has the token."""
         key = self._known_hosts.key_of(host.ssh_host, host.ssh_port)
         if key is not None and await asyncio.to_thread(self._tokens.give_to, host.name, key.fingerprint):
             self._story(job).phase("another machine had this node's token: a new one is made")
 
-    async def play(self, job: StoredJob) -> Problem | None:
+    async def play(self, job: JobRecord) -> Problem | None:
         """The playbook of this kind of job, on this one host."""
-        job_id, name = job.wire.job_id, job.wire.node_name
+        job_id, name = job.job_id, job.node_name
         await self._runs.clear(job_id)
         if (problem := self._lost_password(job)) is not None:
             return problem
         playbook, story = _playbook(job), self._story(job)
-        learnt = await self._store.learnt_tasks(playbook)
+        learnt = await self._store.learnt.tasks_of(playbook)
         story.phase(f"running playbooks/{playbook}.yml")
         story.progress.expect(learnt or GUESSED_TASKS.get(playbook, FALLBACK_TASKS))
         self._played.add(job_id)
@@ -166,22 +167,22 @@ class JobWork:
         if result.succeeded(name):
             # The playbook went through, and is not run again for this.
             with contextlib.suppress(Exception):
-                await self._store.learn_tasks(playbook, result.tasks)
+                await self._store.learnt.learn(playbook, result.tasks)
             story.progress.playbook_ended()
             return None
         return failures.of_run(result.failures, result.output, result.status)
 
-    async def verify(self, job: StoredJob) -> Problem | None:
+    async def verify(self, job: JobRecord) -> Problem | None:
         """The hive answers an authenticated question with the id we expect."""
-        host = self._inventory.hosts.get(job.wire.node_name)
-        if job.wire.kind != "provision" or host is None or host.templated:
+        host = self._inventory.hosts.get(job.node_name)
+        if job.kind != "provision" or host is None or host.templated:
             return None
         self._story(job).phase(f"asking the hive at {host.hive_address} port {host.hive_port} who it is")
         return await self._unless_interrupted(job, self._wait_for_hive(host))
 
-    async def finish(self, job: StoredJob, problem: Problem | None) -> None:
+    async def finish(self, job: JobRecord, problem: Problem | None) -> None:
         """Nothing of the job runs any more: show how it ended. May be repeated."""
-        job_id = job.wire.job_id
+        job_id = job.job_id
         await self._runs.clear(job_id)
         story = self._stories.get(job_id) or await self._events.story(job_id)
         self._stories[job_id] = story
@@ -191,19 +192,19 @@ class JobWork:
         if problem is not None:
             status = JobStatus.CANCELLED if problem.code == failures.CANCELLED.code else JobStatus.FAILED
         await story.flush()
-        await self._store.end_job(job_id, status, problem)
+        await self._store.jobs.end(job_id, status, problem)
         await story.end(status, problem and problem.message)
         self._forget_job(job_id)
 
-    async def give_up(self, job: StoredJob) -> None:
+    async def give_up(self, job: JobRecord) -> None:
         """Close a job that cannot be finished as it should, so that it does not run for ever. May be repeated."""
-        job_id, name = job.wire.job_id, job.wire.node_name
+        job_id, name = job.job_id, job.node_name
         problem = failures.INTERNAL
-        if job.wire.kind != "remedy" and name in self._inventory.hosts:
-            removes = job.wire.kind == "remove"
+        if job.kind != "remedy" and name in self._inventory.hosts:
+            removes = job.kind == "remove"
             event = NodeEvent.REMOVE_FAILED if removes else NodeEvent.PROVISION_FAILED
             await self._states.take(name, event, problem=problem, job_id=job_id)
-        await self._store.end_job(job_id, JobStatus.FAILED, problem)
+        await self._store.jobs.end(job_id, JobStatus.FAILED, problem)
         self._forget_job(job_id)
 
     def forget_interrupt(self, job_id: str) -> None:
@@ -217,44 +218,44 @@ class JobWork:
         self._played.discard(job_id)
         self._events.forget(job_id)
 
-    async def _settle_node(self, job: StoredJob, problem: Problem | None) -> Problem | None:
-        name = job.wire.node_name
-        if job.wire.kind == "remedy":
+    async def _settle_node(self, job: JobRecord, problem: Problem | None) -> Problem | None:
+        name = job.node_name
+        if job.kind == "remedy":
             return problem and await self._settle_remedy(job, problem)
-        if job.wire.kind == "provision":
+        if job.kind == "provision":
             ended = NodeEvent.PROVISION_SUCCEEDED if problem is None else NodeEvent.PROVISION_FAILED
             if name in self._inventory.hosts:
-                await self._states.take(name, ended, problem=problem, job_id=job.wire.job_id)
+                await self._states.take(name, ended, problem=problem, job_id=job.job_id)
             else:
                 await self._states.forget(name)
             return problem
         cancelled = problem is not None and problem.code == failures.CANCELLED.code
         if problem is not None and (cancelled or not job.force):
-            await self._states.take(name, NodeEvent.REMOVE_FAILED, problem=problem, job_id=job.wire.job_id)
+            await self._states.take(name, NodeEvent.REMOVE_FAILED, problem=problem, job_id=job.job_id)
             return problem
         if problem is not None:
             self._story(job).phase(f"forgotten as asked by force, although: {problem.message}"[:500])
         await self._forget(name)
         return None
 
-    async def _settle_remedy(self, job: StoredJob, problem: Problem) -> Problem:
+    async def _settle_remedy(self, job: JobRecord, problem: Problem) -> Problem:
         """Start again what a run that was cut short left stopped on the host, or say that it may be."""
-        began = job.wire.job_id in self._played or job.wire.started_at is not None
-        if problem.code not in failures.CUT_SHORT or job.wire.remedy is Remedy.COLLECT_GPU_REPORT or not began:
+        began = job.job_id in self._played or job.started_at is not None
+        if problem.code not in failures.CUT_SHORT or _remedy_of(job) is Remedy.COLLECT_GPU_REPORT or not began:
             return problem
         if problem.code not in {failures.CANCELLED.code, failures.TIMED_OUT.code}:
-            return failures.may_be_stopped(problem, job.wire.node_name)
+            return failures.may_be_stopped(problem, job.node_name)
         self._story(job).phase(f"running playbooks/{RESUME}.yml: what the remedy stopped is started again")
         result = await self._run(job, RESUME, self._extra_vars, self._stop)
         if result.interrupted:
             raise asyncio.CancelledError("the queen stops")
-        if result.succeeded(job.wire.node_name):
+        if result.succeeded(job.node_name):
             return problem
         why = failures.of_run(result.failures, result.output, result.status)
-        return failures.may_be_stopped(problem, job.wire.node_name, why)
+        return failures.may_be_stopped(problem, job.node_name, why)
 
     async def _run(
-        self, job: StoredJob, playbook: str, variables: dict[str, str | int | bool], interrupt: asyncio.Event
+        self, job: JobRecord, playbook: str, variables: dict[str, str | int | bool], interrupt: asyncio.Event
     ) -> RunResult:
         for pause in RUN_AGAIN_S:
             result = await self._run_once(job, playbook, variables, interrupt)
@@ -267,9 +268,9 @@ class JobWork:
         return await self._run_once(job, playbook, variables, interrupt)
 
     async def _run_once(
-        self, job: StoredJob, playbook: str, variables: dict[str, str | int | bool], interrupt: asyncio.Event
+        self, job: JobRecord, playbook: str, variables: dict[str, str | int | bool], interrupt: asyncio.Event
     ) -> RunResult:
-        job_id, name, story = job.wire.job_id, job.wire.node_name, self._story(job)
+        job_id, name, story = job.job_id, job.node_name, self._story(job)
         spec = RunSpec(self._runs.next_run_id(job_id), playbook, name, variables, self._passwords.get(job_id))
         result = await self._runs.run(spec, story.line, interrupt)
         # Where the store fails now, it is tried again until the job's end: nothing is run again for it.
@@ -288,8 +289,8 @@ class JobWork:
             await asyncio.to_thread(self._known_hosts.forget, host.ssh_host, host.ssh_port)
         await self._states.forget(name)
 
-    async def _look(self, job: StoredJob, host: Host) -> Problem | None:
-        job_id = job.wire.job_id
+    async def _look(self, job: JobRecord, host: Host) -> Problem | None:
+        job_id = job.job_id
         environment = self._runs.prepare(self._runs.next_run_id(job_id))
         ssh = Ssh(host, self._ssh, environment)
         return await preflight.check(ssh, self._passwords.get(job_id), self._known_hosts)
@@ -314,9 +315,9 @@ class JobWork:
                 return problem
             await asyncio.sleep(_ASK_AGAIN_S)
 
-    async def _unless_interrupted(self, job: StoredJob, work: Coroutine[Any, Any, Problem | None]) -> Problem | None:
+    async def _unless_interrupted(self, job: JobRecord, work: Coroutine[Any, Any, Problem | None]) -> Problem | None:
         task = asyncio.create_task(work)
-        interrupted = asyncio.create_task(self._interrupts[job.wire.job_id].wait())
+        interrupted = asyncio.create_task(self._interrupts[job.job_id].wait())
         try:
             await asyncio.wait({task, interrupted}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -326,7 +327,7 @@ class JobWork:
                 with contextlib.suppress(asyncio.CancelledError, Exception):
                     await task
         if task.cancelled():
-            await self._runs.clear(job.wire.job_id)
+            await self._runs.clear(job.job_id)
             return self._interrupted()
         return task.result()
 
@@ -336,30 +337,34 @@ class JobWork:
             raise asyncio.CancelledError("the queen stops")
         return failures.CANCELLED
 
-    def _lost_password(self, job: StoredJob) -> Problem | None:
-        lost = job.had_password and job.wire.job_id not in self._passwords
+    def _lost_password(self, job: JobRecord) -> Problem | None:
+        lost = job.had_password and job.job_id not in self._passwords
         return failures.PASSWORD_LOST if lost else None
 
-    def _story(self, job: StoredJob) -> Story:
-        return self._stories[job.wire.job_id]
+    def _story(self, job: JobRecord) -> Story:
+        return self._stories[job.job_id]
 
 
-def _playbook(job: StoredJob) -> str:
-    return PLAYBOOKS[job.wire.kind] if job.wire.remedy is None else job.wire.remedy.value
+def _playbook(job: JobRecord) -> str:
+    return PLAYBOOKS[job.kind] if job.treatment is None else job.treatment.remedy.value
 
 
-def _of_remedy(job: StoredJob) -> dict[str, str | int | bool]:
+def _of_remedy(job: JobRecord) -> dict[str, str | int | bool]:
     """The variables of a remedy's playbook: the GPU that it is for, and since when a reboot counts as done."""
-    wire = job.wire
-    variables: dict[str, str | int | bool] = {"gpu_remedy_gpu": wire.gpu} if wire.gpu else {}
-    if wire.remedy is Remedy.REBOOT and wire.started_at is not None:
-        variables["gpu_remedy_began"] = int(wire.started_at.timestamp())
+    gpu = job.treatment and job.treatment.gpu
+    variables: dict[str, str | int | bool] = {"gpu_remedy_gpu": gpu} if gpu else {}
+    if _remedy_of(job) is Remedy.REBOOT and job.started_at is not None:
+        variables["gpu_remedy_began"] = int(job.started_at.timestamp())
     return variables
 
 
-def _what(job: StoredJob) -> str:
-    wire = job.wire
-    if wire.remedy is None:
-        return wire.kind
-    by_itself = f", as the site allows it for {wire.condition.value}," if wire.condition else ""
-    return f"the remedy {wire.remedy.value}{by_itself}"
+def _remedy_of(job: JobRecord) -> Remedy | None:
+    return job.treatment and job.treatment.remedy
+
+
+def _what(job: JobRecord) -> str:
+    treatment = job.treatment
+    if treatment is None:
+        return job.kind
+    by_itself = f", as the site allows it for {treatment.condition.value}," if treatment.condition else ""
+    return f"the remedy {treatment.remedy.value}{by_itself}"

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from sqlalchemy import JSON, Column, Float, Index, Integer, MetaData, String, Table, text
+from sqlalchemy.dialects import postgresql
 
 METADATA = MetaData()
+# PostgreSQL sorts text as a language does, and looks past the signs in a time at first.
+TIME = String().with_variant(postgresql.VARCHAR(collation="C"), "postgresql")
 
 NODES = Table(
     "nodes_state",
@@ -12,10 +17,10 @@ NODES = Table(
     Column("node_name", String, primary_key=True),
     Column("status", String, nullable=False),
     Column("job_id", String),
-    Column("last_seen", String),
+    Column("last_seen", TIME),
     Column("last_error", JSON),
     Column("hive", JSON),
-    Column("changed_at", String),
+    Column("changed_at", TIME),
 )
 
 JOBS = Table(
@@ -27,9 +32,9 @@ JOBS = Table(
     Column("node_name", String, nullable=False),
     Column("status", String, nullable=False),
     Column("percentage", Float, nullable=False, default=0.0),
-    Column("created_at", String, nullable=False),
-    Column("started_at", String),
-    Column("ended_at", String),
+    Column("created_at", TIME, nullable=False),
+    Column("started_at", TIME),
+    Column("ended_at", TIME),
     Column("error", JSON),
     Column("correlation_id", String, nullable=False),
     Column("force", Integer, nullable=False, default=0),
@@ -59,11 +64,13 @@ AUDIT = Table(
     "audit",
     METADATA,
     Column("number", Integer, primary_key=True, autoincrement=True),
-    Column("at", String, nullable=False),
+    Column("at", TIME, nullable=False),
     Column("action", String, nullable=False),
     Column("subject", String, nullable=False),
     Column("correlation_id", String, nullable=False),
     Column("details", JSON),
+    Column("principal", String),
+    Column("address", String),
 )
 
 LEARNT = Table(
@@ -72,3 +79,8 @@ LEARNT = Table(
     Column("playbook", String, primary_key=True),
     Column("tasks", Integer, nullable=False),
 )
+
+
+def now() -> str:
+    """This moment, as the tables have it."""
+    return datetime.now(UTC).isoformat()

@@ -9,11 +9,11 @@ from urllib.parse import urlsplit
 
 from sanic import Request, Sanic
 
-from llama_orch.base.tokens import Token
 from llama_orch.contract.errors import Forbidden, Unauthorized
 from llama_orch.contract.operations import Operation
 
-from .. import correlation, cors
+from .. import correlation, cors, principal
+from ..principal import Authenticator
 from .body_room import SMALL_BYTES
 from .http1 import Connection
 
@@ -21,8 +21,8 @@ from .http1 import Connection
 TOKEN_HEADERS = ("x-api-key", "api-key")
 
 
-def install(app: Sanic, operations: tuple[Operation, ...], token: Token) -> None:
-    """Let through requests with the token, and those of operations that need none, unless a web page sent them.
+def install(app: Sanic, operations: tuple[Operation, ...], authenticator: Authenticator) -> None:
+    """Let through requests of whom the authenticator knows, and what needs no token, unless a web page asks that.
 
     A browser adds no token by itself, so what has one was sent on purpose, whatever Host or Origin it names. What it
     asks before it sends what a page of another site wants is answered by `cors.py` alone.
@@ -37,7 +37,8 @@ def install(app: Sanic, operations: tuple[Operation, ...], token: Token) -> None
         if cors.asks_beforehand(request):
             cors.answer(request)
         given = _tokens_of(request)
-        if len(given) == 1 and token.matches(*given):
+        if len(given) == 1 and (found := authenticator.principal_of(*given)) is not None:
+            principal.asks(found, request.ip or None)
             _tell(request)
         elif request.path in open_paths:
             _refuse_web_pages(request)

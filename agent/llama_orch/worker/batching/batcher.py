@@ -22,8 +22,8 @@ from ..generation import (  # fmt: skip
     TooAmbiguous,
     WrongGrammar,
 )
+from ..scheduler import Scheduler, Step
 from .grammar_share import GrammarShare
-from .scheduler import Scheduler, Step
 from .text import TextAssembler
 
 log = logging.getLogger(__name__)

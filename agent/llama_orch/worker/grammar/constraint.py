@@ -9,8 +9,8 @@ from typing import Any
 from llama_orch.contract.errors import BadRequest
 from llama_orch.contract.inference import ChatRequest, CompletionRequest
 
+from .. import budget
 from ..generation import Constraint, WrongGrammar
-from ..requests import budget
 from . import gbnf, json_schema
 
 log = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 
+from .. import budget
 from ..generation import WrongGrammar
-from ..requests import budget
 
 MAX_NESTING = 64
 # What llama.cpp holds in memory for each answer: each repetition is written out. So many take some 15 MB.

@@ -23,8 +23,8 @@ from functools import partial, reduce
 from itertools import takewhile
 from typing import Any
 
+from .. import budget
 from ..generation import WrongGrammar
-from ..requests import budget
 from . import gbnf, integers, pattern
 from .schema_parts import COMBINED, HELD, NothingFits, Parts, is_a, kinds_of, less, list_of, object_of  # fmt: skip
 

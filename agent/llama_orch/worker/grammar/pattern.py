@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from .. import budget
 from ..generation import WrongGrammar
-from ..requests import budget
 from . import gbnf
 
 _LAST = 0x10FFFF

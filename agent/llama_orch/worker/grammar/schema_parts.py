@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import unquote
 
+from .. import budget
 from ..generation import WrongGrammar
-from ..requests import budget
 
 # What a schema without a type is about.
 _HINTS = {

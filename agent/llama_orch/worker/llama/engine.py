@@ -13,7 +13,6 @@ import numpy as np
 
 from llama_orch.contract.process import DEFAULT_CONTEXT, WorkerSpec
 
-from ..batching.scheduler import Part
 from ..generation import (  # fmt: skip
     CannotServe,
     Constraint,
@@ -24,6 +23,7 @@ from ..generation import (  # fmt: skip
     Sampling,
     WrongGrammar,
 )
+from ..scheduler import Part
 from . import backends, deep_stack, model_file, sampler, warm_up
 from .binding import GrammarSteps, library, llama_cpp, send_log_to
 from .log import LlamaLog, no_memory

@@ -5,15 +5,12 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..generation import GenerationFailed, Sampling, TooAmbiguous
-from .binding import llama_cpp
-
-if TYPE_CHECKING:
-    from .engine import LlamaEngine
+from .binding import GrammarSteps, llama_cpp
 
 # As far back as penalties look.
 PENALIZED_TOKENS = 1024
@@ -26,6 +23,21 @@ TOO_AMBIGUOUS = "the grammar is too ambiguous: it takes ever longer to tell what
 NOTHING_FITS = "no token of the model fits what the grammar allows next"
 
 
+class _Vocabulary(Protocol):
+    """What is drawn from: the engine with its model (`engine.LlamaEngine`), where these are described."""
+
+    grammar_steps: GrammarSteps
+
+    @property
+    def vocabulary(self) -> int: ...
+    def ends(self) -> frozenset[int]: ...
+    def piece(self, token: int, *, special: bool = False) -> bytes: ...
+    def byte_token(self, byte: int) -> int | None: ...
+    def grammar(self, text: str) -> Any: ...
+    def sample(self, chain: Any, row: int) -> int: ...
+    def logits(self, row: int) -> np.ndarray[Any, np.dtype[np.float32]]: ...
+
+
 class LlamaSampler:
     """One request's chain of llama.cpp's samplers, and its grammar beside it.
 
@@ -33,7 +45,7 @@ class LlamaSampler:
     that no rule allows is never accepted into the grammar, as llama.cpp would end the process.
     """
 
-    def __init__(self, engine: LlamaEngine, sampling: Sampling) -> None:
+    def __init__(self, engine: _Vocabulary, sampling: Sampling) -> None:
         self._engine = engine
         self._chain: Any = None
         self._grammar: Any = None
@@ -145,7 +157,7 @@ class LlamaSampler:
         self._chain = self._grammar = None
 
 
-def _parts(engine: LlamaEngine, sampling: Sampling) -> Iterator[Any]:
+def _parts(engine: _Vocabulary, sampling: Sampling) -> Iterator[Any]:
     biases = list(sampling.logit_bias)
     if sampling.ignore_eos:
         biases += [(token, -np.inf) for token in engine.ends()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..batching.scheduler import Part
+from ..scheduler import Part
 
 # The kernels for many rows of quantised weights are other code than those for one (AMX, other orders of the weights),
 # so that a single token shows nothing of them. On a slow processor a large model's full batch could take minutes.

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from llama_orch.contract.errors import BadRequest, Busy
 
-from . import budget
+from .. import budget
 
 # Of one scope. What is beyond it is sent away at once.
 MOST_WAITING = 64

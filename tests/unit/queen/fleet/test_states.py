@@ -60,7 +60,7 @@ async def test_what_comes_at_the_same_time_is_not_lost(states: NodeStates, store
     ]
     await asyncio.gather(*changes)
     await states.flush()
-    for records in ({name: states.get(name) for name in names}, await store.node_records()):
+    for records in ({name: states.get(name) for name in names}, await store.nodes.all()):
         assert {(r.status, r.job_id, r.hive) for r in records.values()} == {(NodeStatus.ACTIVE, "new", HIVE)}
 
 
@@ -134,7 +134,7 @@ async def test_what_a_probe_saw_is_shown_though_the_disk_is_full_and_written_lat
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "save_nodes", refuse)
+        patch.setattr(store.nodes, "save", refuse)
         assert (await states.missed("n", PROBLEM)).status is NodeStatus.UNREACHABLE
         assert states.get("n").status is NodeStatus.UNREACHABLE
         with pytest.raises(OSError, match="No space"):
@@ -142,9 +142,9 @@ async def test_what_a_probe_saw_is_shown_though_the_disk_is_full_and_written_lat
         assert states.get("n").status is NodeStatus.UNREACHABLE, "what a job does is written before it is shown"
         assert (await states.seen("n", HIVE)).status is states.get("n").status is NodeStatus.ACTIVE
         await states.missed("n", PROBLEM)
-    assert (await store.node_records())["n"].status is NodeStatus.ACTIVE
+    assert (await store.nodes.all())["n"].status is NodeStatus.ACTIVE
     await states.flush()
-    assert (await store.node_records())["n"].status is NodeStatus.UNREACHABLE
+    assert (await store.nodes.all())["n"].status is NodeStatus.UNREACHABLE
 
 
 async def test_a_node_that_was_never_a_hive_is_not_unreachable(states: NodeStates):
@@ -160,4 +160,4 @@ async def test_another_process_reads_what_was_written(store: Store, states: Node
     await again.load()
     assert again.get("n") == states.get("n") and again.get("n").last_seen is not None
     await again.forget_all_but([])
-    assert await store.node_records() == {}
+    assert await store.nodes.all() == {}

@@ -10,7 +10,8 @@ import pytest
 from llama_orch.contract.common import Problem
 from llama_orch.contract.queen import JobStatus
 from llama_orch.queen.jobs.engine import STEP_AGAIN_S, Jobs
-from llama_orch.queen.store.store import Store, StoredJob
+from llama_orch.queen.records import JobRecord
+from llama_orch.queen.store.store import Store
 
 PROBLEM = Problem(code="x", message="y")
 
@@ -43,7 +44,7 @@ class Step:
         self.failures = failures
         self.done = 0
 
-    async def __call__(self, _job: StoredJob) -> Problem | None:
+    async def __call__(self, _job: JobRecord) -> Problem | None:
         self.done += 1
         if self.done <= self.failures:
             raise OSError(28, "No space left on device")
@@ -59,7 +60,7 @@ def work() -> Work:
 async def jobs(tmp_path: Path, work: Work) -> AsyncIterator[Jobs]:
     store = Store(f"sqlite:///{tmp_path / 'q.sqlite'}")
     await store.open()
-    await store.create_job("j", "provision", "n", "c")
+    await store.jobs.create("j", "provision", "n", "c")
     yield Jobs(store, cast("Any", work), cast("Any", None), tmp_path / "dbos.sqlite", 1)
     await store.close()
 
@@ -88,15 +89,15 @@ async def test_a_queen_that_stops_leaves_a_failing_step_for_the_next_start(jobs:
 async def test_of_nodes_that_no_job_works_on_nothing_is_kept(jobs: Jobs, work: Work, tmp_path: Path):
     store = vars(jobs)["_store"]
     for number in range(50):
-        await store.create_job(f"j{number}", "provision", f"n{number}", "c")
-        job = await store.job(f"j{number}")
+        await store.jobs.create(f"j{number}", "provision", f"n{number}", "c")
+        job = await store.jobs.get(f"j{number}")
         async with jobs._slot(job):  # pyright: ignore[reportPrivateUsage]
             assert list(vars(jobs)["_nodes"]) == [f"n{number}"]
     assert len(vars(jobs)["_nodes"]) == 0
 
 
 async def test_two_jobs_of_one_node_wait_for_each_other(jobs: Jobs):
-    job = await vars(jobs)["_store"].job("j")
+    job = await vars(jobs)["_store"].jobs.get("j")
     begun: list[int] = []
 
     async def work_on(number: int) -> None:
@@ -111,13 +112,13 @@ async def test_two_jobs_of_one_node_wait_for_each_other(jobs: Jobs):
 
 async def test_a_job_that_ends_while_it_is_cancelled_leaves_nothing(jobs: Jobs, work: Work):
     store = vars(jobs)["_store"]
-    cancel_job = store.cancel_job
+    cancel = store.jobs.cancel
 
     async def then_it_ends(job_id: str) -> bool:
-        cancelled = await cancel_job(job_id)
-        await store.end_job(job_id, JobStatus.CANCELLED, None)
+        cancelled = await cancel(job_id)
+        await store.jobs.end(job_id, JobStatus.CANCELLED, None)
         return cancelled
 
-    store.cancel_job = then_it_ends
+    store.jobs.cancel = then_it_ends
     assert (await jobs.cancel("j")).status is JobStatus.CANCELLED
     assert work.interrupts == {}

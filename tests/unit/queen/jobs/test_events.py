@@ -11,23 +11,30 @@ from llama_orch.contract.queen import JobEvent, JobStatus
 from llama_orch.queen.ansible.lines import TaskLine
 from llama_orch.queen.jobs import events as job_events
 from llama_orch.queen.jobs.events import JobEvents, Story
+from llama_orch.queen.store.events import EventTable
 from llama_orch.queen.store.store import Store
 
 
-class Disk(Store):
-    """A store whose disk may be full, for one write or until it has room; and one that fails after it wrote."""
+class Events(EventTable):
+    """On a disk that may be full, for one write or until it has room; and on one that fails after it wrote."""
 
     full = 0
     lies = False
 
-    async def add_events(self, job_id: str, events: Sequence[JobEvent]) -> None:
+    async def add(self, job_id: str, events: Sequence[JobEvent]) -> None:
         if self.full > 0:
             self.full -= 1
             raise OSError(28, "No space left on device")
-        await super().add_events(job_id, events)
+        await super().add(job_id, events)
         if self.lies:
             self.lies = False
             raise OSError(5, "Input/output error")
+
+
+class Disk(Store):
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.events: Events = Events(self.database)
 
 
 @pytest.fixture
@@ -36,7 +43,7 @@ async def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     monkeypatch.setattr(job_events, "_LONGEST_PAUSE_S", 0.001)
     disk = Disk(f"sqlite:///{tmp_path / 'q.sqlite'}")
     await disk.open()
-    await disk.create_job("j", "provision", "n", "c")
+    await disk.jobs.create("j", "provision", "n", "c")
     yield disk
     await disk.close()
 
@@ -52,7 +59,7 @@ async def story(events: JobEvents) -> Story:
 
 
 async def told(disk: Disk) -> list[str | None]:
-    found = await disk.events("j", 0, 100_000)
+    found = await disk.events.after("j", 0, 100_000)
     assert [event.seq for event in found] == list(range(1, len(found) + 1)), "none is missing and none is twice"
     return [event.message or event.task or event.kind for event in found]
 
@@ -65,24 +72,24 @@ async def until_told(disk: Disk, count: int) -> list[str | None]:
 
 
 async def test_what_the_disk_does_not_take_is_written_when_it_has_room(disk: Disk, story: Story):
-    disk.full = 3
+    disk.events.full = 3
     story.phase("one")
     story.phase("two")
     # No more is said, as in a long task: it does not wait for the next line.
     assert await until_told(disk, 2) == ["one", "two"]
-    assert disk.full == 0
+    assert disk.events.full == 0
 
 
 async def test_what_comes_while_something_is_written_does_not_wait_for_more(disk: Disk, story: Story):
     writing = asyncio.Event()
-    add_events = disk.add_events
+    add = disk.events.add
 
     async def slowly(job_id: str, events: Sequence[JobEvent]) -> None:
         writing.set()
         await asyncio.sleep(0.01)
-        await add_events(job_id, events)
+        await add(job_id, events)
 
-    disk.add_events = slowly  # pyright: ignore[reportAttributeAccessIssue]
+    disk.events.add = slowly  # pyright: ignore[reportAttributeAccessIssue]
     story.phase("one")
     await writing.wait()
     story.phase("two")
@@ -90,7 +97,7 @@ async def test_what_comes_while_something_is_written_does_not_wait_for_more(disk
 
 
 async def test_what_was_written_though_the_write_failed_is_there_once(disk: Disk, story: Story):
-    disk.lies = True
+    disk.events.lies = True
     story.phase("one")
     with pytest.raises(OSError, match="Input/output"):
         await story.flush()
@@ -111,11 +118,11 @@ async def test_a_write_that_is_cut_short_loses_nothing(disk: Disk, story: Story)
 
 
 async def test_the_end_is_told_once_however_often_it_is_tried(disk: Disk, events: JobEvents, story: Story):
-    disk.full = 2
+    disk.events.full = 2
     for _ in range(2):
         with pytest.raises(OSError, match="No space"):
             await story.end(JobStatus.FAILED, "why")
-    await disk.end_job("j", JobStatus.FAILED, None)
+    await disk.jobs.end("j", JobStatus.FAILED, None)
     await story.end(JobStatus.FAILED, "why")
     events.forget("j")
     assert await told(disk) == ["why"]
@@ -125,7 +132,7 @@ async def test_a_queen_that_stops_writes_what_is_pending(disk: Disk, events: Job
     story.phase("one")
     await events.finish()
     assert await told(disk) == ["one"]
-    disk.full = 1
+    disk.events.full = 1
     story.phase("lost")
     await events.finish()
     assert await told(disk) == ["one"], "a disk that is full holds up no stop"
@@ -153,7 +160,7 @@ async def test_a_story_has_a_bound_for_what_fails_too(disk: Disk, events: JobEve
 async def test_events_come_in_lists_that_are_no_longer_than_is_good(disk: Disk, events: JobEvents, story: Story):
     for number in range(250):
         story.phase(str(number))
-    await disk.end_job("j", JobStatus.SUCCEEDED, None)
+    await disk.jobs.end("j", JobStatus.SUCCEEDED, None)
     await story.end(JobStatus.SUCCEEDED, None)
     assert [len(some) async for some in events.stream("j")] == [100, 100, 51]
 
@@ -164,7 +171,7 @@ async def test_nothing_is_kept_for_who_reads_and_writes_no_more(disk: Disk, even
             pass
 
     for number in range(20):
-        await disk.create_job(f"j{number}", "provision", f"n{number}", "c")
+        await disk.jobs.create(f"j{number}", "provision", f"n{number}", "c")
     reading = [asyncio.create_task(read(f"j{number}")) for number in range(20)]
     story = await events.story("j1")
     await story.flush()

@@ -13,8 +13,9 @@ from llama_orch.contract.queen import JobKind, JobStatus, NodeHive
 from llama_orch.queen.jobs import remedies
 from llama_orch.queen.jobs.engine import Jobs
 from llama_orch.queen.jobs.remedies import Remedies, Standing, Tried, due
-from llama_orch.queen.store import store as store_module
-from llama_orch.queen.store.store import Cure, Store
+from llama_orch.queen.records import Treatment
+from llama_orch.queen.store import tables
+from llama_orch.queen.store.store import Store
 from tests.unit.cli.services import DEVICES
 
 RESET = frozenset({Remedy.RESET_GPU})
@@ -29,21 +30,21 @@ SILENT = Condition(
 
 
 def test_what_is_allowed_and_needed_is_due():
-    assert due([ECC], RESET, ()) == Cure(Remedy.RESET_GPU, "GPU-1", ConditionType.ECC_UNCORRECTED)
-    assert due([SILENT], frozenset(Remedy), ()) == Cure(Remedy.RELOAD_DRIVER, None, ConditionType.DRIVER_SILENT)
+    assert due([ECC], RESET, ()) == Treatment(Remedy.RESET_GPU, "GPU-1", ConditionType.ECC_UNCORRECTED)
+    assert due([SILENT], frozenset(Remedy), ()) == Treatment(Remedy.RELOAD_DRIVER, None, ConditionType.DRIVER_SILENT)
 
 
 def test_only_a_reset_is_for_one_gpu():
     lost = ECC.model_copy(update={"type": ConditionType.GPU_LOST, "remedy": Remedy.REBOOT})
-    assert due([lost], frozenset(Remedy), ()) == Cure(Remedy.REBOOT, None, ConditionType.GPU_LOST)
+    assert due([lost], frozenset(Remedy), ()) == Treatment(Remedy.REBOOT, None, ConditionType.GPU_LOST)
     part = ECC.model_copy(update={"uuid": "MIG-1"})
-    assert due([part], RESET, ()) == Cure(Remedy.RESET_GPU, None, ConditionType.ECC_UNCORRECTED)
+    assert due([part], RESET, ()) == Treatment(Remedy.RESET_GPU, None, ConditionType.ECC_UNCORRECTED)
 
 
 @pytest.mark.parametrize("uuid", ["GPU-{{ lookup('pipe', 'id') }}", "GPU-1\n", "GPU-1 --all", "GPU-", ""])
 def test_what_is_no_uuid_goes_nowhere(uuid: str):
     told = ECC.model_copy(update={"uuid": uuid})
-    assert due([told], RESET, ()) == Cure(Remedy.RESET_GPU, None, ConditionType.ECC_UNCORRECTED)
+    assert due([told], RESET, ()) == Treatment(Remedy.RESET_GPU, None, ConditionType.ECC_UNCORRECTED)
 
 
 def test_what_was_there_at_each_look_for_that_long_stands():
@@ -75,7 +76,7 @@ def test_once_for_each_condition_within_the_interval():
     tried.note(ConditionType.ECC_UNCORRECTED, 1000.0)
     tried.note(ConditionType.ECC_UNCORRECTED, 500.0)
     assert due([ECC], RESET, tried.of_late(4599.0)) is None
-    assert due([ECC, XID], RESET, tried.of_late(4599.0)) == Cure(Remedy.RESET_GPU, "GPU-1", ConditionType.XID)
+    assert due([ECC, XID], RESET, tried.of_late(4599.0)) == Treatment(Remedy.RESET_GPU, "GPU-1", ConditionType.XID)
     assert due([ECC], RESET, tried.of_late(4600.0)) is not None
 
 
@@ -95,16 +96,16 @@ class Site:
         self.remedies = Remedies(self.store, jobs, RESET, after_s=300.0, interval_s=3600.0, clock=lambda: self.now)
         return self.remedies
 
-    async def submit(self, kind: JobKind, node_name: str, *, cure: Cure) -> None:
+    async def submit(self, kind: JobKind, node_name: str, *, treatment: Treatment) -> None:
         job_id = f"j{len(self.begun)}"
-        await self.store.create_job(job_id, kind, node_name, "c", cure=cure)
+        await self.store.jobs.create(job_id, kind, node_name, "c", treatment=treatment)
         self.begun.append(job_id)
         if self.fails:
             raise OSError(28, "No space left on device")
 
     async def end(self) -> None:
-        for job in await self.store.open_jobs():
-            await self.store.end_job(job.wire.job_id, JobStatus.FAILED, None)
+        for job in await self.store.jobs.open():
+            await self.store.jobs.end(job.job_id, JobStatus.FAILED, None)
 
     async def looks(self, *conditions: Condition, seconds: float = 0.0) -> int:
         """The hive is asked after so many seconds; answers how many remedies began until now."""
@@ -135,7 +136,7 @@ def set_clock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
             return datetime.now(tz) + request.param * timedelta(hours=2)
 
     def set_it() -> None:
-        for module in (remedies, store_module):
+        for module in (remedies, tables):
             monkeypatch.setattr(module, "datetime", Wall)
 
     return set_it
@@ -173,20 +174,20 @@ async def test_a_queen_that_is_restarted_does_not_start_anew_what_she_just_tried
 
 
 async def test_not_while_any_job_is_open(site: Site):
-    await site.store.create_job("p", "provision", "n", "c")
+    await site.store.jobs.create("p", "provision", "n", "c")
     await site.looks(ECC)
     assert await site.looks(ECC, seconds=300) == 0
     await site.end()
-    await site.store.create_job("p2", "provision", "other", "c")
+    await site.store.jobs.create("p2", "provision", "other", "c")
     assert await site.looks(ECC) == 1, "provisioning elsewhere is no reason to wait"
     await site.end()
-    await site.store.create_job("r", "remedy", "other", "c", cure=Cure(Remedy.RESET_GPU))
+    await site.store.jobs.create("r", "remedy", "other", "c", treatment=Treatment(Remedy.RESET_GPU))
     await site.looks(XID)
     assert await site.looks(XID, seconds=300) == 1, "one remedy at a time in the whole fleet"
 
 
 async def test_what_a_user_started_counts_for_nothing(site: Site):
-    await site.store.create_job("by-hand", "remedy", "n", "c", cure=Cure(Remedy.RESET_GPU, "GPU-1"))
+    await site.store.jobs.create("by-hand", "remedy", "n", "c", treatment=Treatment(Remedy.RESET_GPU, "GPU-1"))
     await site.end()
     await site.looks(ECC)
     assert await site.looks(ECC, seconds=300) == 1

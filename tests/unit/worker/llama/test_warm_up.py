@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from llama_orch.worker.batching.scheduler import MOST_ROWS, Part
 from llama_orch.worker.llama import warm_up
+from llama_orch.worker.scheduler import MOST_ROWS, Part
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from llama_orch.contract.errors import Busy
-from llama_orch.worker.requests import budget, work_pool
+from llama_orch.worker import budget
+from llama_orch.worker.requests import work_pool
 from llama_orch.worker.requests.work_pool import WorkPool
 
 

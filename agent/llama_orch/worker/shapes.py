@@ -11,8 +11,8 @@ from pydantic import BaseModel
 
 from llama_orch.contract import inference as wire
 
-from ..chat.tools import AnswerReader, Call, Content, Delta
-from ..generation import Ending, Engine, Logprob, Piece
+from .chat.tools import AnswerReader, Call, Content, Delta
+from .generation import Ending, Engine, Logprob, Piece
 
 
 def usage_of(endings: list[Ending], *, prompts: int) -> wire.Usage:

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from llama_orch.worker.batching.scheduler import LEAST_COPIED, MOST_ROWS, Copy, Part, Scheduler, Step
+from llama_orch.worker.scheduler import LEAST_COPIED, MOST_ROWS, Copy, Part, Scheduler, Step
 
 ROOM = 512
 

@@ -10,11 +10,11 @@ from typing import Any
 from llama_orch.contract import inference as wire
 from llama_orch.contract.errors import BadRequest
 
-from ..chat.tools import ToolPlan, plan_tools
-from ..generation import Constraint, Order, Sampling, TextRefused, WrongGrammar
-from ..grammar.constraint import constraint_of
-from ..service import Loaded
 from . import budget
+from .chat.tools import ToolPlan, plan_tools
+from .generation import Constraint, Order, Sampling, TextRefused, WrongGrammar
+from .grammar.constraint import constraint_of
+from .service import Loaded
 
 
 async def tokens_of(
