@@ -28,7 +28,7 @@ def fence(wait_s: int = 1, package_wait_s: int = 60) -> str:
     environment.filters["quote"] = shlex.quote
     text = (ROLES / "common" / "templates" / "fence.sh.j2").read_text(encoding="utf-8")
     return environment.from_string(text).render(
-        common_run_id="this-run",
+        common_run={"LLAMA_ORCH_RUN": "this-run"},
         inventory_hostname="host",
         common_fence_wait_s=wait_s,
         common_fence_package_wait_s=package_wait_s,

@@ -40,7 +40,7 @@ def test_nobody_else_reads_the_inventory_that_the_queen_gets(tmp_path: Path):
     variables = {
         "_queen_project": str(project),
         "_queen_user": getpass.getuser(),
-        "_queen_wheels": [],
+        "_queen_manifests": [],
         "queen_project_source": str(source),
         "queen_inventory_source": str(source / "inventory"),
         "queen_wheelhouse_dir": str(tmp_path),

@@ -190,6 +190,25 @@ async def test_a_second_run_changes_nothing(site: Site) -> None:
         }
 
 
+@pytest.mark.parametrize("tag", ["driver", "release", "config", "workers"])
+async def test_a_tag_chooses_what_a_run_does(site: Site, tag: str) -> None:
+    run = must_succeed(site.play("hive", f"--tags={tag}", "--limit=one"))
+    assert run.changed == {"one": 0}, run.output
+    assert ("[preflight : Look at the host]" in run.output) == (tag != "workers")
+    assert ("[common : Switch to the release]" in run.output) == (tag == "release")
+    assert ("[hive : Write the settings]" in run.output) == (tag == "config")
+    assert ("[hive : Start the agent]" in run.output) == (tag in {"release", "config"})
+    if tag != "workers":
+        return
+    # One that the site does not declare any more is stopped, and started again with the rest.
+    before = await workers(site, "one")
+    must_succeed(site.play("hive", "--tags=workers", "--limit=one", "-e", '{"hive_workers": []}'))
+    assert not await workers(site, "one")
+    run = must_succeed(site.play("hive", "--tags=workers", "--limit=one"))
+    assert run.changed["one"] > 0
+    assert set(await workers(site, "one")) == set(before)
+
+
 async def test_the_installed_queen_sees_what_was_made_by_hand(site: Site) -> None:
     async def all_active() -> list[Node] | None:
         async with queen(site) as client:
@@ -377,7 +396,7 @@ async def test_a_reboot_drains_first_and_waits_until_the_hive_is_back(site: Site
         await asyncio.to_thread(host.boot_again)
     run = await running
     assert run.status == 0, run.output[-6000:]
-    assert "workers survive SIGKILL. The reboot ends it." in run.output, run.output[-9000:]
+    assert "workers survive SIGKILL. Only a reboot ends it." in run.output, run.output[-9000:]
     host.run("rm /usr/local/sbin/python3", check=True)
     say(f"a reboot by its playbook: {run.seconds:.1f} s")
     after = await idle(site, "two", "chat")

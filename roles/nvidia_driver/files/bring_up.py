@@ -1,6 +1,7 @@
 """Bring the installed NVIDIA driver up without a reboot, or say why one is needed. Runs on the host, as root.
 
-Arguments: the version that should run ("" takes any), the file that keeps nouveau away, `--check` to change nothing.
+Arguments: the version that should run ("" takes any), the file that keeps nouveau away, `--check` to change nothing,
+`--reload` to load the installed driver anew whichever runs.
 Prints {"did": [...], "loaded": "535.261.03", "reboot": "why, or empty", "problem": "what failed, or empty"}.
 """
 
@@ -70,6 +71,7 @@ class Steps:
     def __init__(self, check):
         self.check = check
         self.did = []
+        self.said = ""
 
     def run(self, *command, timeout=COMMAND_TIMEOUT_S):
         """Whether the command succeeded within so many seconds; in check mode it always does."""
@@ -81,9 +83,11 @@ class Steps:
         if shutil.which(command[0]) is None:
             return False
         try:
-            return subprocess.run(command, capture_output=True, timeout=timeout).returncode == 0
+            done = subprocess.run(command, capture_output=True, timeout=timeout)
         except subprocess.TimeoutExpired:
             return False
+        self.said = done.stderr.decode(errors="replace").strip()[-300:]
+        return done.returncode == 0
 
 
 def rebuild_initramfs(steps):
@@ -142,12 +146,26 @@ def bring_up(steps, wanted):
     return ""
 
 
+def reload(steps):
+    """Load the installed driver anew, with the modules that ran. Why a reboot is needed, and what failed, or ""."""
+    there = [name for name in MODULES if is_loaded(name)]
+    if there and not make_way(steps):
+        return {"reboot": "it is in use", "problem": ""}
+    for name in dict.fromkeys(["nvidia", "nvidia_uvm", *reversed(there)]):
+        if not steps.run("modprobe", name):
+            return {"reboot": "", "problem": "the kernel module %s cannot be loaded: %s" % (name, steps.said)}
+    steps.run("nvidia-modprobe", "-u", "-c0")
+    return {"reboot": "", "problem": ""}
+
+
 def main():
     """Do it and print what was done."""
     wanted, conf = sys.argv[1], sys.argv[2]
     steps = Steps("--check" in sys.argv[3:])
     found = {"reboot": "", "problem": ""}
-    if os.path.exists(conf) and initramfs_is_old(conf, os.uname().release) and not rebuild_initramfs(steps):
+    if "--reload" in sys.argv[3:]:
+        found = reload(steps)
+    elif os.path.exists(conf) and initramfs_is_old(conf, os.uname().release) and not rebuild_initramfs(steps):
         found["problem"] = "`%s` failed or took longer than %d s" % (steps.did[-1], INITRAMFS_TIMEOUT_S)
     else:
         found["reboot"] = bring_up(steps, wanted)

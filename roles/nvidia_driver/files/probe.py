@@ -120,7 +120,6 @@ def main():
             {
                 "kernel": kernel,
                 "kernel_headers": os.path.isdir("/lib/modules/%s/build" % kernel),
-                "boot_id": read("/proc/sys/kernel/random/boot_id").strip(),
                 "loaded": version,
                 "loaded_flavour": flavour,
                 "library": library(),

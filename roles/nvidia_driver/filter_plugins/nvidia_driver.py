@@ -18,11 +18,16 @@ PROPRIETARY_UNTIL = 615
 
 
 class Refused(Exception):
-    """This host cannot have a driver that works. ``code`` names the reason; the message says what to do."""
+    """This host cannot have a driver that works: ``code`` names the reason, ``what_to_do`` says how it could."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, what_to_do: str) -> None:
         super().__init__(message)
         self.code = code
+        self.what_to_do = what_to_do
+
+    def told(self) -> Facts:
+        """The three as the role's messages have them."""
+        return {"code": self.code, "message": str(self), "what_to_do": self.what_to_do}
 
 
 def decide(host: Facts, site: Facts, cuda: Facts, tables: Facts) -> Facts:
@@ -32,7 +37,7 @@ def decide(host: Facts, site: Facts, cuda: Facts, tables: Facts) -> Facts:
     role's probe prints. ``site``: install, replace, branch, flavour, source. ``cuda``: runtime, least_driver,
     architectures, ptx, or empty. ``install`` comes with branch, flavour, source, packages, headers, pinned (whether
     the packages are kept at their version), automatic (those that may go with the kernel that they are for) and the
-    offer; ``refuse`` with code and message.
+    offer; ``refuse`` with code, message and what_to_do.
     """
     if not host["nvidia_gpus"]:
         return {"action": "none", "gpus": [], "message": "no NVIDIA GPU"}
@@ -40,7 +45,7 @@ def decide(host: Facts, site: Facts, cuda: Facts, tables: Facts) -> Facts:
     try:
         return {**_decide(host, site, cuda, tables, gpus), "gpus": gpus}
     except Refused as refused:
-        return {"action": "refuse", "code": refused.code, "message": str(refused), "gpus": gpus}
+        return {"action": "refuse", **refused.told(), "gpus": gpus}
 
 
 def choose(built: list[Facts], host: Facts, site: Facts, tables: Facts) -> Facts:
@@ -48,7 +53,7 @@ def choose(built: list[Facts], host: Facts, site: Facts, tables: Facts) -> Facts
 
     Those with code for all its GPUs and with a driver that is there or can be had; of these the newest CUDA, unless the
     driver that runs now is good for an older one only. Where no driver can be had for any, the one that is wanted most:
-    ``decide`` says then why. Where a GPU finds no code it is None, with ``code`` and ``message``.
+    ``decide`` says then why. Where a GPU finds no code it is None, with ``code``, ``message`` and ``what_to_do``.
     """
     gpus = identify(host["nvidia_gpus"], tables["generations"])
     fit = [one for one in built if not _without_code(one["cuda"], gpus)]
@@ -58,11 +63,10 @@ def choose(built: list[Facts], host: Facts, site: Facts, tables: Facts) -> Facts
         }
     whatever = decide(host, site, {}, tables)
     if whatever.get("code") in {"gpu_mix", "no_driver_for_gpu"}:
-        return {"wheels": None, "code": whatever["code"], "message": whatever["message"]}
+        return {"wheels": None, **{key: whatever[key] for key in ("code", "message", "what_to_do")}}
     kinds = [one["cuda"] for one in built]
     lacking = [gpu for gpu in gpus if all(gpu in _without_code(cuda, gpus) for cuda in kinds)]
-    refused = _not_in_wheels(kinds, lacking or gpus, gpus)
-    return {"wheels": None, "code": refused.code, "message": str(refused)}
+    return {"wheels": None, **_not_in_wheels(kinds, lacking or gpus, gpus).told()}
 
 
 def identify(gpus: list[Facts], generations: list[Facts]) -> list[Facts]:
@@ -91,7 +95,12 @@ def _decide(host: Facts, site: Facts, cuda: Facts, tables: Facts, gpus: list[Fac
     distribution = tables["rebuilds"].get(host["os_id"], host["os_id"])
     offer, flavour = _first_that_drives_all(_offers(host, site, tables, distribution), site, cuda, gpus)
     if host["secure_boot"] and not offer.get("signed") and not host["signing_key_enrolled"]:
-        raise Refused("secure_boot", _secure_boot_steps(host))
+        raise Refused(
+            "secure_boot",
+            "the host boots with Secure Boot on; its kernel takes no module that is built on the host until the key "
+            "that signs it is enrolled, which needs the console.",
+            _secure_boot_steps(host),
+        )
     names = tables["packages"][f"{distribution}-{offer['source']}"][flavour]
     packages = [filled for name in names for filled in _filled(name, offer["branch"], host)]
     built = bool(offer.get("signed"))
@@ -137,7 +146,8 @@ def _not_in_wheels(built: list[Facts], lacking: list[Facts], gpus: list[Facts]) 
     return Refused(
         "gpu_not_in_wheels",
         f"GPU {has}, and no CUDA wheels on the controller have code for {'all of them' if len(lacking) > 1 else 'it'}; "
-        f"they were built for {there}. Run `make wheelhouse-cuda` in the checkout there (for such a host alone: `make "
+        f"they were built for {there}.",
+        "Run `make wheelhouse-cuda` in the checkout there (for such a host alone: `make "
         f'wheelhouse-cuda CUDA_FLAGS="--architectures {";".join(f"{one}-real" for one in wanted)}"`), or set '
         "hive_cuda: false.",
     )
@@ -171,8 +181,8 @@ def _refuse_to_touch_what_others_installed(host: Facts, site: Facts, cuda: Facts
     if host["installer"]:
         raise Refused(
             "driver_of_installer",
-            f"a driver that NVIDIA's .run installer left there does not do: {why} Packages cannot replace it. Run "
-            "nvidia-uninstall on the host.",
+            f"a driver that NVIDIA's .run installer left there does not do: {why} Packages cannot replace it.",
+            "Run nvidia-uninstall on the host.",
         )
     if host["ours"] or site["replace"] or not (host["loaded"] or host["module_packages"]):
         return
@@ -180,9 +190,9 @@ def _refuse_to_touch_what_others_installed(host: Facts, site: Facts, cuda: Facts
     raise Refused(
         "driver_of_others",
         f"a driver that this role did not install is there and does not do ({there}): {why} To replace it could take "
-        "away what was installed with it: a desktop, NVIDIA's Fabric Manager. Bring it to work or up to date in the "
-        "way in which it came, or remove it there, and run again; or set nvidia_driver_replace: true to have it "
-        "replaced.",
+        "away what was installed with it: a desktop, NVIDIA's Fabric Manager.",
+        "Bring it to work or up to date in the way in which it came, or remove it there, and run again; or set "
+        "nvidia_driver_replace: true to have it replaced.",
     )
 
 
@@ -191,8 +201,9 @@ def _refuse_to_guess(site: Facts, gpus: list[Facts]) -> None:
         if gpu["name"] == "unknown" and not (site["branch"] and site["flavour"] != "auto"):
             raise Refused(
                 "gpu_unknown",
-                f"GPU {gpu['label']} is of no generation that this version knows. Set nvidia_driver_branch and "
-                "nvidia_driver_flavour to what NVIDIA names for it, or hive_cuda: false for a hive on the processor.",
+                f"GPU {gpu['label']} is of no generation that this version knows.",
+                "Set nvidia_driver_branch and nvidia_driver_flavour to what NVIDIA names for it, or hive_cuda: false "
+                "for a hive on the processor.",
             )
 
 
@@ -253,10 +264,11 @@ def _why_not(host: Facts, cuda: Facts, gpus: list[Facts]) -> str:
 
 def _why_not_as_it_is(host: Facts, cuda: Facts, gpus: list[Facts]) -> Refused:
     why = _why_not(host, cuda, gpus)
-    fix = "nvidia_driver_install is false: install one that does on the host, or set it to true."
+    what = f"{why} nvidia_driver_install is false."
+    fix = "Install one that does on the host, or set nvidia_driver_install: true."
     if not host["loaded"]:
-        return Refused("no_driver", f"{why} {fix}")
-    return Refused("driver_too_old" if "needs driver" in why else "driver_does_not_fit", f"{why} {fix}")
+        return Refused("no_driver", what, fix)
+    return Refused("driver_too_old" if "needs driver" in why else "driver_does_not_fit", what, fix)
 
 
 def _offers(host: Facts, site: Facts, tables: Facts, distribution: str) -> list[Facts]:
@@ -272,8 +284,8 @@ def _offers(host: Facts, site: Facts, tables: Facts, distribution: str) -> list[
         raise Refused(
             "no_such_driver",
             f"{distribution} {release} has no driver branch {site['branch'] or 'at all'} from source {site['source']}; "
-            f"known are {'; '.join(_named(offer) for offer in known) or 'none'}. Change nvidia_driver_branch or "
-            "nvidia_driver_source.",
+            f"known are {'; '.join(_named(offer) for offer in known) or 'none'}.",
+            "Change nvidia_driver_branch or nvidia_driver_source.",
         )
     return offers
 
@@ -315,8 +327,9 @@ def _first_that_drives_all(offers: list[Facts], site: Facts, cuda: Facts, gpus: 
     raise Refused(
         "gpu_mix" if len({gpu["name"] for gpu in gpus}) > 1 else "no_driver_for_gpu",
         f"no driver that this host can install drives all of {', '.join(gpu['label'] for gpu in gpus)}. "
-        f"Branch {'; branch '.join(reasons)}. Take a GPU out, set nvidia_driver_branch, nvidia_driver_flavour or "
-        "nvidia_driver_source otherwise, or set hive_cuda: false for a hive on the processor.",
+        f"Branch {'; branch '.join(reasons)}.",
+        "Take a GPU out, set nvidia_driver_branch, nvidia_driver_flavour or nvidia_driver_source otherwise, or set "
+        "hive_cuda: false for a hive on the processor.",
     )
 
 
@@ -339,8 +352,7 @@ def _preferred(branch: int) -> list[str]:
 def _secure_boot_steps(host: Facts) -> str:
     key = "/var/lib/shim-signed/mok/MOK.der" if host["os_id"] == "ubuntu" else "/var/lib/dkms/mok.pub"
     return (
-        "the host boots with Secure Boot on; its kernel takes no module that is built on the host until the key that "
-        "signs it is enrolled, which needs the console. On the host: install dkms and mokutil, make the key with `dkms "
+        "On the host install dkms and mokutil, make the key with `dkms "
         f"generate_mok`, import it with `mokutil --import {key}` and a password of your choice, reboot and confirm it "
         "at the console. Or switch Secure Boot off in the firmware. Then run again."
     )

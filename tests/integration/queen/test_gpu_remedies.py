@@ -141,7 +141,7 @@ class Machine:
 def ansible(folder: Path, plays: Any, hosts: Mapping[str, Mapping[str, Any]], *words: str, **variables: Any) -> Run:
     """Run plays on hosts that are this machine where they do not say otherwise."""
     for play in plays:
-        play["environment"] = {**play.get("environment", {}), "PATH": "{{ machine_path }}"}
+        play["environment"] = [play.get("environment", {}), {"PATH": "{{ machine_path }}"}]
     (folder / "play.yml").write_text(yaml.safe_dump(plays))
     inventory = {"all": {"vars": {"ansible_connection": "local", "machine_path": os.environ["PATH"]}, "hosts": hosts}}
     (folder / "hosts.yml").write_text(json.dumps(inventory))
@@ -153,6 +153,7 @@ def ansible(folder: Path, plays: Any, hosts: Mapping[str, Mapping[str, Any]], *w
         "hive_port": "{{ machine_port }}",
         "hive_secrets_dir": "{{ machine_folder | default('" + str(folder) + "') }}/secrets",
         "hive_start_timeout_s": 3,
+        "common_run": {"LLAMA_ORCH_RUN": "r", "LLAMA_ORCH_RUN_HOST": "{{ inventory_hostname }}"},
         "preflight_host": {"nvidia_gpus": "{{ machine_bus | default([]) }}"},
     }
     began = time.monotonic()
@@ -279,7 +280,7 @@ def test_only_a_hive_that_says_so_was_helped(make: Made, tmp_path: Path) -> None
         (machine.folder / "after.json").write_text(json.dumps(after))
         hosts[name] = {"machine_bus": bus, **machine.variables}
     # What the remedy does between the two needs no second look: the tests above go through all of it.
-    (reset,) = included("gpu_remedy", "begin", "helped", __gpu_remedy="reset_gpu")
+    (reset,) = included("gpu_remedy", "preflight", "verify", __gpu_remedy="reset_gpu")
     reset["tasks"].insert(1, {"ansible.builtin.command": {"argv": ["nvidia-smi", "--gpu-reset"]}})
 
     run = ansible(tmp_path, [reset], hosts, gpu_remedy_gpu=UUID, hive_gpus_wait_s=2)
@@ -302,7 +303,7 @@ def test_what_the_kernel_holds_stops_no_reboot(make: Made, tmp_path: Path) -> No
 
     assert run.failed == {"to-reboot": False, "to-reset": True}, run.output
     for name, failed in run.failed.items():
-        assert ("workers survive SIGKILL: 4711. The reboot ends it." in run.of(name)) != failed
+        assert ("workers survive SIGKILL: 4711. Only a reboot ends it." in run.of(name)) != failed
 
 
 def test_one_broken_gpu_of_several_takes_no_hive_down(make: Made, tmp_path: Path) -> None:
@@ -347,7 +348,7 @@ def test_a_host_that_is_not_there_ends_no_other_hosts_run(machine: Machine) -> N
         [group, reboots, makes],
         # Ansible never reboots over a local connection: what comes of that is a reboot that did not begin.
         {"own": machine.variables, "other": machine.variables, "away": away},
-        common_run_id="r", nvidia_driver_host={"boot_id": "b"}, nvidia_driver_reboot=True,
+        common_own_machine=False, nvidia_driver_reboot=True,
         nvidia_driver_state={"reboot": "nouveau holds the GPU"},
     )  # fmt: skip
 

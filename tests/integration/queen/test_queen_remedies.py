@@ -31,7 +31,7 @@ RESET = """\
   ansible.builtin.shell: echo "{{{{ gpu_remedy_gpu | default('all') }}}}" >> {log}
 - name: Stop where it did not help
   ansible.builtin.fail:
-    msg: "[gpu_not_reset] it is in use. Run the remedy reboot"
+    msg: "[gpu_not_reset] it is in use.\\nDo: Run the remedy reboot."
   when: "'{fails}' is exists"
 """
 
@@ -99,7 +99,7 @@ async def test_a_remedy_that_is_asked_for_is_a_job_like_others(
         _, job = await api.call("POST", "/api/v1/nodes/here/remedy", {"remedy": "reset_gpu"})
         job = await api.ended(job["job_id"])
         assert (job["status"], job["error"]["code"]) == ("failed", "gpu_not_reset")
-        assert job["error"]["what_to_do"] == "Run the remedy reboot. Then start the remedy again."
+        assert job["error"]["what_to_do"] == "Run the remedy reboot."
         node = await api.node("here")
         assert (node["status"], node["last_error"]) == ("active", None), "what failed is the job, not the node"
         assert resets(log) == [UUID, "all"]
@@ -182,7 +182,7 @@ RESUME = """\
 - name: Start again what was stopped
   ansible.builtin.shell: echo resumed >> {log}
 - name: Stop where the hive does not answer
-  ansible.builtin.fail: {{msg: "[hive_not_answering] the hive is mute. Look at its log"}}
+  ansible.builtin.fail: {{msg: "[hive_not_answering] the hive is mute.\\nDo: Look at its log."}}
   when: "'{fails}' is exists"
 """
 
@@ -209,7 +209,7 @@ async def test_what_a_remedy_stopped_is_started_when_it_is_cut_short(
         await api.call("POST", f"/api/v1/jobs/{job['job_id']}/cancel")
         job = await api.ended(job["job_id"])
         assert (job["status"], job["error"]["message"]) == ("cancelled", "the job was cancelled before its end")
-        assert job["error"]["what_to_do"] == "POST …/remedy does it from the beginning."
+        assert job["error"]["what_to_do"].endswith("a remedy begins anew.")
         assert resets(log)[1:] == ["resumed"]
         _, text = await api.call("GET", "/metrics")
         assert 'llama_orch_queen_runs_total{playbook="resume",result="succeeded"} 1.0' in text

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-ROLES = Path(__file__).parents[3] / "roles"
+from .tasks import ROOT, tasks_of
+
+ROLES = ROOT / "roles"
 NAMES = sorted(path.name for path in ROLES.iterdir() if path.is_dir())
 
 
@@ -47,15 +49,6 @@ def test_every_called_entry_point_has_a_spec(role: str) -> None:
                     called.add(task[module].get("tasks_from", "main"))
 
     assert called <= specs
-
-
-def tasks_of(entries: Any) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    for entry in entries or []:
-        found.append(entry)
-        for key in ("tasks", "block", "rescue", "always"):
-            found += tasks_of(entry.get(key))
-    return found
 
 
 @pytest.mark.parametrize("template", sorted(ROLES.glob("*/templates/etc/**/*.j2")), ids=lambda path: path.name)

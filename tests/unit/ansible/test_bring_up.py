@@ -213,6 +213,32 @@ def test_an_initramfs_is_made_before_the_driver_is_loaded(
     assert found["did"][:2] == ["update-initramfs -u -k all", "modprobe nvidia"]
 
 
+def test_a_reload_loads_what_ran_before(machine: Machine) -> None:
+    machine.load("nvidia", version="580.126.09")
+    for name in ("nvidia_uvm", "nvidia_drm"):
+        machine.load(name)
+        machine.hold("nvidia", name)
+
+    assert machine.script.reload(machine.steps) == {"reboot": "", "problem": ""}
+
+    assert machine.steps.did == [
+        "modprobe -r nvidia_uvm", "modprobe -r nvidia_drm", "modprobe -r nvidia",
+        "modprobe nvidia", "modprobe nvidia_uvm", "modprobe nvidia_drm", "nvidia-modprobe -u -c0",
+    ]  # fmt: skip
+
+
+def test_a_reload_tells_what_is_in_use_from_what_cannot_be_loaded(machine: Machine) -> None:
+    machine.load("nvidia", used=1, version="580.126.09")
+    assert machine.script.reload(machine.steps) == {"reboot": "it is in use", "problem": ""}
+    assert machine.steps.did == [], "it runs on"
+
+    (machine.folder / "loaded" / "nvidia" / "refcnt").write_text("0")
+    machine.fails.add("modprobe nvidia_uvm")
+    machine.steps.said = "no such device"
+    found = machine.script.reload(machine.steps)
+    assert found == {"reboot": "", "problem": "the kernel module nvidia_uvm cannot be loaded: no such device"}
+
+
 def test_a_command_that_takes_too_long_has_failed(tmp_path: Path) -> None:
     code = f"import runpy; s = runpy.run_path({str(SCRIPT)!r})['Steps'](False); print(s.run('sleep', '9', timeout=0.1))"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grp
 import hashlib
+import importlib.util
 import json
 import os
 import pwd
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -118,21 +120,46 @@ def test_workers_are_ended_and_nobody_else(tmp_path: Path) -> None:
     strangers = [
         a_process("llama_orch.hive", str(tmp_path / "workers" / "gpu")),
         a_worker("gpu", home=tmp_path / "another"),
-        a_worker("gpu", "llama_orch.hive.shim"),
+        # The shim of one that serves on.
+        a_worker("cpu", "llama_orch.hive.shim"),
     ]
     try:
         printed = run(script, f"{tmp_path}/", "gpu", "0.3", "10")
         assert sorted(map(int, printed.split())) == sorted([drains.pid, stays.pid])
         assert (drains.wait(10), stays.wait(10)) == (-signal.SIGUSR1, -signal.SIGTERM)
         assert on_cpu.poll() is None
-        assert run(script, str(tmp_path), "all", "5", "10") == f"{on_cpu.pid}\n"
+        assert strangers[2].poll() is None
+        assert set(map(int, run(script, str(tmp_path), "all", "5", "10").split())) == {on_cpu.pid, strangers[2].pid}
         assert on_cpu.wait(10) == -signal.SIGUSR1
-        assert [stranger.poll() for stranger in strangers] == [None] * 3
+        assert [stranger.poll() for stranger in strangers[:2]] == [None] * 2
+        assert strangers[2].wait(10) == -signal.SIGUSR1, "a shim that outlives its worker is ended as well"
         assert run(script, str(tmp_path), "all", "0.3", "10") == "\n"
     finally:
         for process in (on_cpu, drains, stays, *strangers):
             process.kill()
             process.communicate()
+
+
+def test_a_worker_that_begins_meanwhile_is_ended_too(tmp_path: Path) -> None:
+    (tmp_path / "workers" / "late").mkdir(parents=True)
+    (tmp_path / "workers" / "late" / "spec.json").write_text('{"backend": "cuda"}')
+    # As a shim that was held up: SIGUSR1 has it start what it was to start.
+    serve = f"import time; time.sleep(60)', '-m', 'llama_orch.worker', '--spec', '{tmp_path}/workers/late/spec.json"
+    code = (
+        "import signal, subprocess, sys; signal.signal(10, lambda *_: print(subprocess.Popen([sys.executable, '-c', "
+        f"'{serve}']).pid, flush=True) or sys.exit()); print(flush=True); signal.pause()"
+    )
+    words = ["-m", "llama_orch.hive.shim", f"{tmp_path}/workers/late"]
+    shim = subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, text=True)
+    assert shim.stdout
+    shim.stdout.readline()
+    try:
+        printed = run(ROLES / "hive" / "files" / "end_workers.py", str(tmp_path), "gpu", "5", "10")
+    finally:
+        shim.kill()
+        late = int(shim.communicate()[0])
+
+    assert set(map(int, printed.split())) == {shim.pid, late}
 
 
 def test_a_host_is_up_since_its_first_process() -> None:
@@ -164,3 +191,27 @@ def test_look_tells_what_stands_at_each_path(tmp_path: Path) -> None:
         str(nothing): "",
         str(file / "below"): "",
     }
+
+
+def test_the_table_of_files_speaks_as_look_does(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("standing", ROLES / "common" / "filter_plugins" / "standing.py")
+    assert spec is not None and spec.loader is not None
+    standing: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(standing)
+    # The group of an account of ours has its name; whoever runs the tests may have another.
+    owner, group = pwd.getpwuid(os.getuid())[0], grp.getgrgid(os.getgid())[0]
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    file.write_text("größer\n", encoding="utf-8")
+    file.chmod(0o640)
+    folder.mkdir(0o700)
+
+    found = json.loads(run(ROLES / "common" / "files" / "look.py", str(file), str(folder)))
+
+    said = {
+        str(file): standing.file_standing({"mode": "0640", "owner": owner}, "größer\n"),
+        str(folder): standing.folder_standing({"mode": "0700", "owner": owner}),
+    }
+    assert found == {path: words.replace(f"{owner} {owner}", f"{owner} {group}") for path, words in said.items()}
+    assert standing.places(["a/b"], "/to", "/from", "root", "0600") == [
+        {"path": "/to/a/b", "source": "/from/a/b", "owner": "root", "mode": "0600"}
+    ]

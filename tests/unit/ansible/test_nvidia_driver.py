@@ -260,7 +260,7 @@ def test_a_driver_of_others_is_replaced_only_where_the_site_says_so(
 
     assert plan["code"] == "driver_of_others"
     assert why in plan["message"]
-    assert "nvidia_driver_replace: true" in plan["message"]
+    assert "nvidia_driver_replace: true" in plan["what_to_do"]
     assert decide("2204", site={**site, "replace": True}, **there)["action"] == "install"
     assert decide("2204", site=site, ours=True, **there)["action"] == "install"
 
@@ -300,7 +300,7 @@ def test_what_the_run_installer_left_cannot_be_replaced_by_packages() -> None:
     plan = decide("2204", installer=True, loaded="535.54.03", loaded_flavour="proprietary")
 
     assert plan["code"] == "driver_of_installer"
-    assert "nvidia-uninstall" in plan["message"]
+    assert "nvidia-uninstall" in plan["what_to_do"]
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_secure_boot_wants_signed_modules(os: str, enrolled: bool, expected: Any
 
     assert short(plan) == expected
     if expected == "secure_boot":
-        assert "mokutil --import /var/lib/dkms/mok.pub" in plan["message"]
+        assert "mokutil --import /var/lib/dkms/mok.pub" in plan["what_to_do"]
 
 
 def wheels(runtime: str, *architectures: str, ptx: str = "") -> dict[str, Any]:
@@ -398,14 +398,15 @@ def test_gpus_without_code_are_refused(devices: list[str], built: list[dict[str,
 
 def test_the_refusal_names_the_gpus_what_there_is_and_the_command() -> None:
     manifests = [{"cuda": ADA}, {"cuda": PASCAL}]
-    message = nvidia_driver.choose(manifests, host("2204", "1eb8", "2684"), SITE, TABLES)["message"]
+    chosen = nvidia_driver.choose(manifests, host("2204", "1eb8", "2684"), SITE, TABLES)
+    message, advice = chosen["message"], chosen["what_to_do"]
 
     assert message.startswith(
         "GPU 0000:01:00.0 (10de:2204, Ampere) has compute capability 8.6 and 0000:02:00.0 (10de:1eb8, Turing) has "
     )
     assert "89 with CUDA 13.0; 61 with CUDA 12.9" in message
-    assert "Run `make wheelhouse-cuda` in the checkout there (for such a host alone: `make wheelhouse-cuda " in message
-    assert 'CUDA_FLAGS="--architectures 75-real;86-real;89-real"`), or set hive_cuda: false.' in message
+    assert "Run `make wheelhouse-cuda` in the checkout there (for such a host alone: `make wheelhouse-cuda " in advice
+    assert 'CUDA_FLAGS="--architectures 75-real;86-real;89-real"`), or set hive_cuda: false.' in advice
 
 
 @pytest.mark.parametrize(

@@ -75,10 +75,12 @@ PLAY = """
       run_once: true
       vars: {{hosts: "{{{{ ansible_play_hosts }}}}"}}
     - ansible.builtin.copy:
-        content: "{{{{ _queen_wheels | join(' ') | to_json }}}}"
+        content: "{{{{ pushed | map('dirname') | map('basename') | join(' ') | to_json }}}}"
         dest: "{said}.queen"
       run_once: true
-      vars: {{queen_wheelhouse_dir: "{{{{ preflight_wheelhouse_dir }}}}"}}
+      vars:
+        queen_wheelhouse_dir: "{{{{ preflight_wheelhouse_dir }}}}"
+        pushed: "{{{{ _queen_manifests | map(attribute='path') }}}}"
 """
 
 
@@ -149,6 +151,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             "LC_ALL": "C.UTF-8",
             "ANSIBLE_ROLES_PATH": str(ROOT / "roles"),
             "ANSIBLE_LOOKUP_PLUGINS": str(LOOKUPS),
+            "ANSIBLE_FILTER_PLUGINS": str(LOOKUPS.with_name("filter_plugins")),
         },
         capture_output=True,
         text=True,

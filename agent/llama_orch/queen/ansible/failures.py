@@ -11,7 +11,8 @@ _MAX_MESSAGE = 1500
 # Ends of a run that Ansible does not tell: the queen ended it, or its process was gone before it could.
 TIMEOUT = "timeout"
 NO_RESULT = "no result"
-AGAIN = "Then provision the node again."
+_AS_IT_SAYS = "Do as the message says, and start the job again."
+AGAIN = "Then start the job again."
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class TaskFailure:
     unreachable: bool = False
 
 
-_ROLE_MESSAGE = re.compile(r"^\s*\[([a-z][a-z0-9_]{2,40})\]\s*(.*)", re.DOTALL)
-_LAST_SENTENCE = re.compile(r"(?<=[.;])\s+(?=[A-Z])")
+# What the roles say: `[code] message`, then `Do: ...` on a line of its own.
+_ROLE_MESSAGE = re.compile(r"\s*\[([a-z][a-z0-9_]{2,40})\]\s(.*?)(?:\nDo: ((?:(?!\nDo: ).)*))?\Z", re.DOTALL)
 
 # (what the text holds, code, what happened, what to do), the first that fits counts.
 _KNOWN: tuple[tuple[str, str, str, str], ...] = (
@@ -46,13 +47,13 @@ _KNOWN: tuple[tuple[str, str, str, str], ...] = (
         r"Incorrect sudo password|Sorry, try again|incorrect password attempt|Incorrect su password",
         "sudo_password_wrong",
         "sudo on the host did not accept the password",
-        "POST …/provision again with the right sudo_password.",
+        "Start the job again with the right sudo_password.",
     ),
     (
         r"Missing sudo password|sudo: a password is required|Missing become password|a terminal is required to read",
         "sudo_password_missing",
         "sudo on the host asks for a password and none was given",
-        "POST …/provision again with sudo_password, or allow the login user to use sudo without one.",
+        "Start the job again with sudo_password, or allow the login user to use sudo without one.",
     ),
     (
         r"is not in the sudoers file|is not allowed to (execute|run) sudo|may not run sudo",
@@ -106,9 +107,7 @@ def classify(text: str, *, task: str | None = None, host: str | None = None, unr
     """The problem behind a message of ssh, sudo or Ansible."""
     role = _ROLE_MESSAGE.match(text)
     if role is not None:
-        message = " ".join(role[2].split())[:_MAX_MESSAGE]
-        sentences = _LAST_SENTENCE.split(message)
-        advice = sentences[-1].rstrip(".") + ". " + AGAIN if len(sentences) > 1 else AGAIN
+        message, advice = " ".join(role[2].split())[:_MAX_MESSAGE], " ".join((role[3] or _AS_IT_SAYS).split())
         return Problem(code=role[1], message=message, what_to_do=advice, task=task, host=host)
     for pattern, code, what, advice in _KNOWN:
         if re.search(pattern, text):
@@ -134,13 +133,6 @@ def of_run(failures: list[TaskFailure], output: str, status: str) -> Problem:
         last = failures[-1]
         return classify(last.message, task=last.task, host=last.host, unreachable=last.unreachable)
     return classify(output[-4000:].strip() or f"ansible-playbook ended as '{status}'")
-
-
-def of_remedy(problem: Problem) -> Problem:
-    """The problem of a job that was to mend something: what to do is not to provision the node."""
-    advice = problem.what_to_do.replace(AGAIN, "Then start the remedy again.").replace("…/provision", "…/remedy")
-    advice = advice.replace("carries on from where it was", "does it from the beginning")
-    return problem.model_copy(update={"what_to_do": advice})
 
 
 def may_be_stopped(problem: Problem, node_name: str, why: Problem | None = None) -> Problem:
@@ -179,7 +171,7 @@ def named_like_a_group(name: str) -> Problem:
 CANCELLED = Problem(
     code="cancelled",
     message="the job was cancelled before its end",
-    what_to_do="POST …/provision carries on from where it was.",
+    what_to_do="Started again, a provisioning goes on from where it was, a remedy begins anew.",
 )
 TIMED_OUT = Problem(
     code="timed_out",
@@ -194,22 +186,22 @@ RUN_LOST = Problem(
 PASSWORD_LOST = Problem(
     code="sudo_password_lost",
     message="the queen was restarted during the job; the sudo password lived in its memory alone and is gone",
-    what_to_do="POST …/provision again with sudo_password.",
+    what_to_do="Start the job again with sudo_password.",
 )
 INTERNAL = Problem(
     code="internal_error",
     message="an unexpected error ended the job; the queen's log has it",
-    what_to_do=AGAIN,
+    what_to_do="Start the job again.",
 )
 INTERRUPTED = Problem(
     code="interrupted",
     message="the queen was ended in a moment that left the job neither open nor closed",
-    what_to_do="POST …/provision again.",
+    what_to_do="Start the job again.",
 )
 INTERRUPTED_BY_UPGRADE = Problem(
     code="interrupted_by_upgrade",
     message="the job was begun by another version of the queen, which did its steps in another way",
-    what_to_do="POST …/provision again.",
+    what_to_do="Start the job again.",
 )
 
 # How a run may end before what it has to do in the end.

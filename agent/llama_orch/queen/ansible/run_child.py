@@ -109,7 +109,9 @@ def _message(data: dict[str, Any]) -> str:
     # Of a loop the task itself tells nothing but that one or more items failed.
     told = failed[0] if failed else result
     parts = [str(told.get(key) or "").strip() for key in ("msg", "module_stderr", "stderr")]
-    return "\n".join(dict.fromkeys(part for part in parts if part))[:MAX_TEXT]
+    text = "\n".join(dict.fromkeys(part for part in parts if part))
+    # A role's message ends with what to do.
+    return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT // 2]} … {text[3 - MAX_TEXT // 2 :]}"
 
 
 def _output(runner: Any) -> str:

@@ -221,7 +221,7 @@ class JobWork:
     async def _settle_node(self, job: JobRecord, problem: Problem | None) -> Problem | None:
         name = job.node_name
         if job.kind == "remedy":
-            return problem and await self._settle_remedy(job, failures.of_remedy(problem))
+            return problem and await self._settle_remedy(job, problem)
         if job.kind == "provision":
             ended = NodeEvent.PROVISION_SUCCEEDED if problem is None else NodeEvent.PROVISION_FAILED
             if name in self._inventory.hosts:

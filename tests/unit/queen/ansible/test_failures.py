@@ -13,7 +13,6 @@ from llama_orch.queen.ansible.failures import (
     TaskFailure,
     classify,
     may_be_stopped,
-    of_remedy,
     of_run,
 )
 
@@ -62,10 +61,10 @@ def test_the_reason_is_known_and_says_what_to_do(text: str, code: str):
     assert problem.message and problem.what_to_do and "@@@" not in problem.message
 
 
-def test_a_roles_own_code_wins_and_its_last_sentence_is_the_advice():
+def test_a_roles_own_code_wins_and_its_advice_is_taken_as_it_stands():
     text = (
-        "[unsupported_distribution] box runs Alpine Linux v3.20 (ID=alpine, VERSION_ID=3.20); supported are debian 12"
-        " and 13.\n  Install one of these on the host."
+        "[unsupported_distribution] box runs Alpine Linux v3.20 (ID=alpine, VERSION_ID=3.20). Supported are debian 12"
+        " and 13;\nNo space left on device\nDo: Install one of these on the host. Or another."
     )
     problem = classify(text, task="Refuse what is not supported", host="box")
     assert (problem.code, problem.task, problem.host) == (
@@ -73,8 +72,14 @@ def test_a_roles_own_code_wins_and_its_last_sentence_is_the_advice():
         "Refuse what is not supported",
         "box",
     )
-    assert problem.message.startswith("box runs Alpine")
-    assert problem.what_to_do == "Install one of these on the host. Then provision the node again."
+    assert problem.message.startswith("box runs Alpine") and problem.message.endswith("13; No space left on device")
+    assert problem.what_to_do == "Install one of these on the host. Or another."
+
+
+def test_only_the_last_do_is_the_advice_and_without_one_the_message_has_it():
+    said = classify("[disk_full] apt said:\nDo: you want to continue? [Y/n]\nDo: Free some space.")
+    assert (said.message, said.what_to_do) == ("apt said: Do: you want to continue? [Y/n]", "Free some space.")
+    assert classify("[worker_refused] hive_workers of box").what_to_do.startswith("Do as the message says")
 
 
 def test_unreachable_without_a_known_word_is_still_unreachable():
@@ -103,9 +108,9 @@ def test_a_run_without_a_result_is_no_failed_task():
 
 
 def test_a_remedy_that_was_cut_short_says_how_the_hive_comes_back():
-    problem = may_be_stopped(of_remedy(PASSWORD_LOST), "box")
+    problem = may_be_stopped(PASSWORD_LOST, "box")
     assert problem.message.endswith("; the hive and workers of box may be stopped")
-    assert problem.what_to_do.startswith("POST …/remedy again with sudo_password. ")
+    assert problem.what_to_do.startswith("Start the job again with sudo_password. ")
     assert "playbooks/resume.yml --limit box" in problem.what_to_do
 
 
@@ -118,3 +123,9 @@ def test_a_loop_tells_what_its_first_failed_item_told():
     result = {"failed": True, "msg": "One or more items failed", "results": [{"msg": "All is well"}, item, item]}
     assert run_child._message({"res": result}) == item["msg"]
     assert run_child._message({"res": {"failed": True, "msg": "no", "stderr": "why"}}) == "no\nwhy"
+
+
+def test_what_to_do_is_kept_of_a_long_message():
+    told = run_child._message({"res": {"failed": True, "msg": f"[disk_full] {'x' * 9000}\nDo: Free some space."}})
+    assert len(told) <= run_child.MAX_TEXT
+    assert classify(told).what_to_do == "Free some space."
