@@ -71,6 +71,22 @@ def test_a_service_looks_at_its_host_by_itself(part: str, tmp_path: Path) -> Non
     assert not (tmp_path / "secrets").exists()
 
 
+def test_the_queens_database_has_its_password_in_a_file(tmp_path: Path) -> None:
+    wheels(tmp_path, "queen")
+    password = tmp_path / "password"
+    password.write_text("s3cret")
+    more = {"preflight_host": SUITABLE, "queen_project_source": str(ROOT)}
+    for given in ({"queen_database_url": "postgresql+psycopg://queen:s3cret@h/db"},
+                  {"queen_database_password_file": str(tmp_path / "none")}):  # fmt: skip
+        run = play(tmp_path, "queen", **more, **given)
+        assert "[invalid_setting] variables of here" in run.words and "s3cret" not in run.output
+
+    given = {"queen_database_url": "postgresql+psycopg://queen@h/db", "queen_database_password_file": str(password)}
+    run = play(tmp_path, "queen", **more, **given, queen_no_log=False)
+    assert run.status == 0, run.output
+    assert "(item=/etc/llama-orch/secrets/database-password)" in run.output and "s3cret" not in run.output
+
+
 def test_preflight_stands_alone(tmp_path: Path) -> None:
     wheels(tmp_path, "queen")
     settings = {"preflight_part": "queen", "preflight_wheelhouse_dir": str(tmp_path), "preflight_host": SUITABLE}
