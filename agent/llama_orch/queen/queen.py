@@ -31,6 +31,7 @@ from .inventory.view import Inventory
 from .jobs.engine import Jobs
 from .jobs.engine_records import EngineRecords
 from .jobs.events import JobEvents
+from .jobs.parts import Parts
 from .jobs.remedies import Remedies
 from .jobs.work import JobWork
 from .metrics import QueenMetrics
@@ -83,7 +84,7 @@ class Queen:
             ssh=ssh,
             timeout_s=settings.run_timeout_s,
         )
-        work = JobWork(
+        parts = Parts(
             store=self.store,
             inventory=self._inventory,
             states=self._states,
@@ -101,6 +102,7 @@ class Queen:
             change_own_machine=settings.change_own_machine,
             ran=metrics.ran,
         )
+        work = JobWork(parts)
         # A server keeps both, the engine's in a schema of its own; of SQLite's files each has one writer.
         records = EngineRecords(
             database if is_server(database) else located(f"sqlite:///{settings.data / 'dbos.sqlite'}")
