@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine
 
 from llama_orch.contract.errors import NotReady
+from llama_orch.queen.jobs.engine_records import EngineRecords
 from llama_orch.queen.store import schema
 from llama_orch.queen.store.database import located
 from llama_orch.queen.store.store import Store
@@ -95,6 +97,26 @@ async def test_another_queen_that_took_the_database_meanwhile_is_said(store: Sto
     finally:
         await other.close()
     assert await store.jobs.open() == [] and store.problem is None
+
+
+def test_a_workflow_that_is_no_json_is_forgotten_on_a_server_too(server: Postgres):
+    url = located(server.database(), PASSWORD)
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE SCHEMA dbos")
+        for table in ("workflow_status", "operation_outputs"):
+            connection.exec_driver_sql(f"CREATE TABLE dbos.{table} (workflow_uuid TEXT, serialization TEXT)")
+            connection.exec_driver_sql(
+                f"INSERT INTO dbos.{table} VALUES ('w', 'portable_json'), ('o', 'portable_json')"
+            )
+        connection.exec_driver_sql(
+            "UPDATE dbos.operation_outputs SET serialization = 'py_pickle' WHERE workflow_uuid = 'w'"
+        )
+    assert EngineRecords(url).forget_what_is_no_json() == 1
+    with engine.connect() as connection:
+        left = connection.exec_driver_sql("SELECT workflow_uuid FROM dbos.workflow_status").scalars().all()
+    engine.dispose()
+    assert left == ["o"]
 
 
 async def test_a_second_queen_is_refused(server: Postgres):
