@@ -40,7 +40,7 @@ COMPUTE = """
 import json, os, sys
 from llama_orch.contract.process import WorkerSpec
 from llama_orch.worker.llama.engine import LlamaEngine
-from llama_orch.worker.batching.scheduler import Part
+from llama_orch.worker.scheduler import Part
 
 engine = LlamaEngine(WorkerSpec(
     worker_id="tested", model_path=sys.argv[1], model_name="m", host="127.0.0.1", port=1, backend="cpu", slots=1,
@@ -66,7 +66,7 @@ import json, os, sys
 from llama_orch.contract.process import WorkerSpec
 from llama_orch.worker.llama import backends, engine
 from llama_orch.worker.llama.binding import llama_cpp
-from llama_orch.worker.batching.scheduler import Part
+from llama_orch.worker.scheduler import Part
 
 # llama.cpp takes the same device twice, as if it were two.
 cpu = next(device for device in backends.load() if device.name == "CPU")
@@ -110,7 +110,7 @@ from llama_orch.contract.process import WorkerSpec
 from llama_orch.worker.llama import warm_up
 from llama_orch.worker.llama.binding import llama_cpp
 from llama_orch.worker.llama.engine import LlamaEngine
-from llama_orch.worker.batching.scheduler import Part
+from llama_orch.worker.scheduler import Part
 
 path, slots, context, warm_up.MOST_SECONDS = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 decode, batches, codes = llama_cpp.llama_decode, [], []
@@ -189,7 +189,7 @@ import json, os, sys
 import numpy as np
 from llama_orch.contract.process import WorkerSpec
 from llama_orch.worker.llama.engine import LlamaEngine
-from llama_orch.worker.batching.scheduler import Part
+from llama_orch.worker.scheduler import Part
 
 engine = LlamaEngine(WorkerSpec(
     worker_id="tested", model_path=sys.argv[1], model_name="m", host="127.0.0.1", port=1, backend="cpu", slots=3,
