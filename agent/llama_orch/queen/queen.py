@@ -17,7 +17,7 @@ from llama_orch.contract.queen import SshKey
 from llama_orch.web.tasks import OwnedTasks
 
 from .ansible import first_contact, ssh_keys
-from .ansible.runs import Runs
+from .ansible.runs import ProcessRuns
 from .ansible.ssh import SshSetup
 from .ansible.ssh_keys import KnownHosts
 from .fleet import hive_tokens
@@ -73,8 +73,8 @@ class Queen:
             user=getpass.getuser(),
             hive_port=settings.hive_port,
         )
-        self._client = HiveClient(tokens, settings.probe_timeout_s)
-        self._runs = Runs(
+        self._hives = HiveClient(tokens, settings.probe_timeout_s)
+        self._runs = ProcessRuns(
             folder=settings.data / "runs",
             project=settings.project,
             inventory=settings.inventory,
@@ -88,7 +88,7 @@ class Queen:
             states=self._states,
             events=self.events,
             runs=self._runs,
-            client=self._client,
+            hives=self._hives,
             tokens=tokens,
             known_hosts=known_hosts,
             ssh=ssh,
@@ -116,7 +116,7 @@ class Queen:
         self._prober = Prober(
             self._inventory,
             self._states,
-            self._client,
+            self._hives,
             settings.probe_interval_s,
             failed=metrics.probe_failed,
             seen=remedies.seen,
@@ -164,7 +164,7 @@ class Queen:
             await asyncio.wait_for(self.events.finish(), _STOP_TIMEOUT_S)
         with contextlib.suppress(Exception):
             await self._states.flush()
-        await self._client.close()
+        await self._hives.close()
         await self.store.close()
 
     def _sweep(self) -> None:
