@@ -33,6 +33,8 @@ class MemoryRuns:
         self.lose_next = 0
         # Of every run that was begun, in their order.
         self.begun: list[RunSpec] = []
+        # Set while a task waits.
+        self.waiting = asyncio.Event()
         self._ended: dict[str, asyncio.Event] = {}
         self._numbers = itertools.count(1)
 
@@ -61,9 +63,7 @@ class MemoryRuns:
         finally:
             del self._ended[spec.run_id]
 
-    async def _play(
-        self, spec: RunSpec, on_line: OnLine, interrupt: asyncio.Event, ended: asyncio.Event
-    ) -> RunResult:
+    async def _play(self, spec: RunSpec, on_line: OnLine, interrupt: asyncio.Event, ended: asyncio.Event) -> RunResult:
         result = RunResult()
         if self.lose_next:
             self.lose_next -= 1
@@ -76,7 +76,9 @@ class MemoryRuns:
             result.tasks += 1
             on_line(TaskLine(kind="task", task=task.name, outcome="started"))
             if task.waits:
+                self.waiting.set()
                 await _first_of(interrupt, ended)
+                self.waiting.clear()
                 result.interrupted = interrupt.is_set()
                 return result
             message = None if task.fails is None else jinja2.Template(task.fails).render(spec.extra_vars)

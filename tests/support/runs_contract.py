@@ -62,7 +62,9 @@ class RunsContract:
         assert isinstance(told.lines[0], PlayLine) and told.lines[0].play == "hive"
 
     async def test_a_task_that_fails_is_named_and_ends_the_run(self, place: Place):
-        place.write("hive", [Task("First"), Task("Breaks", fails="[disk_gone] no disk\nDo: Put one in."), Task("Third")])
+        place.write(
+            "hive", [Task("First"), Task("Breaks", fails="[disk_gone] no disk\nDo: Put one in."), Task("Third")]
+        )
         told = Told()
         result = await self.run(place, told=told)
         problem = result.problem(HOST)
