@@ -27,11 +27,11 @@ from .fleet.prober import Prober
 from .fleet.states import NodeStates
 from .inventory import registered_file, watch
 from .inventory.view import Inventory
+from .jobs.automatic_remedies import AutomaticRemedies
 from .jobs.engine import Jobs
 from .jobs.engine_records import EngineRecords
 from .jobs.events import JobEvents
 from .jobs.parts import Parts
-from .jobs.remedies import Remedies
 from .jobs.work import JobWork
 from .metrics import QueenMetrics
 from .node_pages import NodePages
@@ -106,7 +106,7 @@ class Queen:
             database if is_server(database) else located(f"sqlite:///{settings.data / 'dbos.sqlite'}")
         )
         self.jobs = Jobs(self.store, work, self._states, records, settings.max_concurrent_jobs)
-        remedies = Remedies(
+        remedies = AutomaticRemedies(
             self.store,
             self.jobs,
             settings.remedies_allowed,

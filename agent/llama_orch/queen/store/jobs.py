@@ -25,11 +25,10 @@ _PLAIN = [name for name in JobRecord.__dataclass_fields__ if name != "treatment"
 class OpenJobExists(Conflict):
     """The node has an open job already; `job` is that one."""
 
-    code = "job_open"
-
     def __init__(self, job: JobRecord) -> None:
         super().__init__(
             f"job {job.job_id} ({job.kind}) works on node {job.node_name}; wait for its end or cancel it",
+            code="job_open",
             job_id=job.job_id,
             kind=job.kind,
             status=job.status,
