@@ -25,8 +25,8 @@ from llama_orch.contract.hive import SpawnRequest, Worker, WorkerStatus
 from llama_orch.contract.inference import ChatMessage, ChatRequest, CompletionRequest
 from llama_orch.contract.queen import Job, JobStatus, Node, NodeStatus
 from llama_orch.demo_model import DEMO_SENTENCE, expected_completion, write_demo_model
+from tests.support.gguf.models import slow_model
 from tests.support.hub.server import Hub
-from tests.support.models import slow_model
 
 from .fixtures import KeyPair
 from .images import say

@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "hive": {"base", "contract", "client", "web"},
     "worker": {"base", "contract", "web"},
     "cli": {"base", "contract", "client", "demo_model", "packaged_model"},
+    "packaged_model": {"base"},
 }
 
 # Of each part, what it is made of, the lowest first.

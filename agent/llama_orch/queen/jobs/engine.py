@@ -18,6 +18,7 @@ from weakref import WeakValueDictionary
 
 from dbos import DBOS, SetWorkflowID
 
+from llama_orch.base import backoff
 from llama_orch.contract.common import Problem
 from llama_orch.contract.errors import Conflict, NotFound, NotReady
 from llama_orch.contract.queen import Job, JobKind, NodeStatus
@@ -39,7 +40,6 @@ _ENDED = {"SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"}
 _PARK_TIMEOUT_S = 7.0
 # A job whose end cannot be written down is tried again this often before it is given up.
 FINISH_TRIES = 6
-MOST_PAUSE_S = 60.0
 LOOK_S = 5.0
 STEP_AGAIN_S = (1.0, 5.0)
 T = TypeVar("T")
@@ -173,7 +173,7 @@ class Jobs:
                 log.exception("job %s cannot be finished (attempt %d)", job.job_id, attempt)
             else:
                 return
-            await self._work.pause(min(MOST_PAUSE_S, 2.0 ** (attempt - 1)))
+            await self._work.pause(backoff.delay(attempt))
 
     async def step(self, job_id: str, work: Callable[[JobRecord], Awaitable[Problem | None]]) -> StepResult:
         """One step of a job, as something the engine can store."""

@@ -13,8 +13,8 @@ from llama_orch.base import backoff
 from llama_orch.demo_model import write_demo_model
 from llama_orch.hive.models import facts, reading
 from llama_orch.hive.problems import Failed
-from tests.support import lying_models as lies
-from tests.support.models import split_model
+from tests.support.gguf import lying_models as lies
+from tests.support.gguf.models import split_model
 
 
 @pytest.fixture
