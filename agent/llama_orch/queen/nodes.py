@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from llama_orch.contract.common import Problem
 from llama_orch.contract.devices import Devices
-from llama_orch.contract.errors import ApiError, BadRequest, Conflict, NotFound, NotReady
+from llama_orch.contract.errors import ApiError, BadRequest, Conflict, NotFound
 from llama_orch.contract.operations import PROVISION_NODE
 from llama_orch.contract.queen import HostKey, Job, Node, NodeCreate, NodeStatus, RemedyRequest
 from llama_orch.web import correlation, principal
@@ -21,7 +21,7 @@ from .ansible.preflight import port_answers
 from .ansible.ssh_keys import KnownHosts, NoHostKey, RecordedKey, host_key_fingerprint
 from .fleet.hive_tokens import HiveTokens
 from .fleet.states import NodeStates
-from .inventory.registered_file import AlreadyRegistered, BrokenFile, RegisteredHost
+from .inventory.registered_file import AlreadyRegistered, RegisteredHost
 from .inventory.view import Host, Inventory
 from .jobs.engine import Jobs
 from .records import NodeRecord, Treatment
@@ -155,12 +155,7 @@ class Nodes:
         """Begin to mend what is wrong with a node's GPUs. Raises NotFound, and Conflict while a job is open."""
         self._host_to_change(name)
         password = wanted.sudo_password.get_secret_value() if wanted.sudo_password else None
-        try:
-            job = await self._jobs.submit(
-                "remedy", name, password=password, treatment=Treatment(wanted.remedy, wanted.gpu)
-            )
-        except OpenJobExists as exists:
-            raise _busy(name, exists.job.wire) from None
+        job = await self._jobs.submit("remedy", name, password=password, treatment=Treatment(wanted.remedy, wanted.gpu))
         await self._audit("remedy", name, remedy=wanted.remedy.value)
         return job.wire
 
@@ -177,7 +172,7 @@ class Nodes:
             )
         open_job = await self._store.jobs.open_of(name)
         if open_job is not None:
-            raise _busy(name, open_job.wire)
+            raise OpenJobExists(open_job)
         if not force and not await port_answers(host, _PORT_TIMEOUT_S):
             raise Conflict(
                 f"nothing answers at {host.ssh_host} port {host.ssh_port}, so the hive cannot be taken off node "
@@ -185,10 +180,7 @@ class Nodes:
                 code="node_unreachable",
                 status=self._states.get(name).status,
             )
-        try:
-            job = await self._jobs.submit("remove", name, force=force)
-        except OpenJobExists as exists:
-            raise _busy(name, exists.job.wire) from None
+        job = await self._jobs.submit("remove", name, force=force)
         await self._audit("remove", name, force=force)
         return job.wire
 
@@ -227,9 +219,9 @@ class Nodes:
         try:
             return (await self._jobs.submit("provision", name, password=password)).wire
         except OpenJobExists as exists:
-            if exists.job.kind == "provision":
-                return exists.job.wire
-            raise _busy(name, exists.job.wire) from None
+            if exists.job.kind != "provision":
+                raise
+            return exists.job.wire
 
     async def _expect(self, host: Host, host_key: str) -> None:
         if host.source == "inventory":
@@ -309,23 +301,11 @@ def _fingerprint(given: str) -> str:
 
 @contextlib.contextmanager
 def _written() -> Iterator[None]:
-    """What may go wrong where the queen's inventory file is written, as the contract's errors."""
+    """What a disk may refuse where the queen's inventory file is written, as an error of the contract."""
     try:
         yield
-    except BrokenFile as error:
-        raise NotReady(str(error), code="inventory_broken") from None
     except OSError as error:
         log.error("the inventory cannot be written: %s", error)  # noqa: TRY400  the reason is all there is
         raise ApiError(
             f"the inventory cannot be written on the queen's machine: {error.strerror}", code="inventory_unwritable"
         ) from None
-
-
-def _busy(name: str, job: Job) -> Conflict:
-    return Conflict(
-        f"job {job.job_id} ({job.kind}) works on node {name}; wait for its end or cancel it",
-        code="job_open",
-        job_id=job.job_id,
-        kind=job.kind,
-        status=job.status,
-    )

@@ -18,7 +18,7 @@ from llama_orch.contract.queen import JobStatus, SshKey
 from llama_orch.web.tasks import OwnedTasks
 
 from .ansible import first_contact, ssh_keys
-from .ansible.runs import Runs
+from .ansible.runs import ProcessRuns
 from .ansible.ssh import SshSetup
 from .ansible.ssh_keys import KnownHosts
 from .fleet import hive_tokens
@@ -28,11 +28,11 @@ from .fleet.prober import Prober
 from .fleet.states import NodeStates
 from .inventory import registered_file, watch
 from .inventory.view import Inventory
+from .jobs.automatic_remedies import AutomaticRemedies
 from .jobs.engine import Jobs
 from .jobs.engine_records import EngineRecords
 from .jobs.events import JobEvents
 from .jobs.parts import Parts
-from .jobs.remedies import Remedies
 from .jobs.work import JobWork
 from .metrics import QueenMetrics
 from .node_pages import NodePages
@@ -75,8 +75,8 @@ class Queen:
             user=getpass.getuser(),
             hive_port=settings.hive_port,
         )
-        self._client = HiveClient(tokens, settings.probe_timeout_s)
-        self._runs = Runs(
+        self._hives = HiveClient(tokens, settings.probe_timeout_s)
+        self._runs = ProcessRuns(
             folder=settings.data / "runs",
             project=settings.project,
             inventory=settings.inventory,
@@ -90,7 +90,7 @@ class Queen:
             states=self._states,
             events=self.events,
             runs=self._runs,
-            client=self._client,
+            hives=self._hives,
             tokens=tokens,
             known_hosts=known_hosts,
             ssh=ssh,
@@ -108,7 +108,7 @@ class Queen:
             database if is_server(database) else located(f"sqlite:///{settings.data / 'dbos.sqlite'}")
         )
         self.jobs = Jobs(self.store, work, self._states, records, settings.max_concurrent_jobs)
-        remedies = Remedies(
+        remedies = AutomaticRemedies(
             self.store,
             self.jobs,
             settings.remedies_allowed,
@@ -118,7 +118,7 @@ class Queen:
         self._prober = Prober(
             self._inventory,
             self._states,
-            self._client,
+            self._hives,
             settings.probe_interval_s,
             failed=metrics.probe_failed,
             seen=remedies.seen,
@@ -166,7 +166,7 @@ class Queen:
             await asyncio.wait_for(self.events.finish(), _STOP_TIMEOUT_S)
         with contextlib.suppress(Exception):
             await self._states.flush()
-        await self._client.close()
+        await self._hives.close()
         await self.store.close()
 
     def _sweep(self) -> None:

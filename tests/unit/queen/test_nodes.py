@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from llama_orch.contract.queen import JobKind, JobStatus
+from llama_orch.contract.devices import Remedy
+from llama_orch.contract.errors import ApiError, Conflict, NotReady
+from llama_orch.contract.queen import JobKind, JobStatus, RemedyRequest
 from llama_orch.queen.ansible.ssh_keys import KnownHosts
+from llama_orch.queen.inventory.registered_file import BrokenFile
 from llama_orch.queen.inventory.view import Host
 from llama_orch.queen.nodes import Nodes
 from llama_orch.queen.records import JobRecord, NodeRecord
@@ -48,7 +52,7 @@ class Site:
             raise OSError(28, "No space left on device")
         self.forgotten.append(sorted(names))
 
-    async def submit(self, _kind: JobKind, name: str, *, password: str | None) -> JobRecord:
+    async def submit(self, _kind: JobKind, name: str, **_: object) -> JobRecord:
         if name in self.fails:
             raise OSError(28, "No space left on device")
         job = JobRecord("j", "remove", name, JobStatus.RUNNING, 0.0, datetime.now(UTC))
@@ -120,3 +124,32 @@ async def test_what_is_to_be_forgotten_is_at_the_next_look_where_the_disk_is_ful
     site.fails.clear()
     await nodes.inventory_changed()
     assert site.forgotten == [["new", "old"]] and site.submitted == ["new"]
+
+
+async def test_a_client_is_told_of_an_open_job_what_the_store_says_of_it(site: Site, nodes: Nodes):
+    site.busy.add("old")
+    with pytest.raises(Conflict, match=r"job j \(remove\) works on node old") as raised:
+        await nodes.remedy("old", RemedyRequest(remedy=Remedy.REBOOT))
+    assert raised.value.error_code == "job_open"
+    assert raised.value.details == {"job_id": "j", "kind": "remove", "status": JobStatus.RUNNING}
+
+
+@pytest.mark.parametrize(
+    ("fails", "status", "code"),
+    [
+        (BrokenFile("00-registered.yml is not as the queen wrote it"), NotReady.status, "inventory_broken"),
+        (OSError(28, "No space left on device"), 500, "inventory_unwritable"),
+    ],
+)
+async def test_a_client_is_told_why_a_node_cannot_be_written_down(
+    site: Site, nodes: Nodes, fails: Exception, status: int, code: str
+):
+    async def expect_host_key(_name: str, _host_key: str) -> None:
+        raise fails
+
+    host = replace(site.host("old"), source="rest")
+    site.hosts = {"old": host}
+    vars(site)["expect_host_key"] = expect_host_key
+    with pytest.raises(ApiError) as raised:
+        await nodes.provision("old", None, "SHA256:" + "A" * 43)
+    assert (raised.value.status, raised.value.error_code) == (status, code)

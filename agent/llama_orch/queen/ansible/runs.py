@@ -17,13 +17,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from llama_orch.base import child_output
 from llama_orch.base.child import Child
+from llama_orch.contract.common import Problem
 
 from . import fence
-from .failures import NO_RESULT, TIMEOUT, TaskFailure
+from .failures import NO_RESULT, TIMEOUT, TaskFailure, of_run
 from .lines import PlayLine, ResultLine, Stats, TaskLine, parse
 from .ssh import SshSetup
 
@@ -70,14 +71,41 @@ class RunResult:
         bad = self.stats.failures.get(host, 0) + self.stats.dark.get(host, 0)
         return bad == 0 and host in self.stats.processed
 
+    def problem(self, host: str) -> Problem | None:
+        """Why the playbook did not go through on `host`; None where it did."""
+        return None if self.succeeded(host) else of_run(self.failures, self.output, self.status)
+
     @property
     def lost(self) -> bool:
         """Whether the process ended, by itself or by somebody else, before it could say how the run did."""
         return self.status == NO_RESULT and not self.interrupted
 
 
-class Runs:
-    """Starts runs and clears away what they leave."""
+class Runs(Protocol):
+    """What executes playbooks."""
+
+    async def clear(self, job_id: str | None = None) -> None:
+        """End and delete what runs of `job_id` left here, or of every job. Raises fence.FenceFailed."""
+        ...
+
+    def prepare(self, run_id: str) -> dict[str, str]:
+        """Answer the environment that marks a run's processes, so that `clear` finds them later."""
+        ...
+
+    def next_run_id(self, job_id: str) -> str:
+        """A name that no earlier run of this job has."""
+        ...
+
+    async def run(self, spec: RunSpec, on_line: OnLine, interrupt: asyncio.Event) -> RunResult:
+        """Run a playbook to its end, or until `interrupt` or the time-out; nothing of it is left here then.
+
+        Raises OSError where it cannot be started.
+        """
+        ...
+
+
+class ProcessRuns:
+    """Runs that are processes of this machine, each with a folder of its own below `folder`."""
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import aiohttp
 
@@ -35,8 +35,16 @@ class NoTokenYet(Exception):
     """No token was made for this hive: nobody has provisioned it."""
 
 
+class Hives(Protocol):
+    """What asks hives."""
+
+    async def ask(self, host: Host) -> NodeHive:
+        """What the hive on `host` tells. Raises HiveSilent, NoTokenYet."""
+        ...
+
+
 class HiveClient:
-    """Holds the connections to hives."""
+    """Asks hives over the network; holds the connections to them."""
 
     def __init__(self, tokens: HiveTokens, timeout_s: float) -> None:
         self._tokens = tokens

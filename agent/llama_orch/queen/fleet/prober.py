@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from llama_orch.contract.queen import NodeHive
 
 from ..inventory.view import Host, Inventory
-from .hives import HiveClient, HiveSilent, NoTokenYet
+from .hives import Hives, HiveSilent, NoTokenYet
 from .states import NodeStates
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ MAX_BACK_OFF = 6
 
 
 @dataclass
-class _Patience:
+class _BackOff:
     misses: int = 0
     next_round: int = 0
 
@@ -34,7 +34,7 @@ class Prober:
         self,
         inventory: Inventory,
         states: NodeStates,
-        client: HiveClient,
+        hives: Hives,
         interval_s: float,
         *,
         failed: Callable[[str], None],
@@ -43,20 +43,20 @@ class Prober:
     ) -> None:
         self._inventory = inventory
         self._states = states
-        self._client = client
+        self._hives = hives
         self._interval_s = interval_s
         self._failed = failed
         self._seen = seen
         self._gone = gone
         self._at_once = asyncio.Semaphore(MAX_AT_ONCE)
-        self._patience: dict[str, _Patience] = {}
+        self._back_off: dict[str, _BackOff] = {}
         self._round = 0
         self._wake = asyncio.Event()
 
     def wake(self) -> None:
         """Ask everybody now."""
-        for patience in self._patience.values():
-            patience.next_round = 0
+        for back_off in self._back_off.values():
+            back_off.next_round = 0
         self._wake.set()
 
     async def run(self) -> None:
@@ -76,10 +76,10 @@ class Prober:
         """One round."""
         self._round += 1
         hosts = [host for host in self._inventory.hosts.values() if not host.templated]
-        for gone in set(self._patience) - {host.name for host in hosts}:
-            del self._patience[gone]
+        for gone in set(self._back_off) - {host.name for host in hosts}:
+            del self._back_off[gone]
             self._gone(gone)
-        due = [host for host in hosts if self._patience.setdefault(host.name, _Patience()).next_round <= self._round]
+        due = [host for host in hosts if self._back_off.setdefault(host.name, _BackOff()).next_round <= self._round]
         await asyncio.gather(*(self._ask(host) for host in due))
         await self._states.flush()
 
@@ -91,21 +91,21 @@ class Prober:
             log.exception("what the hive of %s answered could not be dealt with", host.name)
 
     async def _ask_and_note(self, host: Host) -> None:
-        patience = self._patience[host.name]
+        back_off = self._back_off[host.name]
         try:
             async with self._at_once:
-                hive = await self._client.ask(host)
-            patience.misses = 0
+                hive = await self._hives.ask(host)
+            back_off.misses = 0
             if host.name in self._inventory.hosts:
                 await self._states.seen(host.name, hive)
                 await self._seen(host.name, hive)
         except NoTokenYet:
-            patience.misses = 0
+            back_off.misses = 0
         except HiveSilent as silence:
             self._failed(silence.problem.code)
-            patience.misses += 1
-            patience.next_round = self._round + min(patience.misses, MAX_BACK_OFF)
-            if patience.misses >= MISSES_UNTIL_UNREACHABLE and host.name in self._inventory.hosts:
+            back_off.misses += 1
+            back_off.next_round = self._round + min(back_off.misses, MAX_BACK_OFF)
+            if back_off.misses >= MISSES_UNTIL_UNREACHABLE and host.name in self._inventory.hosts:
                 await self._states.missed(host.name, silence.problem)
-            elif patience.misses < MISSES_UNTIL_UNREACHABLE:
-                patience.next_round = self._round + 1
+            elif back_off.misses < MISSES_UNTIL_UNREACHABLE:
+                back_off.next_round = self._round + 1

@@ -18,6 +18,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from llama_orch.base import files, locks
+from llama_orch.contract.errors import NotReady
 from llama_orch.contract.patterns import HostKeyGiven, LabelKey, LabelValue, NodeName, SshHost, SshUser
 
 NAME = "00-registered.yml"
@@ -32,8 +33,10 @@ _HEADER = """\
 """
 
 
-class BrokenFile(Exception):
+class BrokenFile(NotReady):
     """The file is there, but it is not what the queen wrote; the message says what is wrong."""
+
+    code = "inventory_broken"
 
 
 class AlreadyRegistered(Exception):

@@ -9,7 +9,7 @@ from ..ansible.runs import Runs
 from ..ansible.ssh import SshSetup
 from ..ansible.ssh_keys import KnownHosts
 from ..fleet.hive_tokens import HiveTokens
-from ..fleet.hives import HiveClient
+from ..fleet.hives import Hives
 from ..fleet.states import NodeStates
 from ..inventory.view import Inventory
 from ..store.store import Store
@@ -27,7 +27,7 @@ class Parts:
     states: NodeStates
     events: JobEvents
     runs: Runs
-    client: HiveClient
+    hives: Hives
     tokens: HiveTokens
     known_hosts: KnownHosts
     ssh: SshSetup

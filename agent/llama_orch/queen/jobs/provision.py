@@ -71,7 +71,7 @@ class Provision:
         deadline = time.monotonic() + self._parts.verify_timeout_s
         while True:
             try:
-                await self._parts.states.seen(host.name, await self._parts.client.ask(host))
+                await self._parts.states.seen(host.name, await self._parts.hives.ask(host))
             except HiveSilent as silence:
                 problem = silence.problem.model_copy(update={"host": host.name})
             except NoTokenYet:

@@ -65,10 +65,8 @@ class Remedy:
         result = await running.run(RESUME, job.node_name, {}, running.stop)
         if result.interrupted:
             raise asyncio.CancelledError("the queen stops")
-        if result.succeeded(job.node_name):
-            return problem
-        why = failures.of_run(result.failures, result.output, result.status)
-        return failures.may_be_stopped(problem, job.node_name, why)
+        why = result.problem(job.node_name)
+        return problem if why is None else failures.may_be_stopped(problem, job.node_name, why)
 
     async def give_up(self, job: JobRecord, problem: Problem) -> None:
         """Nothing shows on the node."""

@@ -104,13 +104,13 @@ class JobWork:
         result = await running.run(playbook, job.node_name, kind.variables(job))
         if result.interrupted:
             return running.interrupted()
-        if result.succeeded(job.node_name):
-            # The playbook went through, and is not run again for this.
-            with contextlib.suppress(Exception):
-                await self._parts.store.learnt.learn(playbook, result.tasks)
-            story.progress.playbook_ended()
-            return None
-        return failures.of_run(result.failures, result.output, result.status)
+        if (problem := result.problem(job.node_name)) is not None:
+            return problem
+        # The playbook went through, and is not run again for this.
+        with contextlib.suppress(Exception):
+            await self._parts.store.learnt.learn(playbook, result.tasks)
+        story.progress.playbook_ended()
+        return None
 
     async def verify(self, job: JobRecord) -> Problem | None:
         """Whether the playbook brought about what it was for."""

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from llama_orch.contract.common import Problem
+from llama_orch.contract.errors import Conflict
 from llama_orch.contract.queen import JobKind, JobStatus
 
 from ..records import OPEN, JobCursor, JobRecord, Treatment
@@ -21,11 +22,17 @@ _TREATMENT = ("remedy", "gpu", "condition")
 _PLAIN = [name for name in JobRecord.__dataclass_fields__ if name != "treatment"]
 
 
-class OpenJobExists(Exception):
+class OpenJobExists(Conflict):
     """The node has an open job already; `job` is that one."""
 
     def __init__(self, job: JobRecord) -> None:
-        super().__init__(job.job_id)
+        super().__init__(
+            f"job {job.job_id} ({job.kind}) works on node {job.node_name}; wait for its end or cancel it",
+            code="job_open",
+            job_id=job.job_id,
+            kind=job.kind,
+            status=job.status,
+        )
         self.job = job
 
 

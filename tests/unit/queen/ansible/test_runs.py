@@ -12,7 +12,7 @@ import pytest
 
 from llama_orch.queen.ansible import runs as runs_module
 from llama_orch.queen.ansible.lines import PlayLine, TaskLine
-from llama_orch.queen.ansible.runs import RunResult, Runs, RunSpec
+from llama_orch.queen.ansible.runs import ProcessRuns, RunResult, RunSpec
 from llama_orch.queen.ansible.ssh import SshSetup
 from tests.support.queen_process import processes_with
 
@@ -36,7 +36,7 @@ class Place:
         self.child.write_text(
             f"import os, signal, subprocess, sys, time\nspec = sys.stdin.readline()\n{script}\nsys.stdout.flush()\n"
         )
-        runs = Runs(
+        runs = ProcessRuns(
             folder=self.folder / "runs",
             project=self.folder / "project",
             inventory=self.folder / "inventory",

@@ -5,33 +5,37 @@ from typing import Any, cast
 
 from llama_orch.contract.common import Problem
 from llama_orch.contract.queen import NodeHive
-from llama_orch.queen.fleet.hives import HiveClient, HiveSilent
 from llama_orch.queen.fleet.prober import MISSES_UNTIL_UNREACHABLE, Prober
 from llama_orch.queen.fleet.states import NodeStates
 from llama_orch.queen.inventory.view import Host, Inventory
+from tests.support.memory_hives import MemoryHives, a_host
 
 
-class Surroundings:
-    """Nodes by name, and what was noted of them. The hive of `leaves` answers when its node is gone."""
+class Surroundings(MemoryHives):
+    """Nodes by name with a hive each, and what was noted. The hive of `leaves` answers when its node is gone."""
 
     def __init__(self, *names: str, leaves: str | None = None) -> None:
-        self.hosts = {name: Host(name, name, 22, "u", {}, "rest", name, 8081) for name in names}
+        super().__init__()
+        self.hosts = {name: a_host(name, 8081 + number) for number, name in enumerate(names)}
+        for host in self.hosts.values():
+            self.add(host)
         self.leaves = leaves
         self.noted: list[str] = []
         self.flushed = 0
-        self.silent: set[str] = set()
         self.missed_tries = 0
+
+    def falls_silent(self, name: str) -> None:
+        """Nothing listens where the node's hive did."""
+        del self.listening[self.hosts[name].hive_port]
+
+    async def ask(self, host: Host) -> NodeHive:
+        if host.name == self.leaves:
+            del self.hosts[host.name]
+        return await super().ask(host)
 
     async def missed(self, _name: str, _problem: Problem) -> None:
         self.missed_tries += 1
         raise OSError("the disk is full")
-
-    async def ask(self, host: Host) -> NodeHive:
-        if host.name in self.silent:
-            raise HiveSilent("hive_unreachable", "no hive answers", "look")
-        if host.name == self.leaves:
-            del self.hosts[host.name]
-        return cast("NodeHive", None)
 
     async def seen(self, name: str, _hive: NodeHive) -> None:
         self.noted.append(name)
@@ -42,7 +46,7 @@ class Surroundings:
 
 def a_prober(around: Surroundings, seen: Any, gone: Callable[[str], None] = lambda _: None) -> Prober:
     return Prober(
-        cast("Inventory", around), cast("NodeStates", around), cast("HiveClient", around), 1,
+        cast("Inventory", around), cast("NodeStates", around), around, 1,
         failed=lambda _: None, seen=seen, gone=gone,
     )  # fmt: skip
 
@@ -62,7 +66,7 @@ async def test_what_cannot_be_dealt_with_costs_no_other_hive_its_answer():
 
 async def test_a_hive_that_is_silent_costs_no_other_its_answer_where_that_cannot_be_noted():
     around = Surroundings("a", "b", "c")
-    around.silent.add("b")
+    around.falls_silent("b")
     prober = a_prober(around, around.seen)
     for _ in range(MISSES_UNTIL_UNREACHABLE):
         await prober.ask_all()
@@ -90,3 +94,17 @@ async def test_a_node_that_leaves_while_its_hive_is_asked_is_not_noted():
 
     await a_prober(around, deal_with).ask_all()
     assert around.noted == dealt_with == ["b"]
+
+
+async def test_a_hive_that_is_silent_is_asked_less_and_less_often_and_one_without_a_token_as_ever():
+    around = Surroundings("a", "b", "c")
+    around.falls_silent("a")
+    del around.tokens["b"]
+    prober = a_prober(around, around.seen)
+    for _ in range(16):
+        await prober.ask_all()
+    assert around.asked.count("b") == around.asked.count("c") == 16
+    assert around.asked.count("a") == 6
+    prober.wake()
+    await prober.ask_all()
+    assert around.asked[-3:] == ["a", "b", "c"], "woken, it asks everybody"

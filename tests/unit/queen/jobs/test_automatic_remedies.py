@@ -10,9 +10,14 @@ import pytest
 from llama_orch.contract.common import WorkerCounts
 from llama_orch.contract.devices import Condition, ConditionType, Remedy
 from llama_orch.contract.queen import JobKind, JobStatus, NodeHive
-from llama_orch.queen.jobs import remedies
+from llama_orch.queen.jobs import automatic_remedies
+from llama_orch.queen.jobs.automatic_remedies import (
+    AutomaticRemedies,
+    PersistentConditions,
+    RecentRemedies,
+    next_remedy,
+)
 from llama_orch.queen.jobs.engine import Jobs
-from llama_orch.queen.jobs.remedies import Remedies, Standing, Tried, due
 from llama_orch.queen.records import Treatment
 from llama_orch.queen.store import tables
 from llama_orch.queen.store.store import Store
@@ -30,31 +35,33 @@ SILENT = Condition(
 
 
 def test_what_is_allowed_and_needed_is_due():
-    assert due([ECC], RESET, ()) == Treatment(Remedy.RESET_GPU, "GPU-1", ConditionType.ECC_UNCORRECTED)
-    assert due([SILENT], frozenset(Remedy), ()) == Treatment(Remedy.RELOAD_DRIVER, None, ConditionType.DRIVER_SILENT)
+    assert next_remedy([ECC], RESET, ()) == Treatment(Remedy.RESET_GPU, "GPU-1", ConditionType.ECC_UNCORRECTED)
+    assert next_remedy([SILENT], frozenset(Remedy), ()) == Treatment(
+        Remedy.RELOAD_DRIVER, None, ConditionType.DRIVER_SILENT
+    )
 
 
 def test_only_a_reset_is_for_one_gpu():
     lost = ECC.model_copy(update={"type": ConditionType.GPU_LOST, "remedy": Remedy.REBOOT})
-    assert due([lost], frozenset(Remedy), ()) == Treatment(Remedy.REBOOT, None, ConditionType.GPU_LOST)
+    assert next_remedy([lost], frozenset(Remedy), ()) == Treatment(Remedy.REBOOT, None, ConditionType.GPU_LOST)
     part = ECC.model_copy(update={"uuid": "MIG-1"})
-    assert due([part], RESET, ()) == Treatment(Remedy.RESET_GPU, None, ConditionType.ECC_UNCORRECTED)
+    assert next_remedy([part], RESET, ()) == Treatment(Remedy.RESET_GPU, None, ConditionType.ECC_UNCORRECTED)
 
 
 @pytest.mark.parametrize("uuid", ["GPU-{{ lookup('pipe', 'id') }}", "GPU-1\n", "GPU-1 --all", "GPU-", ""])
 def test_what_is_no_uuid_goes_nowhere(uuid: str):
     told = ECC.model_copy(update={"uuid": uuid})
-    assert due([told], RESET, ()) == Treatment(Remedy.RESET_GPU, None, ConditionType.ECC_UNCORRECTED)
+    assert next_remedy([told], RESET, ()) == Treatment(Remedy.RESET_GPU, None, ConditionType.ECC_UNCORRECTED)
 
 
 def test_what_was_there_at_each_look_for_that_long_stands():
-    standing = Standing(300.0)
-    assert standing.of([ECC, XID], 1000.0) == []
-    assert standing.of([ECC], 1240.0) == []
-    assert standing.of([ECC, XID], 1300.0) == [ECC], "the other one was gone in between"
+    persistent = PersistentConditions(300.0)
+    assert persistent.among([ECC, XID], 1000.0) == []
+    assert persistent.among([ECC], 1240.0) == []
+    assert persistent.among([ECC, XID], 1300.0) == [ECC], "the other one was gone in between"
     other_gpu = ECC.model_copy(update={"uuid": "GPU-2"})
-    assert standing.of([other_gpu, XID], 1600.0) == [XID]
-    assert Standing(0.0).of([ECC], 1000.0) == [ECC]
+    assert persistent.among([other_gpu, XID], 1600.0) == [XID]
+    assert PersistentConditions(0.0).among([ECC], 1000.0) == [ECC]
 
 
 @pytest.mark.parametrize(
@@ -68,16 +75,18 @@ def test_what_was_there_at_each_look_for_that_long_stands():
     ],
 )
 def test_nothing_is_due(conditions: list[Condition], allowed: frozenset[Remedy]):
-    assert due(conditions, allowed, ()) is None
+    assert next_remedy(conditions, allowed, ()) is None
 
 
 def test_once_for_each_condition_within_the_interval():
-    tried = Tried(3600.0)
-    tried.note(ConditionType.ECC_UNCORRECTED, 1000.0)
-    tried.note(ConditionType.ECC_UNCORRECTED, 500.0)
-    assert due([ECC], RESET, tried.of_late(4599.0)) is None
-    assert due([ECC, XID], RESET, tried.of_late(4599.0)) == Treatment(Remedy.RESET_GPU, "GPU-1", ConditionType.XID)
-    assert due([ECC], RESET, tried.of_late(4600.0)) is not None
+    recent = RecentRemedies(3600.0)
+    recent.note(ConditionType.ECC_UNCORRECTED, 1000.0)
+    recent.note(ConditionType.ECC_UNCORRECTED, 500.0)
+    assert next_remedy([ECC], RESET, recent.conditions(4599.0)) is None
+    assert next_remedy([ECC, XID], RESET, recent.conditions(4599.0)) == Treatment(
+        Remedy.RESET_GPU, "GPU-1", ConditionType.XID
+    )
+    assert next_remedy([ECC], RESET, recent.conditions(4600.0)) is not None
 
 
 class Site:
@@ -90,10 +99,12 @@ class Site:
         self.fails = False
         self.remedies = self.again()
 
-    def again(self) -> Remedies:
+    def again(self) -> AutomaticRemedies:
         """As a queen that was restarted has them."""
         jobs = cast("Jobs", self)
-        self.remedies = Remedies(self.store, jobs, RESET, after_s=300.0, interval_s=3600.0, clock=lambda: self.now)
+        self.remedies = AutomaticRemedies(
+            self.store, jobs, RESET, after_s=300.0, interval_s=3600.0, clock=lambda: self.now
+        )
         return self.remedies
 
     async def submit(self, kind: JobKind, node_name: str, *, treatment: Treatment) -> None:
@@ -136,7 +147,7 @@ def set_clock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
             return datetime.now(tz) + request.param * timedelta(hours=2)
 
     def set_it() -> None:
-        for module in (remedies, tables):
+        for module in (automatic_remedies, tables):
             monkeypatch.setattr(module, "datetime", Wall)
 
     return set_it
@@ -207,5 +218,5 @@ async def test_nothing_is_kept_of_a_node_that_is_gone(site: Site):
     assert await site.looks(ECC, seconds=300) == 1
     await site.end()
     site.remedies.forget("n")
-    assert vars(site.remedies)["_standing"] == vars(site.remedies)["_tried"] == {}
+    assert vars(site.remedies)["_persistent"] == vars(site.remedies)["_recent"] == {}
     assert await site.looks(ECC, seconds=3600) == 1, "its conditions begin anew"
