@@ -2,8 +2,9 @@
 
 The formulas follow what llama.cpp allocates for the context that the worker's engine makes: `n_ctx` is the context per
 slot times the slots, `n_seq_max` the slots, each slot with a cache of its own (`kv_unified` off), `n_batch` and
-`n_ubatch` as `contract/process.py` has them, caches of F16, flash attention. `tests/integration/hive/test_memory_fit.py` holds them against what
-llama.cpp says of itself and against what a worker takes.
+`n_ubatch` as `contract/process.py` has them, caches of F16, flash attention.
+`tests/integration/hive/test_memory_fit.py` holds them against what llama.cpp says of itself and against what a worker
+takes.
 """
 
 from __future__ import annotations

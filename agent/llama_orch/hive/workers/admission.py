@@ -14,7 +14,7 @@ from ..devices.gpus import Gpus
 from ..looking import look
 from ..models.memory import Needed
 from ..settings import HiveSettings
-from . import placement
+from . import requirements
 from .keeper import WorkerKeeper
 from .records import RAM, WorkerRecord
 
@@ -36,7 +36,7 @@ class Admission:
     async def the_gpus(self, request: SpawnRequest, *, now: bool = False) -> list[Gpu]:
         """The GPUs that are meant, none for the CPU; `now` as in `Gpus.read`. Raises ApiError where one is unfit."""
         found = await self._gpus.read(now=now and request.backend == "cuda")
-        return placement.the_gpus(request, found.status, found.gpus, found.conditions)
+        return requirements.the_gpus(request, found.status, found.gpus, found.conditions)
 
     def threads_used(self, but: str) -> int:
         """How many cores the workers but the one with that id keep busy."""
@@ -51,7 +51,7 @@ class Admission:
         """A port that nobody has; `giving_port` is held. Raises NotReady where there is none."""
         keepers = self._keepers.values()
         taken = {k.record.port for k in keepers if k.record.id != record.id and k.record.port is not None}
-        return await look(placement.free_port, self._settings, taken, prefer=record.port)
+        return await look(requirements.free_port, self._settings, taken, prefer=record.port)
 
     async def take_on(self, record: WorkerRecord, needed: Needed) -> None:
         """Promise a worker that is about to be started so much. Raises ApiError where it cannot be.
@@ -71,7 +71,7 @@ class Admission:
         gpus: list[Gpu] = []
         if record.device_uuids:
             found = await self._gpus.read(now=True)
-            gpus = placement.bound_gpus(record.device_uuids, found.gpus, found.conditions)
+            gpus = requirements.bound_gpus(record.device_uuids, found.gpus, found.conditions)
         await self.check_fits(record, gpus, spoken_for)
 
     async def check_fits(self, record: WorkerRecord, gpus: list[Gpu], spoken_for: Counter[str]) -> None:
@@ -82,9 +82,9 @@ class Admission:
         by_uuid = {gpu.uuid: gpu for gpu in gpus}
         for memory, needed in record.promised().items():
             gpu = by_uuid.get(memory)
-            available, of_what = placement.free_memory(self._settings, gpu, spoken_for)
-            whole = placement.whole_memory(self._settings, gpu)
-            placement.check_memory(needed, available, of_what, whole=whole, device=gpu.index if gpu else None)
+            available, of_what = requirements.free_memory(self._settings, gpu, spoken_for)
+            whole = requirements.whole_memory(self._settings, gpu)
+            requirements.check_memory(needed, available, of_what, whole=whole, device=gpu.index if gpu else None)
 
     async def tensor_split(
         self, request: SpawnRequest, gpus: list[Gpu], spoken_for: Counter[str]
@@ -92,8 +92,8 @@ class Admission:
         """The part of the model that each of several GPUs gets, None on one."""
         if request.split is None:
             return None
-        found = await look(lambda: [placement.free_memory(self._settings, gpu, spoken_for) for gpu in gpus])
-        return placement.tensor_split(request, [available for available, _ in found])
+        found = await look(lambda: [requirements.free_memory(self._settings, gpu, spoken_for) for gpu in gpus])
+        return requirements.tensor_split(request, [available for available, _ in found])
 
     async def spoken_for(self, but: str) -> Counter[str]:
         """Bytes of each memory that other workers were promised and do not hold yet.

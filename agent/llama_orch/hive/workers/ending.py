@@ -16,7 +16,7 @@ from llama_orch.contract.common import Problem
 from llama_orch.contract.process import ENDED_FILE, FAILURE_FILE, SPEC_FILE, WorkerEnded, WorkerFailure, WorkerSpec
 
 from ..looking import look
-from . import last_words, process
+from . import last_words, process_table
 
 KILL_TIMEOUT_S = 20.0
 BEFORE_READY = " while it loaded its model or tried it out, before it was ready"
@@ -79,7 +79,7 @@ async def end(state_dir: Path, worker_id: str, *, drain_s: float, term_s: float)
 async def _signalled(state_dir: Path, worker_id: str, number: signal.Signals, timeout: float) -> bool:
     """Send one signal to all there are and all that appear meanwhile; whether all are gone before the time-out."""
     deadline = time.monotonic() + timeout
-    told: set[process.Process] = set()
+    told: set[process_table.Process] = set()
     while True:
         alive = await look(_tell, state_dir, worker_id, number, told)
         if not alive:
@@ -93,9 +93,11 @@ async def _signalled(state_dir: Path, worker_id: str, number: signal.Signals, ti
             return False
 
 
-def _tell(state_dir: Path, worker_id: str, number: signal.Signals, told: set[process.Process]) -> list[process.Process]:
+def _tell(
+    state_dir: Path, worker_id: str, number: signal.Signals, told: set[process_table.Process]
+) -> list[process_table.Process]:
     """Send the signal to those of its processes that were not told; answers all that live."""
-    alive = process.find(state_dir).get(worker_id, [])
+    alive = process_table.find(state_dir).get(worker_id, [])
     for found in alive:
         # The shim is to see how its worker ends; it is killed only where it outlives that.
         if found not in told and (not found.is_shim or len(alive) == 1):
@@ -104,7 +106,7 @@ def _tell(state_dir: Path, worker_id: str, number: signal.Signals, told: set[pro
     return alive
 
 
-def _any_lives(processes: list[process.Process]) -> bool:
+def _any_lives(processes: list[process_table.Process]) -> bool:
     return any(found.lives() for found in processes)
 
 

@@ -31,7 +31,7 @@ from ..models.memory import Needed
 from ..ordered_writes import OrderedWrites
 from ..problems import Failed, as_failed
 from ..settings import HiveSettings
-from . import ending, launch, placement, process
+from . import ending, launch, process_table, requirements
 from . import probe as worker_probe
 from .probe import Probe
 from .pulse import Progress, Pulse, is_doubted
@@ -73,7 +73,7 @@ class WorkerKeeper:
     def __init__(self, record: WorkerRecord, around: Surroundings) -> None:
         self.record = record
         self.state = WorkerState()
-        self.process: process.Process | None = None
+        self.process: process_table.Process | None = None
         self.slots_busy = 0
         self.tokens_per_second = 0.0
         # None until it has said so.
@@ -272,13 +272,13 @@ class WorkerKeeper:
             path = await self._get_model()
         facts = await reading.facts(path, around.settings.state_dir)
         record.model_path = str(path)
-        record.ctx_per_slot = placement.context(request.ctx_per_slot, facts)
+        record.ctx_per_slot = requirements.context(request.ctx_per_slot, facts)
         needed = memory.of_worker(facts, request, record.ctx_per_slot, record.tensor_split)
         if record.admitted:
             record.promise(needed)
         else:
             await around.take_on(record, needed)
-        record.threads = placement.threads(request.threads, around.threads_used(record.id))
+        record.threads = requirements.threads(request.threads, around.threads_used(record.id))
         # Its own port again where that is free, so that those who know its address find it.
         await around.give_port(record)
         return path
@@ -445,13 +445,13 @@ class WorkerKeeper:
         await self._around.writes.settled(self.record.id)
 
 
-def _look_at(one: process.Process, closely: bool) -> tuple[bool, Progress | None]:
+def _look_at(one: process_table.Process, closely: bool) -> tuple[bool, Progress | None]:
     # Each of its threads is a file to be read.
-    return one.lives(), process.progress(one.pid) if closely else None
+    return one.lives(), process_table.progress(one.pid) if closely else None
 
 
-def _recorded(folder: Path) -> process.Process | None:
-    found = process.recorded(folder)
+def _recorded(folder: Path) -> process_table.Process | None:
+    found = process_table.recorded(folder)
     return found if found is not None and found.lives() else None
 
 

@@ -32,7 +32,7 @@ from ..models.facts import ModelFacts
 from ..ordered_writes import OrderedWrites
 from ..problems import Failed
 from ..settings import HiveSettings
-from . import ending, logs, placement, process
+from . import ending, logs, process_table, requirements
 from .admission import Admission
 from .keeper import Surroundings, WorkerKeeper
 from .probe import Probe
@@ -89,7 +89,7 @@ class Workers:
 
     async def start(self) -> None:
         """Adopt what lives, start what should, end what nobody knows. Raises nothing: the agent must come up."""
-        found = await look(process.find, self._settings.state_dir)
+        found = await look(process_table.find, self._settings.state_dir)
         for record in self._records.load():
             self._keepers[record.id] = WorkerKeeper(record, self._around)
         await self._strays.end(found)
@@ -174,7 +174,7 @@ class Workers:
                 await self._downloads.request(request.ref, request.origin)
             return worker
         # A download that only a worker wants which cannot be would be for nothing.
-        placement.check_build(request, cuda=engine_build.has_cuda(), splits_rows=await _splits_rows(request))
+        requirements.check_build(request, cuda=engine_build.has_cuda(), splits_rows=await _splits_rows(request))
         try:
             return await self._spawn_downloaded(request)
         except _ModelGone:
@@ -214,7 +214,7 @@ class Workers:
                 try:
                     facts = await reading.facts(path, self._settings.state_dir)
                     record.model_path = str(path)
-                    record.ctx_per_slot = placement.context(request.ctx_per_slot, facts)
+                    record.ctx_per_slot = requirements.context(request.ctx_per_slot, facts)
                 except Failed as failed:
                     if failed.problem.code == "model_not_found":
                         if job is not None:
@@ -240,7 +240,7 @@ class Workers:
             await self.admission.check_fits(record, gpus, spoken_for)
             # What it needs as a whole is promised: from here on nothing that others take meanwhile fails it.
             record.admitted = facts is not None
-            placement.check_build(request, cuda=engine_build.has_cuda(), splits_rows=splits_rows)
+            requirements.check_build(request, cuda=engine_build.has_cuda(), splits_rows=splits_rows)
             async with self.admission.giving_port:
                 record.port = await self.admission.free_port(record)
                 await self._save_new(record)
@@ -364,7 +364,7 @@ class Workers:
         while True:
             await asyncio.sleep(LOOK_AFTER_S)
             try:
-                await self._strays.end(await look(process.find, self._settings.state_dir))
+                await self._strays.end(await look(process_table.find, self._settings.state_dir))
                 await asyncio.to_thread(logs.cut, self._settings.log_dir)
             except OSError:
                 log.exception("not all workers could be looked after")

@@ -10,7 +10,7 @@ from llama_orch.web.tasks import OwnedTasks
 
 from ..looking import look
 from ..settings import HiveSettings
-from . import ending, process
+from . import ending, process_table
 from .keeper import WorkerKeeper
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class Strays:
         self._tasks = tasks
         self._ending: set[str] = set()
 
-    async def end(self, found: dict[str, list[process.Process]]) -> None:
+    async def end(self, found: dict[str, list[process_table.Process]]) -> None:
         """End what of these processes, by worker id, is not to run."""
         for worker_id, processes in found.items():
             keeper = self._keepers.get(worker_id)

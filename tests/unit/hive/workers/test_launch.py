@@ -17,7 +17,7 @@ from llama_orch.hive.problems import Failed
 from llama_orch.hive.settings import HiveSettings
 from llama_orch.hive.workers import launch
 from llama_orch.hive.workers.keeper import Surroundings, WorkerKeeper
-from llama_orch.hive.workers.process import Process
+from llama_orch.hive.workers.process_table import Process
 from llama_orch.hive.workers.records import WorkerRecord, WorkerRecords
 
 RECORD = WorkerRecord(

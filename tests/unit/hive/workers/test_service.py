@@ -27,7 +27,7 @@ from llama_orch.hive.models.facts import ModelFacts
 from llama_orch.hive.models.memory import Needed
 from llama_orch.hive.problems import Failed
 from llama_orch.hive.settings import HiveSettings
-from llama_orch.hive.workers import ending, logs, placement
+from llama_orch.hive.workers import ending, logs, requirements
 from llama_orch.hive.workers import keeper as worker_keeper
 from llama_orch.hive.workers.keeper import WorkerKeeper
 from llama_orch.hive.workers.records import WorkerRecords
@@ -332,7 +332,7 @@ async def test_no_port_at_launch_is_waited_for(world: World, monkeypatch: pytest
         taken, waits = False, waits + 1
         return 0
 
-    monkeypatch.setattr(placement, "free_port", free_port)
+    monkeypatch.setattr(requirements, "free_port", free_port)
     monkeypatch.setattr(backoff, "delay", wait)
     await keeper._once_it_can(keeper._prepare)
     assert (waits, keeper.record.port) == (1, 8100)
@@ -361,7 +361,7 @@ async def test_ports_are_given_to_one_worker_each_however_many_start_together(
 ):
     world.needed = 1
     workers = [await world.spawn() for _ in range(5)]
-    monkeypatch.setattr(placement, "_is_free", lambda *_: True)
+    monkeypatch.setattr(requirements, "_is_free", lambda *_: True)
     for keeper in world.keepers():
         keeper.record.port = None
     await asyncio.gather(*(keeper._prepare() for keeper in world.keepers()))
