@@ -21,14 +21,13 @@ from ..child_environment import child_environment
 from ..problems import Failed, answered
 from . import gguf_header
 from .facts import ModelFacts
-from .facts_child import LONGEST_S
+from .facts_child import LONGEST_S, FactsRead
 
 log = logging.getLogger(__name__)
 FILE = "unreadable-models.json"
 MODULE = "llama_orch.hive.models.facts_child"
 _GRACE_S = 5.0
 _MOST_REMEMBERED = 100
-_FACTS = TypeAdapter(ModelFacts)
 
 # What changes with a file's content: its device, number, size and time of change.
 Identity = tuple[tuple[int, ...], ...]
@@ -73,7 +72,7 @@ async def _read(path: Path) -> ModelFacts:
         return await ask(
             MODULE,
             str(path),
-            understand=lambda said: _FACTS.validate_python(answered(said, "facts")),
+            understand=lambda said: answered(said, FactsRead).facts,
             within_s=LONGEST_S + _GRACE_S,
             environment=child_environment(),
             stderr=asyncio.subprocess.DEVNULL,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping
+from typing import Protocol
 
 from llama_orch.contract.devices import Gpu
 from llama_orch.contract.hive import SpawnRequest
@@ -15,23 +16,32 @@ from ..looking import look
 from ..models.memory import Needed
 from ..settings import HiveSettings
 from . import requirements
-from .keeper import WorkerKeeper
+from .process_table import Process
 from .records import RAM, WorkerRecord
+from .state import WorkerState
+
+
+class Admitted(Protocol):
+    """A worker that was admitted, in what is to be known of it here."""
+
+    record: WorkerRecord
+    state: WorkerState
+    process: Process | None
 
 
 class Admission:
-    """Checks workers against the machine and against each other. `keepers` are those that were admitted, by id.
+    """Checks workers against the machine and against each other. `workers` are those that were admitted, by id.
 
     `lock` is held while a worker is admitted, and while a model's files are deleted: none is started whose file then
     goes. `giving_port` is held from the choice of a port until the record that gets it is among the others.
     """
 
-    def __init__(self, settings: HiveSettings, gpus: Gpus, keepers: Mapping[str, WorkerKeeper]) -> None:
+    def __init__(self, settings: HiveSettings, gpus: Gpus, workers: Mapping[str, Admitted]) -> None:
         self.lock = asyncio.Lock()
         self.giving_port = asyncio.Lock()
         self._settings = settings
         self._gpus = gpus
-        self._keepers = keepers
+        self._workers = workers
 
     async def the_gpus(self, request: SpawnRequest, *, now: bool = False) -> list[Gpu]:
         """The GPUs that are meant, none for the CPU; `now` as in `Gpus.read`. Raises ApiError where one is unfit."""
@@ -49,8 +59,8 @@ class Admission:
 
     async def free_port(self, record: WorkerRecord) -> int:
         """A port that nobody has; `giving_port` is held. Raises NotReady where there is none."""
-        keepers = self._keepers.values()
-        taken = {k.record.port for k in keepers if k.record.id != record.id and k.record.port is not None}
+        others = (worker.record for worker in self._workers.values() if worker.record.id != record.id)
+        taken = {other.port for other in others if other.port is not None}
         return await look(requirements.free_port, self._settings, taken, prefer=record.port)
 
     async def take_on(self, record: WorkerRecord, needed: Needed) -> None:
@@ -106,8 +116,8 @@ class Admission:
         ]
         return await look(_not_held, promised)
 
-    def _wanted(self, but: str) -> list[WorkerKeeper]:
-        return [k for k in self._keepers.values() if k.record.id != but and not k.record.failed]
+    def _wanted(self, but: str) -> list[Admitted]:
+        return [k for k in self._workers.values() if k.record.id != but and not k.record.failed]
 
 
 def _not_held(promised: list[tuple[Counter[str], int | None]]) -> Counter[str]:

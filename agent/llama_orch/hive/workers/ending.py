@@ -16,7 +16,7 @@ from llama_orch.contract.common import Problem
 from llama_orch.contract.process import ENDED_FILE, FAILURE_FILE, SPEC_FILE, WorkerEnded, WorkerFailure, WorkerSpec
 
 from ..looking import look
-from . import last_words, process_table
+from . import logs, process_table
 
 KILL_TIMEOUT_S = 20.0
 BEFORE_READY = " while it loaded its model or tried it out, before it was ready"
@@ -134,7 +134,7 @@ def known_failure(folder: Path) -> WorkerFailure | None:
 def why(folder: Path, log_file: Path, ended: WorkerEnded | None, when: str, *, by_us: Reason | None) -> Problem:
     """A crash, with all that the worker's folder and its log tell of it. `by_us`: why the hive ended it."""
     gave_up = ended is not None and ended.signal == signal.SIGABRT
-    said = last_words.of(log_file, folder.name) if gave_up else ""
+    said = logs.last_words(log_file, folder.name) if gave_up else ""
     return describe(ended, when, _order(folder), by_us=by_us, said=said)
 
 
