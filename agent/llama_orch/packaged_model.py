@@ -7,7 +7,6 @@ kept; without it, a wheel or a part of one never stays.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import hashlib
 import importlib.util
 import os
@@ -22,6 +21,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+from llama_orch.base import locks
 
 # Until the first byte came: a proxy may look through all of the wheel before it passes it on.
 FIRST_BYTE_SECONDS = 60.0
@@ -127,15 +128,10 @@ async def _alone(lock: Path) -> AsyncIterator[None]:
     """Hold a lock file. Raises Unavailable where another process holds it for too long."""
     until = time.monotonic() + LOCK_SECONDS
     with lock.open("w") as handle:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise Unavailable(f"another process has held {lock} for {LOCK_SECONDS:.0f} s: end it") from None
-                await asyncio.sleep(0.2)
-            else:
-                break
+        while not locks.take(handle):
+            if time.monotonic() > until:
+                raise Unavailable(f"another process has held {lock} for {LOCK_SECONDS:.0f} s: end it")
+            await asyncio.sleep(0.2)
         yield
 
 

@@ -23,7 +23,7 @@ import aiohttp
 
 from llama_orch.demo_model import expected_completion, write_demo_model
 from tests.bench.process_use import resident_bytes
-from tests.integration.worker.test_worker import WorkerProcess, complete, metric, session_of, until_metric
+from tests.support.worker_process import WorkerProcess, complete, metric, session_of, until_metric
 
 SLOTS, CONTEXT = 4, 512
 # Some answers are complete before their client leaves, so that a third of all is cut off.

@@ -21,8 +21,8 @@ from pathlib import Path
 import pytest
 
 from tests.clients import installed
-from tests.integration.worker.test_worker import TOKEN, WorkerProcess
-from tests.support.real_model import real_model
+from tests.support.gguf.real_model import real_model
+from tests.support.worker_process import TOKEN, WorkerProcess
 
 SCRIPTS = Path(__file__).with_name("scripts")
 # With the lock that each needs; those for Node have one together.

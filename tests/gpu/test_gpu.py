@@ -17,7 +17,7 @@ import pytest
 from llama_orch.demo_model import DEMO_SENTENCE, write_demo_model
 from llama_orch.hive.devices import gpus
 from llama_orch.worker.llama import backends
-from tests.support import sparse_models
+from tests.support.gguf import sparse_models
 from tests.support.hives import HiveProcess, a_hive, complete, until
 
 pytestmark = [

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from llama_orch.demo_model import write_demo_model
-from tests.support import lying_models as lies
+from tests.support.gguf import lying_models as lies
 from tests.support.hives import HiveProcess, a_hive
 
 MIB = 2**20

@@ -11,7 +11,7 @@ import pytest
 
 from llama_orch.contract.inference import SCOPE_HEADER
 from llama_orch.demo_model import write_demo_model
-from tests.integration.worker.test_worker import AUTH, WorkerProcess
+from tests.support.worker_process import AUTH, WorkerProcess
 
 SECRET = "the password of the third shelf is ABCDEFGHIJKLMNOPQRSTUVWXYZ and nobody knows"
 VICTIM, ATTACKER, GATEWAY = "127.0.0.2", "127.0.0.3", "127.0.0.4"

@@ -18,8 +18,8 @@ import pytest
 from llama_orch import demo_model
 from llama_orch.demo_model import expected_completion, write_demo_model
 from llama_orch.worker.llama import deep_stack
-from tests.integration.worker.test_worker import AUTH, WorkerProcess
-from tests.support.models import LONGEST_TOKEN, bpe_model
+from tests.support.gguf.models import LONGEST_TOKEN, bpe_model
+from tests.support.worker_process import AUTH, WorkerProcess
 from tests.unit.worker.grammar.test_constraint import multiplying
 
 SOON = 20.0

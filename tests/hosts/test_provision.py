@@ -25,9 +25,9 @@ from llama_orch.client.worker import Worker as WorkerClient
 from llama_orch.contract.hive import SpawnRequest, Worker, WorkerStatus
 from llama_orch.contract.inference import ChatMessage, ChatRequest, CompletionRequest
 from llama_orch.demo_model import expected_completion, write_demo_model
+from tests.support.gguf.real_model import real_model
 from tests.support.hub.server import Hub
 from tests.support.queen_process import Api, QueenProcess
-from tests.support.real_model import real_model
 
 from .host import Host
 from .images import say

@@ -24,11 +24,11 @@ from llama_orch.cli.first_answer import DEFAULT_MODEL, QUESTION
 from llama_orch.demo_model import DEMO_SENTENCE, write_demo_model
 from llama_orch.hive.workers.ending import ADVICE
 from llama_orch.packaged_model import PackagedModel
+from tests.support.gguf.models import slow_model, truncated_model
+from tests.support.gguf.real_model import real_model
 from tests.support.hub.server import Hub
-from tests.support.models import slow_model, truncated_model
 from tests.support.package_index import UNREACHABLE, PackageIndex, a_packaged_model
 from tests.support.ports import free_port
-from tests.support.real_model import real_model
 
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0

@@ -14,7 +14,7 @@ from llama_orch.demo_model import (
     sentence_tokens,
     write_demo_model,
 )
-from tests.support.models import not_a_gguf, slow_model, split_model, truncated_model
+from tests.support.gguf.models import not_a_gguf, slow_model, split_model, truncated_model
 
 
 class Follower:

@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "hive": {"base", "contract", "client", "web"},
     "worker": {"base", "contract", "web"},
     "cli": {"base", "contract", "client", "demo_model", "packaged_model"},
+    "packaged_model": {"base"},
 }
 
 # Of each part, what it is made of, the lowest first.
@@ -139,6 +140,11 @@ def test_contract_does_no_input_or_output():
             assert not PACKAGE.outside(module) & forbidden, module
 
 
+def test_unit_tests_of_the_hive_take_public_names_alone():
+    files = sorted((ROOT / "tests" / "unit" / "hive").rglob("test_*.py"))
+    assert [found for path in files for found in layering.private_names(path)] == []
+
+
 def made_up(folder: Path, files: dict[str, str]) -> Package:
     """A package whose files, by dotted name, hold these lines."""
     for name, text in files.items():
@@ -194,3 +200,9 @@ def test_a_crowd_and_a_second_owner_are_found(tmp_path: Path):
     package = made_up(tmp_path, files)
     assert len(layering.crowded([package.folder], MOST_MODULES)) == 1
     assert len(layering.owners(package, "sqlalchemy")) == MOST_MODULES + 1
+
+
+def test_a_private_name_in_a_test_is_found(tmp_path: Path):
+    path = tmp_path / "test_x.py"
+    path.write_text('a._b()\nself._own()\nmonkeypatch.setattr(a, "_c", 1)\nmonkeypatch.setattr(a, "d", 1)\na.__doc__\n')
+    assert sorted(layering.private_names(path)) == ["test_x.py:1 takes _b", "test_x.py:3 takes _c"]

@@ -1,4 +1,4 @@
-"""A process of the agent's own with pipes, which the event loop neither starts nor reaps by waiting.
+"""A process of our own with pipes, which the event loop neither starts nor reaps by waiting.
 
 asyncio starts processes on the loop's thread, which then stands still until the new program runs.
 """
@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 # Longer than any line that one of ours writes.
@@ -35,13 +36,18 @@ class Child:
 
     @classmethod
     async def start(
-        cls, command: Sequence[str], *, environment: Mapping[str, str] | None = None, stderr: int | None = None
+        cls,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        stderr: int | None = None,
+        cwd: Path | None = None,
     ) -> Child:
         """Start it, in a session of its own and with pipes for its input and output. Raises OSError.
 
         `stderr` is as for `subprocess`. It does not outlive a caller that is cancelled meanwhile.
         """
-        starting = asyncio.ensure_future(asyncio.to_thread(_start, command, environment, stderr))
+        starting = asyncio.ensure_future(asyncio.to_thread(_start, command, environment, stderr, cwd))
         try:
             process = await asyncio.shield(starting)
         except asyncio.CancelledError:
@@ -75,11 +81,31 @@ class Child:
         """Its status, when it has ended."""
         return await asyncio.shield(self._ended)
 
+    async def ended_within(self, seconds: float | None) -> bool:
+        """Wait for its end, and not for that of its pipes, which another process may keep open; None is for ever."""
+        await asyncio.wait({self._ended}, timeout=seconds)
+        return self._ended.done()
+
+    @property
+    def ended(self) -> asyncio.Future[int]:
+        """Done when it has ended, with its status."""
+        return self._ended
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal; nothing happens where it has ended."""
+        if self.status is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
+    def kill_session(self) -> None:
+        """Kill what it started, and itself, also where it has ended and others hold its pipes."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
     async def end(self, within_s: float = KILLED_S) -> int | None:
         """Kill it with all that it started, and close its pipes; its status, None where the kernel still holds it."""
         if self.status is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
+            self.kill_session()
             await asyncio.wait({self._ended}, timeout=within_s)
         for pipe in self._pipes:
             pipe.close()
@@ -122,7 +148,7 @@ def reap_at_end(process: subprocess.Popen[bytes], then: Callable[[int], object] 
 
 
 def _start(
-    command: Sequence[str], environment: Mapping[str, str] | None, stderr: int | None
+    command: Sequence[str], environment: Mapping[str, str] | None, stderr: int | None, cwd: Path | None
 ) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         command,
@@ -130,6 +156,7 @@ def _start(
         stdout=subprocess.PIPE,
         stderr=stderr,
         env=environment,
+        cwd=cwd,
         start_new_session=True,
         bufsize=0,
     )

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from . import backoff
 from .child import Child
+from .child_output import Tail, hear_out
 from .processes import interpreter
 
 log = logging.getLogger(__name__)
@@ -98,26 +99,9 @@ async def answer_of(
     except OSError as error:
         log.error("%s cannot be started: %s", module, error.strerror)  # noqa: TRY400
         return Answer()
+    out, err = Tail(MOST_BYTES), Tail(MOST_BYTES)
     try:
-        async with asyncio.timeout(within_s):
-            child.say(question or b"")
-            child.end_input()
-            said, complaint = await asyncio.gather(_whole(child.stdout), _whole(child.stderr))
-            return Answer(said, complaint, await child.wait())
-    except (TimeoutError, _TooLong):
+        status = await hear_out(child, out, err, typed=question, within_s=within_s)
+    except TimeoutError:
         return Answer()
-    finally:
-        await child.end()
-
-
-class _TooLong(Exception):
-    """More than any answer has."""
-
-
-async def _whole(reader: asyncio.StreamReader) -> bytes:
-    said = bytearray()
-    while chunk := await reader.read(64 * 1024):
-        said += chunk
-        if len(said) > MOST_BYTES:
-            raise _TooLong
-    return bytes(said)
+    return Answer(bytes(out.data), bytes(err.data), status) if out.whole else Answer()

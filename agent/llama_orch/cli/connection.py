@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from urllib.parse import urlsplit
 import typer
 from pydantic import BaseModel, ValidationError
 
-from llama_orch.base import processes
+from llama_orch.base import processes, tokens
 from llama_orch.client import Hive, Queen
 from llama_orch.contract import patterns
 
@@ -158,18 +157,11 @@ def inference_token(given: Path | None, hive: str | None = None) -> str:
 
 
 def read_token(file: Path) -> str:
-    """The token in `file`. Raises Unusable where it is missing, empty or open to others."""
+    """The token in `file`. Raises Unusable where it is missing, too short or open to others."""
     try:
-        mode = file.stat().st_mode
-        token = file.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not ASCII text"
-        raise Unusable(f"cannot read the token file {file}: {reason}") from None
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise Unusable(f"the token file {file} is open to group or others: run chmod 600 {file}")
-    if not token or not token.isprintable() or " " in token:
-        raise Unusable(f"the token file {file} holds no token")
-    return token
+        return tokens.read_token(file).reveal()
+    except tokens.WrongTokenFile as error:
+        raise Unusable(str(error)) from None
 
 
 def is_local(url: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 from pathlib import Path
 
 from llama_orch.base import files
@@ -32,14 +31,6 @@ def write(path: Path, content: str, *, mode: int = 0o600) -> None:
     """Put `content` into `path`, whole or not at all, in a folder of one's own. Raises OSError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     files.write_text(path, content, mode)
-
-
-def make_token(path: Path) -> None:
-    """A new random token, unless there is one; closed to others in any case."""
-    if not path.exists():
-        write(path, secrets.token_urlsafe(32) + "\n")
-    path.chmod(0o600)
-    path.parent.chmod(0o700)
 
 
 def link_hive_token(folder: Path, node: str) -> None:

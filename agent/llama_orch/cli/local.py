@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import fcntl
 import os
 import signal
 import socket
@@ -20,7 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llama_orch.base import locks
 from llama_orch.base.processes import boot_id, start_time
+from llama_orch.base.tokens import make_token_file
 from llama_orch.client import Hive, Queen
 from llama_orch.contract.errors import ApiError
 from llama_orch.contract.home import HOME_VARIABLE
@@ -144,15 +145,13 @@ class Home:
         """Hold the home; raises Unusable where another process does."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (self.folder / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            if not locks.take(lock):
                 other = read_local_up(self.folder)
                 where = f" (process {other.pid}, queen {other.queen_url})" if other else ""
                 raise Unusable(
                     f"llama-orch already runs in {self.folder}{where}: use it, "
                     "stop it with Ctrl-C, or give another --dir"
-                ) from None
+                )
             yield
 
     def end_leftovers(self, *, workers_too: bool = False) -> list[str]:
@@ -177,7 +176,10 @@ class Home:
     def prepare(self) -> None:
         """Write secrets and settings, where they are not there or not right."""
         for file in (self.api_token_file, self.inference_token_file):
-            home_files.make_token(file)
+            make_token_file(file)
+            # Where they are older than this, closed to others in any case.
+            file.chmod(0o600)
+        self.secrets.chmod(0o700)
         home_files.write_settings(self.folder, ADDRESS, self.queen_port, self.hive_port)
 
     def prepare_this_machine(self) -> None:

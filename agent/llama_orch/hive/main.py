@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 
-from llama_orch.base import tokens
+from llama_orch.base import locks, tokens
 from llama_orch.web import serve
 from llama_orch.web.correlation import configure_logging
 from llama_orch.web.settings import load_or_exit, stop
@@ -63,8 +62,6 @@ def _prepare_folders(settings: HiveSettings) -> HiveSettings:
 def _only_one(state_dir: Path) -> int:
     """Hold the state folder for this process: two agents would start every worker twice."""
     descriptor = os.open(state_dir / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if not locks.take(descriptor):
         stop(PROGRAM, f"another hive agent runs with state_dir {state_dir}: stop it, or choose another folder")
     return descriptor

@@ -35,6 +35,8 @@ def main() -> None:
             database = located(settings.store_url, settings.database_password())
         except WrongTokenFile as error:
             stop(PROGRAM, f"'database_password_file': {error}")
+        except ValueError as error:
+            stop(PROGRAM, f"'database_url' {error}")
         if refusal := schema.refusal(database):
             stop(PROGRAM, refusal)
         listener = serve.listen(PROGRAM, settings.host, settings.port)

@@ -58,7 +58,7 @@ class Nodes:
         provision_on_change: bool,
         change_own_machine: bool,
         changed: Callable[[], None],
-        problems: Sequence[Problem] = (),
+        problems: Callable[[], Sequence[Problem]] = tuple,
     ) -> None:
         self._inventory = inventory
         self._states = states
@@ -81,8 +81,8 @@ class Nodes:
 
     @property
     def problems(self) -> list[Problem]:
-        """What is wrong with the files that tell of nodes."""
-        return [*([self._inventory.problem] if self._inventory.problem else []), *self._problems]
+        """What is wrong with the files that tell of nodes, and with the queen's own database."""
+        return [*([self._inventory.problem] if self._inventory.problem else []), *self._problems()]
 
     def names(self) -> list[str]:
         """Of every node, sorted."""

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from llama_orch.base import files
 from llama_orch.contract.common import Problem
+from llama_orch.contract.errors import NotReady
 from llama_orch.contract.home import HOME_VARIABLE
-from llama_orch.contract.queen import SshKey
+from llama_orch.contract.queen import JobStatus, SshKey
 from llama_orch.web.tasks import OwnedTasks
 
 from .ansible import first_contact, ssh_keys
@@ -30,6 +31,7 @@ from .inventory.view import Inventory
 from .jobs.engine import Jobs
 from .jobs.engine_records import EngineRecords
 from .jobs.events import JobEvents
+from .jobs.parts import Parts
 from .jobs.remedies import Remedies
 from .jobs.work import JobWork
 from .metrics import QueenMetrics
@@ -58,9 +60,10 @@ class Queen:
         self._metrics = metrics
         self.tasks = tasks
         # What was wrong with her own files when she started.
-        self.problems: list[Problem] = []
+        self._found: list[Problem] = []
         self.ssh_key: SshKey = ssh_keys.public_key(settings.ssh_key)
         self.store = Store(database)
+        self._job_counts: dict[JobStatus, int] = {}
         self.events = JobEvents(self.store)
         self._states = NodeStates(self.store, settings.failed_hold_s)
         self._inventory = Inventory(
@@ -81,7 +84,7 @@ class Queen:
             ssh=ssh,
             timeout_s=settings.run_timeout_s,
         )
-        work = JobWork(
+        parts = Parts(
             store=self.store,
             inventory=self._inventory,
             states=self._states,
@@ -99,6 +102,7 @@ class Queen:
             change_own_machine=settings.change_own_machine,
             ran=metrics.ran,
         )
+        work = JobWork(parts)
         # A server keeps both, the engine's in a schema of its own; of SQLite's files each has one writer.
         records = EngineRecords(
             database if is_server(database) else located(f"sqlite:///{settings.data / 'dbos.sqlite'}")
@@ -132,14 +136,14 @@ class Queen:
             provision_on_change=settings.provision_on_inventory_change,
             change_own_machine=settings.change_own_machine,
             changed=self._prober.wake,
-            problems=self.problems,
+            problems=self._problems_of_her_own,
         )
         self.pages = NodePages(self.nodes)
 
     async def start(self) -> None:
         """What runs of a dead queen left is ended before anything new begins; jobs go on when all is known."""
         await asyncio.to_thread(self._sweep)
-        self.problems += await self.store.open()
+        self._found += await self.store.open()
         await self._states.load()
         await self._runs.clear()
         await self._inventory.load()
@@ -147,7 +151,7 @@ class Queen:
             await self._states.forget_all_but(self._inventory.hosts)
         self.nodes.begin()
         if (damaged := await self.jobs.launch()) is not None:
-            self.problems.append(damaged)
+            self._found.append(damaged)
         self.tasks.start(self.jobs.look_for_lost(), "look for lost jobs")
         self.tasks.start(self._prober.run(), "probe hives")
         self.tasks.start(watch.watch(self._settings.inventory, self.nodes.inventory_changed), "watch the inventory")
@@ -174,10 +178,15 @@ class Queen:
         public_key = settings.ssh_key.with_suffix(".pub").name
         files.sweep(settings.ssh_key.parent, f"{ssh_keys.MAKING}*", files.begun(public_key))
 
+    def _problems_of_her_own(self) -> list[Problem]:
+        return [*self._found, *([self.store.problem] if self.store.problem else [])]
+
     async def refresh_metrics(self) -> None:
         """Rebuild the gauges."""
-        jobs = await self.store.jobs.counts()
-        self._metrics.show(self.nodes.counts(), jobs, inventory_valid=self._inventory.problem is None)
+        # While a server is away, the last counts stand: what hives told is worth the scrape.
+        with contextlib.suppress(NotReady):
+            self._job_counts = await self.store.jobs.counts()
+        self._metrics.show(self.nodes.counts(), self._job_counts, inventory_valid=self._inventory.problem is None)
         self._metrics.show_gpus(self.nodes.devices())
         self._metrics.show_problems(self.nodes.problems)
 

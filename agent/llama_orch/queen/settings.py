@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field, field_validator
 
@@ -47,6 +47,7 @@ class QueenSettings(settings.Settings):
     )
     database_url: str = Field(
         default="",
+        repr=False,
         description="when empty, SQLite in data_dir; else sqlite:///PATH or postgresql+psycopg://USER@HOST:PORT/NAME",
     )
     database_password_file: Path | None = Field(
@@ -100,7 +101,9 @@ class QueenSettings(settings.Settings):
     def _known_database(cls, value: str) -> str:
         if value and not value.startswith(("sqlite:///", "postgresql+psycopg://")):
             raise ValueError("leave it empty, or give sqlite:///PATH or postgresql+psycopg://USER@HOST:PORT/NAME")
-        if "password" in value or ":" in urlsplit(value).netloc.rpartition("@")[0]:
+        user, at, _ = value.partition("://")[2].partition("@")
+        named = any("password" in name for name in parse_qs(urlsplit(value).query))
+        if named or (at and ":" in user):
             raise ValueError(
                 "must hold no password: put that into a file of mode 0600 and name it in database_password_file"
             )

@@ -16,7 +16,10 @@ from llama_orch import __version__
 
 
 class Settings(BaseModel):
-    """Base of a process's settings; every field has a description, which `--help` shows."""
+    """Base of a process's settings; every field has a description, which `--help` shows.
+
+    What may have been given with a secret in it is a field with `repr=False`: no message shows it.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -57,7 +60,8 @@ def load(model: type[T], *, program: str, env_prefix: str, argv: Sequence[str], 
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise WrongSetting(_explain(error, sources, config_file)) from None
+        hidden = {key for key, field in model.model_fields.items() if not field.repr}
+        raise WrongSetting(_explain(error, sources, config_file, hidden)) from None
 
 
 def load_or_exit(model: type[T], *, program: str, env_prefix: str) -> T:
@@ -85,7 +89,7 @@ def _read(config_file: str | None) -> dict[str, Any]:
         raise WrongSetting(f"{config_file} is not valid TOML: {error}") from None
 
 
-def _explain(error: ValidationError, sources: dict[str, str], config_file: str | None) -> str:
+def _explain(error: ValidationError, sources: dict[str, str], config_file: str | None, hidden: set[str]) -> str:
     lines = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"]) or "settings"
@@ -95,6 +99,8 @@ def _explain(error: ValidationError, sources: dict[str, str], config_file: str |
             lines.append(f"'{key}' is not set in {where}: it is required")
         elif item["type"] == "extra_forbidden":
             lines.append(f"'{key}' in {where} is no setting; look for a typing error")
+        elif top in hidden:
+            lines.append(f"'{key}' in {where}: {item['msg']}")
         else:
             lines.append(f"'{key}' in {where} is {item['input']!r}: {item['msg']}")
     return "; ".join(lines)

@@ -18,8 +18,8 @@ import pytest
 from llama_orch.demo_model import expected_completion, write_demo_model
 from llama_orch.hive import stop_workers
 from llama_orch.hive.workers import ending
+from tests.support.gguf.models import not_a_gguf, slow_model, truncated_model
 from tests.support.hives import INFERENCE_TOKEN, HiveProcess, a_hive, complete, until
-from tests.support.models import not_a_gguf, slow_model, truncated_model
 
 
 @pytest.fixture(scope="module")

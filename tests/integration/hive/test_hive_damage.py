@@ -13,8 +13,8 @@ import pytest
 from llama_orch.demo_model import expected_completion, write_demo_model
 from llama_orch.hive import shim
 from llama_orch.hive.workers.records import RECORD_FILE
+from tests.support.gguf.models import not_a_gguf
 from tests.support.hives import ROOT, a_hive, complete, until
-from tests.support.models import not_a_gguf
 
 DAMAGES = {"emptied": b"", "truncated": b'{"id": "', "garbled": b"\x00\xff" * 300}
 

@@ -17,9 +17,9 @@ import aiohttp
 import pytest
 
 from llama_orch.demo_model import expected_completion, write_demo_model
+from tests.support.gguf.models import split_model, truncated_model
 from tests.support.hives import API_TOKEN, HiveProcess, a_hive, complete, until
 from tests.support.hub.server import Faults, Hub
-from tests.support.models import split_model, truncated_model
 
 REPO = "org/letters-GGUF"
 REF = f"hf:{REPO}"

@@ -13,8 +13,8 @@ from typing import Any
 from llama_orch.demo_model import write_demo_model
 from tests.support import loop_watch
 from tests.support.engine import kept_self_test
+from tests.support.gguf.models import not_a_gguf
 from tests.support.hives import ROOT, HiveProcess, a_hive
-from tests.support.models import not_a_gguf
 from tests.support.ports import free_port
 
 log = logging.getLogger(__name__)

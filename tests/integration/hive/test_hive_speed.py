@@ -12,8 +12,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from tests.support.gguf.models import slow_model
 from tests.support.hives import HiveProcess, a_hive, complete, until
-from tests.support.models import slow_model
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from llama_orch.hive.models import facts as model_facts
 from llama_orch.hive.models import memory
 from llama_orch.worker import scheduler
 from llama_orch.worker.batching import batcher
-from tests.support import sparse_models
+from tests.support.gguf import sparse_models
+from tests.support.gguf.sparse_models import Q4_0
 from tests.support.hives import INFERENCE_TOKEN, ROOT, HiveProcess, a_hive
-from tests.support.sparse_models import Q4_0
 
 MIB = 2**20
 CONTEXT = 4096
@@ -45,7 +45,7 @@ def test_what_llama_cpp_says_of_itself(tmp_path: Path, make: Callable[[Path], Pa
     path = make(tmp_path / "model.gguf")
     facts = model_facts.read(path)
     told = subprocess.run(
-        [sys.executable, "-m", "tests.support.llama_sizes", str(path), str(slots), str(context)],
+        [sys.executable, "-m", "tests.support.gguf.llama_sizes", str(path), str(slots), str(context)],
         check=True, stdout=subprocess.PIPE, cwd=ROOT, env={"PYTHONPATH": f"{ROOT / 'agent'}:{ROOT}"}, timeout=60,
     )  # fmt: skip
     sizes = json.loads(told.stdout)

@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine
 
 from llama_orch.contract.errors import NotReady
+from llama_orch.queen.jobs.engine_records import EngineRecords
 from llama_orch.queen.store import schema
 from llama_orch.queen.store.database import located
 from llama_orch.queen.store.store import Store
@@ -67,6 +69,54 @@ async def test_a_server_that_was_restarted_costs_no_more_than_the_time_that_it_w
     finally:
         server.start()
     assert await store.jobs.get("j") is not None
+
+
+async def test_a_query_waits_for_no_lock_for_ever_and_a_line_that_is_cut_is_noticed(server: Postgres):
+    store = Store(located(server.database(), PASSWORD))
+    try:
+        options = {"statement_timeout", "tcp_keepalives_idle"}
+        values = await store.database.do(
+            lambda c: {name: c.exec_driver_sql(f"SHOW {name}").scalar() for name in options}
+        )
+        assert values == {"statement_timeout": "1min", "tcp_keepalives_idle": "10"}
+        query = located("postgresql+psycopg://queen@h/db?connect_timeout=3").query
+        assert (query["connect_timeout"], query["tcp_user_timeout"]) == ("3", "30000")
+    finally:
+        await store.close()
+
+
+async def test_another_queen_that_took_the_database_meanwhile_is_said(store: Store, server: Postgres):
+    url = store.database.engine.url
+    store.database.engine.dispose()
+    other = Store(url)
+    try:
+        await other.open()
+        with pytest.raises(NotReady, match="another queen works with this database"):
+            await store.jobs.open()
+        assert store.problem is not None and store.problem.code == "database_unavailable"
+    finally:
+        await other.close()
+    assert await store.jobs.open() == [] and store.problem is None
+
+
+def test_a_workflow_that_is_no_json_is_forgotten_on_a_server_too(server: Postgres):
+    url = located(server.database(), PASSWORD)
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE SCHEMA dbos")
+        for table in ("workflow_status", "operation_outputs"):
+            connection.exec_driver_sql(f"CREATE TABLE dbos.{table} (workflow_uuid TEXT, serialization TEXT)")
+            connection.exec_driver_sql(
+                f"INSERT INTO dbos.{table} VALUES ('w', 'portable_json'), ('o', 'portable_json')"
+            )
+        connection.exec_driver_sql(
+            "UPDATE dbos.operation_outputs SET serialization = 'py_pickle' WHERE workflow_uuid = 'w'"
+        )
+    assert EngineRecords(url).forget_what_is_no_json() == 1
+    with engine.connect() as connection:
+        left = connection.exec_driver_sql("SELECT workflow_uuid FROM dbos.workflow_status").scalars().all()
+    engine.dispose()
+    assert left == ["o"]
 
 
 async def test_a_second_queen_is_refused(server: Postgres):
@@ -137,9 +187,14 @@ async def test_a_server_that_goes_and_comes_back_during_a_job(
         server.stop()
         status, body = await api.call("GET", f"/api/v1/jobs/{job['job_id']}")
         assert (status, body["error"]["code"]) == (503, "database_unavailable")
+        status, body = await api.call("GET", "/api/v1/nodes")
+        assert (status, [one["code"] for one in body["problems"]]) == (200, ["database_unavailable"])
+        status, scraped = await api.call("GET", "/metrics")
+        assert status == 200 and "llama_orch_queen_problems 1.0" in scraped
         server.start()
         job = await api.until(lambda job: job["ended_at"], f"/api/v1/jobs/{job['job_id']}", timeout=90)
         assert (job["status"], job["error"]) == ("succeeded", None)
+        assert (await api.call("GET", "/api/v1/nodes"))[1]["problems"] == []
 
 
 def queen_url(queen: QueenProcess) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from llama_orch.demo_model import write_demo_model
-from tests.support import sparse_models
+from tests.support.gguf import sparse_models
 
 LOAD_AND_FORGET = """
 import gc, sys

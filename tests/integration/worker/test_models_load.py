@@ -12,7 +12,7 @@ import llama_cpp
 import pytest
 
 from llama_orch.demo_model import DEMO_SENTENCE, expected_completion, write_demo_model
-from tests.support.models import not_a_gguf, slow_model, split_model, truncated_model
+from tests.support.gguf.models import not_a_gguf, slow_model, split_model, truncated_model
 
 
 @pytest.fixture(scope="module", autouse=True)

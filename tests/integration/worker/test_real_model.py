@@ -22,9 +22,9 @@ import jinja2
 import jsonschema
 import pytest
 
-from tests.integration.worker.test_worker import WorkerProcess, events, post, session_of
+from tests.support.gguf.real_model import real_model
 from tests.support.hives import INFERENCE_TOKEN, HiveProcess, a_hive
-from tests.support.real_model import real_model
+from tests.support.worker_process import WorkerProcess, events, post, session_of
 
 SLOTS, CONTEXT = 3, 2048
 # One thread each: llama.cpp's spin while they wait, and the tests share few cores.

@@ -15,9 +15,9 @@ import pytest
 from llama_orch.demo_model import DEMO_SENTENCE
 from llama_orch.hive.workers.ending import ADVICE, BEFORE_READY, WHILE_SERVING
 from llama_orch.worker.llama import backends
-from tests.support import sparse_models
+from tests.support.gguf import sparse_models
+from tests.support.gguf.models import slow_model
 from tests.support.hives import ROOT, HiveProcess, a_hive, until
-from tests.support.models import slow_model
 
 TRIES_OUT = "trying out the model with"
 

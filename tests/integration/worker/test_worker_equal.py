@@ -23,8 +23,8 @@ import pytest
 
 from llama_orch import demo_model
 from llama_orch.demo_model import DemoSpec
-from tests.integration.worker.test_worker import AGENT, WorkerProcess, complete, post, session_of
 from tests.integration.worker.test_worker_openai import write_flat_model
+from tests.support.worker_process import AGENT, WorkerProcess, complete, post, session_of
 
 SLOTS, TOKENS, CONTEXT = 8, 24, 512
 WIDTH, HEADS, KV_HEADS, FEED_FORWARD, BLOCKS = 128, 4, 2, 256, 2

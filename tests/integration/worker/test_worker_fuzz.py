@@ -17,7 +17,7 @@ from schemathesis.specs.openapi.checks import response_schema_conformance
 
 from llama_orch.contract import inference as wire
 from llama_orch.demo_model import write_demo_model
-from tests.integration.worker.test_worker import AUTH, WorkerProcess, complete, metric, session_of, until_metric
+from tests.support.worker_process import AUTH, WorkerProcess, complete, metric, session_of, until_metric
 
 REQUESTS: list[type[BaseModel]] = [
     wire.CompletionRequest, wire.ChatRequest, wire.EmbeddingRequest, wire.TokenizeRequest,

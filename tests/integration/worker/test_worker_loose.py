@@ -16,9 +16,9 @@ from pydantic import BaseModel
 
 from llama_orch import demo_model
 from llama_orch.demo_model import DEMO_SENTENCE, expected_completion, write_demo_model
-from tests.integration.worker.test_worker import WorkerProcess, post, session_of
 from tests.integration.worker.test_worker_openai import client_of
-from tests.support.real_model import real_model
+from tests.support.gguf.real_model import real_model
+from tests.support.worker_process import WorkerProcess, post, session_of
 
 CHAT: Any = [{"role": "user", "content": "Hello"}]
 WEATHER: dict[str, Any] = {

@@ -20,7 +20,7 @@ from openai.types.chat.chat_completion import Choice
 
 from llama_orch import demo_model
 from llama_orch.demo_model import BEGIN, DEMO_SENTENCE, DemoSpec, expected_completion, write_gguf
-from tests.integration.worker.test_worker import TOKEN, WorkerProcess, post, session_of, until_metric
+from tests.support.worker_process import TOKEN, WorkerProcess, post, session_of, until_metric
 
 SLOTS = 4
 CHAT: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
@@ -488,7 +488,7 @@ async def test_other_errors_have_their_own_classes(client: openai.AsyncOpenAI, d
 
 
 async def test_a_full_worker_says_when_to_come_again(folder: Path):
-    from tests.support import models
+    from tests.support.gguf import models
 
     worker = WorkerProcess(folder / "worker-full", models.slow_model(folder / "slow.gguf", blocks=1))
     try:

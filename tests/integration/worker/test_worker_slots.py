@@ -20,7 +20,8 @@ import pytest
 from llama_orch.contract.inference import DEADLINE_HEADER
 from llama_orch.demo_model import expected_completion, write_demo_model
 from tests.bench.soak import soak
-from tests.integration.worker.test_worker import (
+from tests.support.gguf import models
+from tests.support.worker_process import (
     AUTH,
     Start,
     WorkerProcess,
@@ -31,7 +32,6 @@ from tests.integration.worker.test_worker import (
     session_of,
     until_metric,
 )
-from tests.support import models
 
 SLOTS = 4
 BUSY = 'slots{state="busy"}'

@@ -58,6 +58,12 @@ def test_a_template_stands_where_its_file_will_stand(template: Path) -> None:
     tasks = [task for path in (ROLES / role / "tasks").glob("*.yml") for task in tasks_of(load(path))]
     uses = [task["ansible.builtin.template"] for task in tasks if "ansible.builtin.template" in task]
 
-    destinations = [use["dest"] for use in uses if use["src"] == source]
+    files = load(ROLES / role / "vars" / "main.yml")
+    places = {
+        f"{{{{ {name}.path }}}}": file["path"]
+        for name, file in files.items()
+        if isinstance(file, dict) and "path" in file
+    }
+    destinations = [places.get(use["dest"], use["dest"]) for use in uses if use["src"] == source]
 
     assert [Path(destination).parent for destination in destinations] == [Path("/", source).parent]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,23 @@ def test_a_service_looks_at_its_host_by_itself(part: str, tmp_path: Path) -> Non
     assert run.status == 0, run.output
     assert f"TASK [{part} : Write the settings]" in run.output
     assert not (tmp_path / "secrets").exists()
+
+
+def test_the_queens_database_has_its_password_in_a_file(tmp_path: Path) -> None:
+    wheels(tmp_path, "queen")
+    password = tmp_path / "password"
+    password.write_text("s3cret")
+    more = {"preflight_host": SUITABLE, "queen_project_source": str(ROOT)}
+    for given in ({"queen_database_url": "postgresql+psycopg://queen:s3cret@h/db"},
+                  {"queen_database_password_file": str(tmp_path / "none")}):  # fmt: skip
+        run = play(tmp_path, "queen", **more, **given)
+        assert "[invalid_setting] variables of here" in run.words and "s3cret" not in run.output
+
+    given = {"queen_database_url": "postgresql+psycopg://queen@h/db", "queen_database_password_file": str(password)}
+    run = play(tmp_path, "queen", **more, **given)
+    assert run.status == 0, run.output
+    assert re.search(r"Write the password of the database\] \*+\nchanged: ", run.output), run.output
+    assert "s3cret" not in run.output
 
 
 def test_preflight_stands_alone(tmp_path: Path) -> None:

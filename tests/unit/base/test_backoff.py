@@ -13,10 +13,5 @@ def test_delays_double_up_to_a_minute(attempt: int, base: float):
     assert max(delays) - min(delays) > base * 0.1, "they are spread, so that workers do not restart in step"
 
 
-def test_five_crashes_in_a_row_are_enough_and_service_forgives():
-    streak = 0
-    for served in (0, 10, 299.9, 5):
-        streak = backoff.streak_after(streak, served)
-        assert not backoff.gives_up(streak)
-    assert backoff.gives_up(backoff.streak_after(streak, 1))
-    assert backoff.streak_after(streak, 300) == 1
+def test_a_caller_may_set_the_longest_wait():
+    assert max(backoff.delay(9, most_s=5) for _ in range(50)) <= 6

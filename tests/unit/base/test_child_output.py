@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import pytest
 
-from llama_orch.base import child_output
-from llama_orch.base.child_output import PIECE, Tail, exited, hear_out, lines
+from llama_orch.base.child import Child
+from llama_orch.base.child_output import PIECE, Tail, hear_out, lines
 from llama_orch.queen.ansible.ssh import FAILED, Ssh, SshSetup
 from llama_orch.queen.inventory.view import Host
 
 
-async def a_child(script: str) -> Process:
-    return await asyncio.create_subprocess_exec(
-        "bash", "-c", script, stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True
-    )
+async def a_child(script: str) -> Child:
+    return await Child.start(["bash", "-c", script], stderr=PIPE)
 
 
 async def lines_of(script: str, most: int = 100) -> list[bytes]:
     child = await a_child(script)
-    assert child.stdout is not None
     found = [line async for line in lines(child.stdout, most)]
     await child.wait()
+    await child.end()
     return found
 
 
@@ -57,7 +56,6 @@ async def test_a_long_line_within_the_bound_is_whole():
 
 async def test_a_flood_of_lines_takes_turns_with_everything_else():
     child = await a_child("yes | head -c 2000000")
-    assert child.stdout is not None
     seen, most, before = 0, 0, 0
 
     async def watch() -> None:
@@ -70,6 +68,7 @@ async def test_a_flood_of_lines_takes_turns_with_everything_else():
     async for _ in lines(child.stdout, 100):
         seen += 1
     watching.cancel()
+    await child.end()
     assert seen == 1_000_000 and most <= PIECE
 
 
@@ -102,19 +101,20 @@ async def test_one_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path):
     out = Tail(100)
     with pytest.raises(TimeoutError):
         await hear_out(child, out, Tail(100), within_s=0.5)
-    assert child.returncode is not None and out.text == "said\n"
+    assert child.status is not None and out.text == "said\n"
     assert not_running(int(pid_file.read_text()))
 
 
-async def test_the_end_of_a_child_is_seen_though_its_pipes_are_open(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(child_output, "_LOOK_S", 0.01)
+async def test_the_end_of_a_child_is_seen_though_its_pipes_are_open():
     child = await a_child("sleep 600 & disown; exit 0")
-    assert await exited(child)
-    child_output._kill_session(child)  # pyright: ignore[reportPrivateUsage]
+    assert await child.ended_within(30)
+    child.kill_session()
+    await child.end()
     sleeping = await a_child("sleep 600")
-    assert not await exited(sleeping, 0.05)
-    sleeping.kill()
-    assert await exited(sleeping)
+    assert not await sleeping.ended_within(0.05)
+    sleeping.send(signal.SIGKILL)
+    assert await sleeping.ended_within(30)
+    await sleeping.end()
 
 
 def not_running(pid: int) -> bool:

@@ -106,7 +106,7 @@ def test_token_files_say_what_is_wrong(tmp_path: Path):
         read_token(file)
     file.chmod(0o600)
     assert read_token(file) == TOKEN
-    for content in (b"", b"two words", b"\xff"):
+    for content in (b"", b"two words", b"\xff", b"too-short"):
         file.write_bytes(content)
         with pytest.raises(Unusable):
             read_token(file)

@@ -34,7 +34,7 @@ class Fleet(Nodes):
         super().__init__(
             inventory=cast("Inventory", self), states=cast("NodeStates", self), store=nothing, jobs=nothing,
             known_hosts=KnownHosts(known_hosts), tokens=nothing, key_file=known_hosts, login_user="u",
-            provision_on_change=False, change_own_machine=False, changed=nothing, problems=[PROBLEM],
+            provision_on_change=False, change_own_machine=False, changed=nothing, problems=lambda: [PROBLEM],
         )  # fmt: skip
 
     @staticmethod

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from llama_orch.base.tokens import WrongTokenFile
 from llama_orch.contract.devices import Remedy
 from llama_orch.queen.jobs.executor_lock import AnotherQueen, hold
 from llama_orch.queen.settings import ENV_PREFIX, PROGRAM, QueenSettings
@@ -46,6 +47,54 @@ def test_flag_over_environment_over_file(tmp_path: Path):
 def test_a_wrong_one_is_named(tmp_path: Path, text: str, words: str):
     with pytest.raises(WrongSetting, match=words):
         read(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "postgresql+psycopg://queen:s3cret@h/db",
+        "postgresql+psycopg://queen:s3c/ret@h:5432/db",
+        "postgresql+psycopg://queen:s3c@ret@h/db",
+        "postgresql+psycopg://queen@h/db?password=s3cret",
+        "postgresql+psycopg://queen@h/db?sslpassword=s3cret",
+        "postgresql://queen:s3cret@h/db",
+    ],
+)
+def test_a_password_in_the_databases_url_is_refused_and_not_shown(tmp_path: Path, given: str):
+    with pytest.raises(WrongSetting, match=r"'database_url' in .*: ") as refused:
+        read(tmp_path, f'database_url = "{given}"')
+    assert not any(part in str(refused.value) for part in ("s3c", "ret@"))
+    if given.startswith("postgresql+psycopg"):
+        assert "0600" in str(refused.value) and "database_password_file" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["sqlite:////srv/password/q.sqlite", "postgresql+psycopg://queen@[::1]:5432/db?sslmode=verify-full",
+     "postgresql+psycopg:///db?host=/run/postgresql"],
+)  # fmt: skip
+def test_a_database_without_a_password_in_its_url(tmp_path: Path, given: str):
+    assert read(tmp_path, f'database_url = "{given}"').store_url == given
+
+
+def test_the_databases_password_is_in_a_file_or_in_systemds_credentials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    assert read(tmp_path).database_password() is None
+    file = tmp_path / "file"
+    file.touch(0o600)
+    file.write_text("a pass: wörd\n")
+    settings = read(tmp_path, f'database_password_file = "{file}"')
+    assert settings.database_password() == "a pass: wörd"
+    file.chmod(0o640)
+    with pytest.raises(WrongTokenFile, match=f"run chmod 600 {file}"):
+        settings.database_password()
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    (credentials / "database-password").write_text("systemd's\n")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(credentials))
+    assert read(tmp_path).database_password() == "systemd's"
 
 
 def test_remedies_are_a_list_in_the_file_and_a_row_elsewhere(tmp_path: Path):

@@ -7,13 +7,13 @@ its hash was checked, so a model whose parts are all there is ready.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import re
 import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from llama_orch.base import locks
 from llama_orch.contract.model_ref import HubRef
 
 from .gguf_header import part_names, split_name
@@ -143,11 +143,7 @@ def drop_parts(cache: Path, keep: Collection[Path]) -> list[Path]:
 def _is_left(part: Path) -> bool:
     """Whether no process holds it, as one that downloads into it does."""
     with part.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-    return True
+        return locks.take(file)
 
 
 def revision_file(cache: Path, repo: str, revision: str) -> Path:

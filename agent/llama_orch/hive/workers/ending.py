@@ -23,6 +23,8 @@ BEFORE_READY = " while it loaded its model or tried it out, before it was ready"
 WHILE_SERVING = " while it was serving"
 WHILE_ALONE = " while the agent was not running"
 MOST_CHARACTERS = 1000
+CRASHES_IN_A_ROW = 5
+ENOUGH_SERVICE_S = 300.0
 _CODE = re.compile(r"[a-z_]{1,64}")
 _LOOK_S = 0.1
 _SCAN_S = 1.0
@@ -185,3 +187,13 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return "unknown"
+
+
+def streak_after(streak: int, served_s: float) -> int:
+    """Crashes in a row, counting the one that just happened after `served_s` seconds of service."""
+    return 1 if served_s >= ENOUGH_SERVICE_S else streak + 1
+
+
+def gives_up(streak: int) -> bool:
+    """Whether that many crashes in a row are enough."""
+    return streak >= CRASHES_IN_A_ROW

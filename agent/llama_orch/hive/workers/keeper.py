@@ -317,10 +317,10 @@ class WorkerKeeper:
             return
         log_file = launch.log_file(self._shared.settings, record.id)
         problem = await look(ending.why, self._folder, log_file, end.how, end.when, by_us=end.by_us)
-        record.streak = backoff.streak_after(record.streak, self._served(end.how))
+        record.streak = ending.streak_after(record.streak, self._served(end.how))
         record.last_error, record.boot_id = problem, None
         self.state.load()
-        if backoff.gives_up(record.streak):
+        if ending.gives_up(record.streak):
             text = f"{record.streak} crashes in a row; the last one: {problem.message}"
             raise Failed("crash_loop", text, f"{problem.what_to_do}; ask for the same name and spec to try again")
         record.restarts += 1

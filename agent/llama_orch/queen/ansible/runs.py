@@ -9,6 +9,8 @@ import logging
 import os
 import shlex
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_orch.base import child_output
+from llama_orch.base.child import Child
 
 from . import fence
 from .failures import NO_RESULT, TIMEOUT, TaskFailure
@@ -133,59 +136,47 @@ class Runs:
         interrupt: asyncio.Event,
     ) -> RunResult:
         result, said = RunResult(), child_output.Tail(_MOST_OUTPUT)
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", str(_RUN_CHILD)),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=environment,
-            cwd=self._project,
-            start_new_session=True,
-        )
-        assert process.stdin and process.stdout and process.stderr  # noqa: S101  they are pipes
-        process.stdin.write(json.dumps(self._child_spec(spec, folder)).encode() + b"\n")
-        reading = asyncio.create_task(self._read(process.stdout, result, on_line))
-        complaints = asyncio.create_task(said.read(process.stderr))
+        command = [sys.executable, "-I", str(_RUN_CHILD)]
+        child = await Child.start(command, environment=environment, stderr=subprocess.PIPE, cwd=self._project)
+        # Its input stays open: it ends itself where that is closed, as when the queen is killed.
+        child.say(json.dumps(self._child_spec(spec, folder)).encode() + b"\n")
+        reading = asyncio.create_task(self._read(child.stdout, result, on_line))
+        complaints = asyncio.create_task(said.read(child.stderr))
         interrupted = asyncio.create_task(interrupt.wait())
-        exited = asyncio.create_task(child_output.exited(process))
         try:
             # By the queen's own clock: Ansible's runner counts by that of the wall, which may jump.
             await asyncio.wait(
-                {reading, interrupted, exited}, timeout=self._timeout_s, return_when=asyncio.FIRST_COMPLETED
+                {reading, interrupted, child.ended}, timeout=self._timeout_s, return_when=asyncio.FIRST_COMPLETED
             )
             if not reading.done():
                 result.interrupted = interrupted.done()
-                timed_out = not interrupted.done() and not exited.done()
-                with contextlib.suppress(ProcessLookupError):
-                    process.terminate()
+                timed_out = not interrupted.done() and child.status is None
+                child.send(signal.SIGTERM)
                 # One that has ended has written all, but it may not be read yet.
                 await asyncio.wait({reading}, timeout=_TERM_TIMEOUT_S)
                 if timed_out:
                     result.status = TIMEOUT
         finally:
-            for task in (interrupted, exited):
-                task.cancel()
-            await self._end(process, spec.run_id)
+            interrupted.cancel()
+            await self._end(child, spec.run_id)
             # The pipes are closed now, so that both have ended but for what is still in a buffer.
             ended, stuck = await asyncio.wait({reading, complaints}, timeout=5)
             for task in stuck:
                 task.cancel()
-            if stuck:
-                child_output.close_pipes(process)
+            await child.end()
         result.output += said.text
         if reading in ended and (error := reading.exception()) is not None:
             log.error("the events of run %s could not be read", spec.run_id, exc_info=error)
         if result.lost:
-            log.error("run %s ended without a result, with %s: %s", spec.run_id, process.returncode, said.text)
+            log.error("run %s ended without a result, with %s: %s", spec.run_id, child.status, said.text)
         return result
 
-    async def _end(self, process: asyncio.subprocess.Process, run_id: str) -> None:
+    async def _end(self, child: Child, run_id: str) -> None:
         # The result line came or the pipe closed: the child needs no more than a moment.
-        await child_output.exited(process, _ENDING_S)
+        await child.ended_within(_ENDING_S)
         await self._in_thread(fence.fence, run_id)
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await child_output.exited(process, _KILLED_S)
+        child.send(signal.SIGKILL)
+        await child.ended_within(_KILLED_S)
 
     async def _read(self, pipe: asyncio.StreamReader, result: RunResult, on_line: OnLine) -> None:
         async for text in child_output.lines(pipe, _LINE_LIMIT):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import shlex
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llama_orch.base.child import Child
 from llama_orch.base.child_output import Tail, hear_out
 
 from ..inventory.view import Host
@@ -57,20 +58,14 @@ class Ssh:
         self, command: str, *, typed: str | None = None, options: Sequence[str] | None = None
     ) -> tuple[int, str]:
         """Exit status and standard error of a command, which reads `typed`; `options` stand in for the setup's own."""
-        process = await asyncio.create_subprocess_exec(
-            *self._arguments(self.setup.options() if options is None else options),
-            f"sh -c {shlex.quote(command)}",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            env=self.environment,
-            start_new_session=True,
-        )
+        arguments = self._arguments(self.setup.options() if options is None else options)
+        command_line = [*arguments, f"sh -c {shlex.quote(command)}"]
+        child = await Child.start(command_line, environment=self.environment, stderr=subprocess.PIPE)
         line = None if typed is None else typed.encode() + b"\n"
         out, err = Tail(0), Tail(_MOST_ERR)
         try:
             within_s = self.setup.connect_timeout_s + _ANSWER_TIMEOUT_S
-            code = await hear_out(process, out, err, typed=line, within_s=within_s)
+            code = await hear_out(child, out, err, typed=line, within_s=within_s)
         except TimeoutError:
             return FAILED, "Connection timed out while the host was logging us in"
         return code, err.text

@@ -5,12 +5,9 @@ It sorts before `hosts.yml`, so that what a person writes there overrides it.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import io
-import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +17,12 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
-from llama_orch.base import files
+from llama_orch.base import files, locks
 from llama_orch.contract.patterns import HostKeyGiven, LabelKey, LabelValue, NodeName, SshHost, SshUser
 
 NAME = "00-registered.yml"
+# Who rewrites it has done so within a moment.
+LOCK_S = 10.0
 # A host's ssh key as somebody confirmed it; people write it into their own files too.
 HOST_KEY_VARIABLE = "llama_orch_host_key"
 _HEADER = """\
@@ -95,26 +94,23 @@ class RegisteredFile:
         self._rewrite(lambda hosts: hosts.pop(name, None))
 
     def _rewrite(self, change: Callable[[dict[str, RegisteredHost]], object]) -> None:
-        with self._locked():
-            hosts = self.read()
-            before = dict(hosts)
-            change(hosts)
-            if hosts == before and self.path.exists():
-                return
-            text = render(hosts)
-            if parse(text) != hosts:
-                raise BrokenFile(f"{NAME} would not read back as it was written; nothing was changed")
-            # No secret is in it, and a run by hand may be somebody else's.
-            files.write_text(self.path, text, 0o644)
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+            with locks.held(self._lock, LOCK_S):
+                self._rewrite_alone(change)
+        except locks.Held:
+            raise BrokenFile(f"another process has held {self._lock.name} for {LOCK_S:g} s; ask again") from None
+
+    def _rewrite_alone(self, change: Callable[[dict[str, RegisteredHost]], object]) -> None:
+        hosts = self.read()
+        before = dict(hosts)
+        change(hosts)
+        if hosts == before and self.path.exists():
+            return
+        text = render(hosts)
+        if parse(text) != hosts:
+            raise BrokenFile(f"{NAME} would not read back as it was written; nothing was changed")
+        # No secret is in it, and a run by hand may be somebody else's.
+        files.write_text(self.path, text, 0o644)
 
 
 def render(hosts: dict[str, RegisteredHost]) -> str:

@@ -12,12 +12,14 @@ import json
 import logging
 import re
 import shlex
+import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from llama_orch.base import files
+from llama_orch.base.child import Child
 from llama_orch.base.child_output import Tail, hear_out
 from llama_orch.contract.common import Problem
 
@@ -213,21 +215,11 @@ class Inventory:
         )
 
     async def _list(self, sources: list[Path]) -> dict[str, Any]:
-        arguments = [argument for path in sources for argument in ("-i", str(path))]
-        process = await asyncio.create_subprocess_exec(
-            "ansible-inventory",
-            *arguments,
-            "--list",
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=self._environment,
-            cwd=self._cwd,
-            start_new_session=True,
-        )
+        command = ["ansible-inventory", *(word for path in sources for word in ("-i", str(path))), "--list"]
+        child = await Child.start(command, environment=self._environment, stderr=subprocess.PIPE, cwd=self._cwd)
         out, err = Tail(MOST_ANSWER), Tail(_MOST_COMPLAINT)
         try:
-            code = await hear_out(process, out, err, within_s=QUESTION_TIMEOUT_S)
+            code = await hear_out(child, out, err, within_s=QUESTION_TIMEOUT_S)
         except TimeoutError:
             raise BrokenInventory(f"ansible-inventory did not answer within {QUESTION_TIMEOUT_S:.0f} s") from None
         if code != 0:

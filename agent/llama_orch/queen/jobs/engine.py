@@ -18,6 +18,7 @@ from weakref import WeakValueDictionary
 
 from dbos import DBOS, SetWorkflowID
 
+from llama_orch.base import backoff
 from llama_orch.contract.common import Problem
 from llama_orch.contract.errors import Conflict, NotFound, NotReady
 from llama_orch.contract.queen import Job, JobKind, NodeStatus
@@ -39,7 +40,6 @@ _ENDED = {"SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"}
 _PARK_TIMEOUT_S = 7.0
 # A job whose end cannot be written down is tried again this often before it is given up.
 FINISH_TRIES = 6
-MOST_PAUSE_S = 60.0
 LOOK_S = 5.0
 STEP_AGAIN_S = (1.0, 5.0)
 T = TypeVar("T")
@@ -118,7 +118,7 @@ class Jobs:
             had_password=password is not None,
             treatment=treatment,
         )
-        self._work.keep_password(job_id, password)
+        self._work.running(job_id).password = password
         await self._states.belongs_to(node_name, job_id)
         await self._start(job_id)
         return job
@@ -130,10 +130,10 @@ class Jobs:
             raise NotFound(f"there is no job {job_id}")
         if not await self._store.jobs.cancel(job_id):
             raise Conflict(f"job {job_id} has ended: it is {job.status}", code="job_ended", status=job.status)
-        self._work.interrupt_of(job_id).set()
+        self._work.running(job_id).interrupt.set()
         now = await self._store.jobs.get(job_id) or job
         if not now.is_open:
-            self._work.forget_interrupt(job_id)
+            self._work.forget(job_id)
         return now.wire
 
     async def execute(self, job_id: str) -> None:
@@ -173,7 +173,7 @@ class Jobs:
                 log.exception("job %s cannot be finished (attempt %d)", job.job_id, attempt)
             else:
                 return
-            await self._work.pause(min(MOST_PAUSE_S, 2.0 ** (attempt - 1)))
+            await self._work.pause(backoff.delay(attempt))
 
     async def step(self, job_id: str, work: Callable[[JobRecord], Awaitable[Problem | None]]) -> StepResult:
         """One step of a job, as something the engine can store."""
@@ -196,7 +196,7 @@ class Jobs:
                 return await work()
             except Exception:
                 log.exception("a step of job %s failed, and is done again in %g s", job_id, pause)
-            await self._work.pause_of(job_id, pause)
+            await self._work.running(job_id).pause(pause)
         return await work()
 
     @property
@@ -206,7 +206,7 @@ class Jobs:
 
     async def _steps(self, job: JobRecord) -> Problem | None:
         await self._persistently(job.job_id, lambda: self._work.begin(job))
-        if self._work.interrupt_of(job.job_id).is_set() and not self._work.stopping:
+        if self._work.running(job.job_id).interrupt.is_set() and not self._work.stopping:
             return failures.CANCELLED
         for step in (_preflight, _play, _verify):
             result = await step(job.job_id)
@@ -222,7 +222,7 @@ class Jobs:
             node = self._nodes[job.node_name] = asyncio.Lock()
         async with node:
             waiting = asyncio.create_task(self._slots.acquire())
-            interrupted = asyncio.create_task(self._work.interrupt_of(job.job_id).wait())
+            interrupted = asyncio.create_task(self._work.running(job.job_id).interrupt.wait())
             try:
                 await asyncio.wait({waiting, interrupted}, return_when=asyncio.FIRST_COMPLETED)
             finally:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from pathlib import Path
 from typing import TextIO
+
+from llama_orch.base import locks
 
 
 class AnotherQueen(Exception):
@@ -16,13 +17,11 @@ class AnotherQueen(Exception):
 def hold(data: Path) -> TextIO:
     """Take the folder's lock for the life of the returned file. Raises AnotherQueen."""
     file = (data / "queen.lock").open("a+", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not locks.take(file):
         file.seek(0)
         holder = file.read().strip() or "unknown"
         file.close()
-        raise AnotherQueen(f"another queen (process {holder}) works with the data_dir {data}") from None
+        raise AnotherQueen(f"another queen (process {holder}) works with the data_dir {data}")
     # Only the message above needs it: a full disk is no reason not to start.
     with contextlib.suppress(OSError):
         os.ftruncate(file.fileno(), 0)

@@ -12,7 +12,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, make_url
 from sqlalchemy.exc import DatabaseError, OperationalError
 
-from .database import AnotherQueen, engine_for
+from .database import AnotherQueen, engine_for, is_server, reason
 
 log = logging.getLogger(__name__)
 MIGRATIONS = Path(__file__).with_name("migrations")
@@ -46,7 +46,7 @@ def refusal(url: str | URL) -> str:
     What is wrong with a file of SQLite's otherwise is seen to when the store is opened.
     """
     url = make_url(url)
-    is_file = url.get_backend_name() == "sqlite"
+    is_file = not is_server(url)
     if is_file and not (url.database and Path(url.database).exists()):
         return ""
     engine = engine_for(url)
@@ -57,10 +57,9 @@ def refusal(url: str | URL) -> str:
         return f"'database_url': {error}"
     except OperationalError as error:
         where = f"{url.host or 'the local socket'} port {url.port or 5432}"
-        reason = str(error.orig).strip().splitlines()[0] if error.orig else "no answer"
-        return "" if is_file else f"'database_url' names a server at {where} that cannot be used: {reason}"
+        return "" if is_file else f"'database_url' names a server at {where} that cannot be used: {reason(error)}"
     except DatabaseError as error:
-        return "" if is_file else f"'database_url': {error.orig}"
+        return "" if is_file else f"'database_url': {reason(error)}"
     finally:
         engine.dispose()
     return str(WrongSchema(found)) if found else ""

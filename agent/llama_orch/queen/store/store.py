@@ -33,6 +33,11 @@ class Store:
         self.audit = AuditTable(self.database)
         self.learnt = LearntTable(self.database)
 
+    @property
+    def problem(self) -> Problem | None:
+        """Why a server did not do what it was last asked for; None where it did, or is a file."""
+        return self.database.problem
+
     async def open(self) -> list[Problem]:
         """Bring the tables to their present form, and put right what is damaged. Raises WrongSchema.
 

@@ -12,8 +12,8 @@ from gguf import GGML_QUANT_SIZES
 from llama_orch.demo_model import DemoSpec, write_demo_model, write_gguf
 from llama_orch.hive.models import gguf_header
 from llama_orch.hive.problems import Failed
-from tests.support import lying_models as lies
-from tests.support.models import not_a_gguf, split_model
+from tests.support.gguf import lying_models as lies
+from tests.support.gguf.models import not_a_gguf, split_model
 
 
 def test_values_and_tensors_of_the_demo_model(tmp_path: Path):

@@ -16,25 +16,33 @@ from llama_orch.queen.store.store import Store
 PROBLEM = Problem(code="x", message="y")
 
 
+class Running:
+    """A job in memory that notes its pauses; the queen may stop in one."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self.interrupt = asyncio.Event()
+
+    async def pause(self, seconds: float) -> None:
+        self._work.pauses.append(seconds)
+        if self._work.stops:
+            raise asyncio.CancelledError
+
+
 class Work:
-    """Notes the pauses of a job; the queen may stop in one."""
+    """Keeps jobs in memory, and does nothing for them."""
 
     def __init__(self) -> None:
         self.pauses: list[float] = []
         self.stops = False
         self.stopping = False
-        self.interrupts: dict[str, asyncio.Event] = {}
+        self.kept: dict[str, Running] = {}
 
-    def interrupt_of(self, job_id: str) -> asyncio.Event:
-        return self.interrupts.setdefault(job_id, asyncio.Event())
+    def running(self, job_id: str) -> Running:
+        return self.kept.setdefault(job_id, Running(self))
 
-    def forget_interrupt(self, job_id: str) -> None:
-        del self.interrupts[job_id]
-
-    async def pause_of(self, _job_id: str, seconds: float) -> None:
-        self.pauses.append(seconds)
-        if self.stops:
-            raise asyncio.CancelledError
+    def forget(self, job_id: str) -> None:
+        del self.kept[job_id]
 
 
 class Step:
@@ -121,4 +129,4 @@ async def test_a_job_that_ends_while_it_is_cancelled_leaves_nothing(jobs: Jobs, 
 
     store.jobs.cancel = then_it_ends
     assert (await jobs.cancel("j")).status is JobStatus.CANCELLED
-    assert work.interrupts == {}
+    assert work.kept == {}

@@ -6,7 +6,6 @@ Everything here blocks: call it in a thread or a process.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import logging
 import os
@@ -23,6 +22,7 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
 from pydantic import ValidationError
 
+from llama_orch.base import locks
 from llama_orch.contract.model_ref import HubRef
 
 from ...problems import Failed
@@ -178,10 +178,8 @@ def _from_its_beginning(order: FetchOrder, file: HubFile, target: BinaryIO, repo
 
 
 def _lock(target: BinaryIO, name: str) -> None:
-    try:
-        fcntl.flock(target, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise Failed("download_in_use", f"another process downloads {name}", "wait for it", retry=True) from None
+    if not locks.take(target):
+        raise Failed("download_in_use", f"another process downloads {name}", "wait for it", retry=True)
 
 
 def _receive(order: FetchOrder, file: HubFile, target: BinaryIO, report: Report) -> None:

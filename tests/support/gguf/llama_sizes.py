@@ -1,4 +1,4 @@
-"""What llama.cpp says that a model's context will take: `python -m tests.support.llama_sizes PATH SLOTS CTX_PER_SLOT`.
+"""What llama.cpp says that a context will take: `python -m tests.support.gguf.llama_sizes PATH SLOTS CTX_PER_SLOT`.
 
 Prints one JSON object of bytes, `{"cache": …, "compute": …}`. Nothing is allocated (`no_alloc`), so a model of any size
 can be asked about. In a process of its own, as llama.cpp ends the process where a file is not what it expects.
