@@ -135,6 +135,7 @@ class MemorySource:
         self.commit = "c" * 40
         # Raised by each question and each download, where it is set.
         self.failure: Failed | None = None
+        self.unknown: set[str] = set()
         self.asked: list[HubRef] = []
         self.arrives = asyncio.Event()
         self.running = 0
@@ -145,6 +146,8 @@ class MemorySource:
         self.asked.append(ref)
         if self.failure is not None:
             raise self.failure
+        if ref.repo in self.unknown:
+            raise Failed("model_not_found", f"the hub has no repository {ref.repo}", "check the name")
         return Resolved(
             repo=ref.repo,
             revision=ref.revision or "main",
