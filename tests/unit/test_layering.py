@@ -133,6 +133,11 @@ def test_only_jobs_begin_runs_and_only_the_fleet_asks_hives(module: str):
     } == set()
 
 
+def test_the_hub_is_asked_by_whoever_wants_and_knows_no_downloads():
+    hub = [name for name in PACKAGE.modules if name.startswith("hive.models.hub.")]
+    assert [(name, one) for name in hub for one in PACKAGE.imports(name) if "downloads" in one] == []
+
+
 def test_contract_does_no_input_or_output():
     forbidden = {"socket", "subprocess", "os", "pathlib", "asyncio", "aiohttp", "sanic"}
     for module in PACKAGE.modules:
