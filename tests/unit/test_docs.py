@@ -32,6 +32,7 @@ from llama_orch.worker import metrics as worker_metrics
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+AGENT = ROOT / "agent" / "llama_orch"
 PACKAGE = ROOT / "agent" / "llama_orch"
 PAGES = sorted([*DOCS.glob("*.md"), *ROOT.glob("*.md")])
 PARTS = {"Queen": operations.QUEEN, "Hive": operations.HIVE, "Worker": operations.WORKER}
@@ -305,3 +306,15 @@ def test_links_lead_somewhere(page: Path):
         assert other.exists(), target
         if anchor:
             assert anchor in _anchors(other.read_text(encoding="utf-8")), target
+
+
+@pytest.mark.parametrize("part", ["queen", "hive", "worker"])
+def test_the_maps_name_each_file_and_no_other(part: str):
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    chapter = text.partition(f"## Inside {'a' if part != 'queen' else 'the'} {part}\n")[2].partition("\n## ")[0]
+    named: set[str] = set()
+    for row in re.findall(r"^\| (`.*?) \|", chapter, re.MULTILINE):
+        folder = re.match(r"`([a-z_/]+/)`: ", row)
+        named |= {(folder[1] if folder else "") + name for name in re.findall(r"`([a-z_/]+\.py)`", row)}
+    there = {str(path.relative_to(AGENT / part)) for path in (AGENT / part).rglob("*.py") if path.stem != "__init__"}
+    assert named == {name for name in there if "migrations/" not in name}

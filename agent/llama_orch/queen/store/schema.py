@@ -14,7 +14,8 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 
 from .database import AnotherQueen, engine_for, is_server, reason
 
-log = logging.getLogger(__name__)
+# It tells at each start what it looks at.
+logging.getLogger("alembic").setLevel(logging.WARNING)
 MIGRATIONS = Path(__file__).with_name("migrations")
 # Version 0.1.0 wrote 1 and 2 there, and refuses what is more than it knows. Only SQLite has it.
 _USER_VERSION = 3
@@ -34,7 +35,6 @@ def upgrade(connection: Connection) -> None:
     """Bring the tables to their present form, wholly or not at all. Raises WrongSchema."""
     if found := _unknown(connection):
         raise WrongSchema(found)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     command.upgrade(_config(connection), "head")
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql(f"PRAGMA user_version = {_USER_VERSION}")
