@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 
-from llama_orch.hive.workers import process
+from llama_orch.hive.workers import process_table
 from tests.hosts import nspawn
 from tests.hosts.host import Host
 
@@ -97,7 +97,7 @@ class HostHive:
                 inner, parent = nspawn.namespace_ids(pid)[-1], _parent(pid)
             except (OSError, IndexError):
                 continue
-            found = HostProcess(pid, inner, process.SHIM in words)
+            found = HostProcess(pid, inner, process_table.SHIM in words)
             if worker_id := _worker_of(words):
                 workers.setdefault(worker_id, []).append(found)
             elif any(word.endswith(AGENT) for word in words[:2]):
@@ -130,7 +130,7 @@ class HostHive:
 
 
 def _worker_of(words: list[str]) -> str | None:
-    if process.SHIM not in words and process.WORKER not in words:
+    if process_table.SHIM not in words and process_table.WORKER not in words:
         return None
     home = f"{STATE_DIR}/workers/"
     return next((word.removeprefix(home).partition("/")[0] for word in words if word.startswith(home)), None)

@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 
 from llama_orch.base import processes
-from llama_orch.hive.workers import process
+from llama_orch.hive.workers import process_table
 
 from . import promises, wall_clock
 from .fault import Catalogue
@@ -29,7 +29,7 @@ async def _one(world: LocalWorld, random: Random) -> dict[str, Any]:
     return (await world.workers())[random.choice(WANTED)]
 
 
-def _processes(world: LocalWorld, worker_id: str, *, shim: bool) -> list[process.Process]:
+def _processes(world: LocalWorld, worker_id: str, *, shim: bool) -> list[process_table.Process]:
     return [one for one in world.hive.processes().get(worker_id, []) if one.is_shim is shim]
 
 
@@ -176,7 +176,7 @@ async def a_process_is_stopped_for_a_while(world: LocalWorld, random: Random) ->
     assert world.hive.agent is not None
     worker = (await _one(world, random))["pid"]
     number = random.choice([worker, world.hive.agent.pid, world.queen.pid])
-    one = process.Process(number, processes.start_time(number) or 0)
+    one = process_table.Process(number, processes.start_time(number) or 0)
     one.send(signal.SIGSTOP)
     await asyncio.sleep(random.uniform(1, 5))
     one.send(signal.SIGCONT)

@@ -18,7 +18,7 @@ from llama_orch.contract.process import SPEC_FILE
 from llama_orch.demo_model import write_demo_model
 from llama_orch.hive import stop_workers
 from llama_orch.hive.shim import LAUNCH_FILE
-from llama_orch.hive.workers import process
+from llama_orch.hive.workers import launch
 from llama_orch.web import landlock
 from tests.support.hives import ROOT
 from tests.support.ports import free_port
@@ -94,7 +94,7 @@ async def reached(folder: Path, monkeypatch: pytest.MonkeyPatch, *, confined: bo
         }
         (evil / "llama_cpp" / "plan.json").write_text(json.dumps(plan))
         (own / LAUNCH_FILE).write_text("this")
-        shim = process.start(own, "this", folder / "worker.log", Token("a-token-of-the-tests-here"))
+        shim = launch.start_shim(own, "this", folder / "worker.log", Token("a-token-of-the-tests-here"))
         try:
             found = own / "tmp" / "found.json"
             until = time.monotonic() + SECONDS

@@ -13,7 +13,7 @@ import pytest
 from llama_orch.contract.model_ref import HubRef
 from llama_orch.hive.models.downloads import run
 from llama_orch.hive.models.hub import question
-from llama_orch.hive.models.hub.description import FetchJob, Question, Resolved
+from llama_orch.hive.models.hub.description import FetchOrder, Question, Resolved
 from llama_orch.hive.problems import Failed
 
 COMMIT = "c" * 40
@@ -119,10 +119,10 @@ async def test_a_file_that_never_ends_does_not_fill_the_disk(tmp_path: Path):
         {"repo": "org/repo", "revision": "main", "commit": COMMIT, "filename": "m.gguf"}
         | {"files": [{"name": "m.gguf", "size": 5, "etag": "a" * 64}]}
     )
-    job = FetchJob(endpoint=endpoint, token=None, cache=tmp_path, model=model)
+    order = FetchOrder(endpoint=endpoint, token=None, cache=tmp_path, model=model)
     with pytest.raises(Failed) as failed:
         async with asyncio.timeout(60):
-            await run.until_ready(job, lambda _: None, attempts=1, stall_s=30)
+            await run.until_ready(order, lambda _: None, attempts=1, stall_s=30)
     server.close()
     assert (failed.value.problem.code, failed.value.retry) == ("checksum_mismatch", False)
     assert _begun(tmp_path) < 2**20

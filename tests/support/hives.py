@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 
 from llama_orch.hive import stop_workers
-from llama_orch.hive.workers import process
+from llama_orch.hive.workers import process_table
 
 from .engine import kept_self_test
 from .ports import free_port
@@ -151,9 +151,9 @@ class HiveProcess:
         await until(there, lambda: f"download becomes {statuses}: {found}\n{self.log()}")
         return found
 
-    def processes(self) -> dict[str, list[process.Process]]:
+    def processes(self) -> dict[str, list[process_table.Process]]:
         """The processes of this hive's workers that live."""
-        return process.find(self.state_dir)
+        return process_table.find(self.state_dir)
 
 
 async def complete(url: str, prompt: str, max_tokens: int) -> str:

@@ -124,3 +124,24 @@ def owners(package: Package, library: str) -> set[str]:
         for module, path in package.modules.items()
         if library in package.outside(module)
     }
+
+
+def private_names(path: Path) -> list[str]:
+    """Where a file takes a private name of another's: `x._y`, or `setattr(x, "_y", …)`."""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and _is_private(node.attr):
+            own = isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"}
+            name = None if own else node.attr
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("setattr"):
+            given = [one.value for one in node.args[1:2] if isinstance(one, ast.Constant)]
+            name = next((str(one) for one in given if _is_private(str(one))), None)
+        else:
+            continue
+        if name is not None:
+            found.append(f"{path.name}:{node.lineno} takes {name}")
+    return found
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")

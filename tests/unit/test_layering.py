@@ -133,11 +133,21 @@ def test_only_jobs_begin_runs_and_only_the_fleet_asks_hives(module: str):
     } == set()
 
 
+def test_the_hub_is_asked_by_whoever_wants_and_knows_no_downloads():
+    hub = [name for name in PACKAGE.modules if name.startswith("hive.models.hub.")]
+    assert [(name, one) for name in hub for one in PACKAGE.imports(name) if "downloads" in one] == []
+
+
 def test_contract_does_no_input_or_output():
     forbidden = {"socket", "subprocess", "os", "pathlib", "asyncio", "aiohttp", "sanic"}
     for module in PACKAGE.modules:
         if module.split(".")[0] == "contract":
             assert not PACKAGE.outside(module) & forbidden, module
+
+
+def test_unit_tests_of_the_hive_take_public_names_alone():
+    files = sorted((ROOT / "tests" / "unit" / "hive").rglob("test_*.py"))
+    assert [found for path in files for found in layering.private_names(path)] == []
 
 
 def made_up(folder: Path, files: dict[str, str]) -> Package:
@@ -195,3 +205,9 @@ def test_a_crowd_and_a_second_owner_are_found(tmp_path: Path):
     package = made_up(tmp_path, files)
     assert len(layering.crowded([package.folder], MOST_MODULES)) == 1
     assert len(layering.owners(package, "sqlalchemy")) == MOST_MODULES + 1
+
+
+def test_a_private_name_in_a_test_is_found(tmp_path: Path):
+    path = tmp_path / "test_x.py"
+    path.write_text('a._b()\nself._own()\nmonkeypatch.setattr(a, "_c", 1)\nmonkeypatch.setattr(a, "d", 1)\na.__doc__\n')
+    assert sorted(layering.private_names(path)) == ["test_x.py:1 takes _b", "test_x.py:3 takes _c"]

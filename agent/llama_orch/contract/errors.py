@@ -31,9 +31,9 @@ class ErrorResponse(BaseModel):
 class ApiError(Exception):
     """Base of everything that a client may be told. `message` says what to do; no path, trace or secret."""
 
-    status: ClassVar[int] = 500
+    status: int = 500
     code: ClassVar[str] = "internal_error"
-    type: ClassVar[str] = "server_error"
+    type: str = "server_error"
 
     def __init__(
         self,

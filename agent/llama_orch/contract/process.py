@@ -26,6 +26,18 @@ EXIT_KNOWN_FAILURE = 3
 # What a worker takes where `ctx_per_slot` is null, or what the model was trained with, whichever is less.
 DEFAULT_CONTEXT = 4096
 
+# What the hive reckons a worker's memory with, and the worker makes its context by: one number each, since a worker
+# that computed more at once than was reckoned with would run out of memory.
+# Tokens that the engine takes in one step (`n_batch`), and computes at once (`n_ubatch`); for a text's vector, all that
+# a slot holds.
+BATCH_TOKENS = 512
+UBATCH_TOKENS = BATCH_TOKENS
+# For how many of them a slot may want logits in one step, where `echo` and `logprobs` ask for those of its prompt.
+OUTPUTS_PER_SLOT = 64
+# Whether blocks with a sliding window keep the whole context too, so that a slot's prefix can be used again: `swa_full`
+# of llama.cpp's `llama_context_params`.
+KEEPS_WHOLE_WINDOWS = True
+
 FailureCode = Literal[
     "model_unreadable", "model_truncated", "out_of_memory", "port_in_use", "cannot_listen", "backend_unavailable"
 ]

@@ -24,6 +24,7 @@ from .devices.gpus import Gpus
 from .metrics import Metrics
 from .models.catalogue import Models
 from .models.downloads.service import Downloads
+from .models.downloads.source import HubSource
 from .settings import HiveSettings
 from .workers.service import Workers
 
@@ -42,7 +43,7 @@ class Agent:
         self.settings = settings
         self.metrics = Metrics(registry)
         self.gpus = Gpus(self._worker_of)
-        self.downloads = Downloads(settings, hub_token, self.metrics.downloaded_bytes.inc)
+        self.downloads = Downloads(settings, HubSource(settings, hub_token), self.metrics.downloaded_bytes.inc)
         self.engine = EngineTest(settings.state_dir, confined=settings.confine_workers)
         self.workers = Workers(
             settings,

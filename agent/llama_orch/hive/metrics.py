@@ -17,7 +17,7 @@ from llama_orch.contract.devices import (
 )
 from llama_orch.contract.hive import DownloadStatus, Model, ModelStatus, WorkerStatus
 
-from .models.downloads.job import Job
+from .models.downloads.download import Download
 from .workers.keeper import WorkerKeeper
 
 _GPU_LABELS = ["gpu"]
@@ -76,11 +76,13 @@ class Metrics:
         self._host_conditions = gauge("host_conditions", "What is wrong with the machine as a whole", ["type"])
         self._gpu_conditions = gauge("gpu_conditions", "What is wrong with GPUs", ["type"])
 
-    def refresh(self, keepers: list[WorkerKeeper], models: list[Model], downloads: list[Job], devices: Devices) -> None:
+    def refresh(
+        self, keepers: list[WorkerKeeper], models: list[Model], downloads: list[Download], devices: Devices
+    ) -> None:
         """Set every gauge to what is the case now, with zeros for every state."""
         _count(self._workers, WorkerStatus, (keeper.state.status for keeper in keepers))
         _count(self._models, ModelStatus, (model.status for model in models))
-        _count(self._downloads, DownloadStatus, (job.record.status for job in downloads))
+        _count(self._downloads, DownloadStatus, (download.record.status for download in downloads))
         serving = [keeper for keeper in keepers if keeper.state.serving]
         busy = sum(keeper.slots_busy for keeper in serving)
         self._slots.labels("busy").set(busy)

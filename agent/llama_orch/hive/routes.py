@@ -69,7 +69,7 @@ async def download_model(request: Request, body: DownloadRequest) -> Download:
 @routes.handle(ops.LIST_DOWNLOADS)
 async def list_downloads(request: Request) -> DownloadList:
     """All downloads."""
-    return DownloadList(downloads=[job.view() for job in _agent(request).downloads.all()])
+    return DownloadList(downloads=[download.view() for download in _agent(request).downloads.all()])
 
 
 @routes.handle(ops.GET_DOWNLOAD)

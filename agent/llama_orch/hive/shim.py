@@ -38,18 +38,18 @@ def main(arguments: list[str]) -> int:
         pid = os.posix_spawn(command[0], command, {**os.environ, "TMPDIR": temporary})
     except OSError as error:
         sys.stderr.write(f"cannot start {command[0]}: {error.strerror}\n")
-        _write(folder, ENDED_FILE, {"exit_code": 127, "signal": None, **_now()})
+        write(folder, ENDED_FILE, {"exit_code": 127, "signal": None, **_now()})
         return 1
     if token is not None:
         os.close(token)
-    _write(
+    write(
         folder,
         PROCESS_FILE,
         {"pid": pid, "start_time": _start_time(pid), "shim_pid": os.getpid(), "boot_id": _read(_BOOT_ID).strip()},
     )
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     ended = {"exit_code": None, "signal": -status} if status < 0 else {"exit_code": status, "signal": None}
-    _write(folder, ENDED_FILE, {**ended, **_now()})
+    write(folder, ENDED_FILE, {**ended, **_now()})
     return 0
 
 
@@ -83,7 +83,8 @@ def temporary_name(name: str) -> str:
     return f".{name}.tmp"
 
 
-def _write(folder: str, name: str, value: dict[str, object]) -> None:
+def write(folder: str, name: str, value: dict[str, object]) -> None:
+    """Write a file of the worker's folder, whole or not at all."""
     temporary = f"{folder}/{temporary_name(name)}"
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

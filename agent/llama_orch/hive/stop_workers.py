@@ -11,15 +11,15 @@ import shutil
 import sys
 from pathlib import Path
 
-from .workers import ending, process
+from .workers import ending, process_table
 from .workers.records import RECORD_FILE
 
 
 async def stop_all(state_dir: Path, *, drain_s: float, term_s: float) -> list[str]:
     """End every worker below `state_dir` and delete its folder; returns the ids of those that will not end."""
-    home = process.workers_dir(state_dir)
+    home = process_table.workers_dir(state_dir)
     recorded = {folder.name for folder in home.iterdir()} if home.is_dir() else set()
-    ids = sorted(recorded | set(process.find(state_dir)))
+    ids = sorted(recorded | set(process_table.find(state_dir)))
     for worker_id in ids:
         # First of all, so that an agent that starts meanwhile does not start it again.
         (home / worker_id / RECORD_FILE).unlink(missing_ok=True)

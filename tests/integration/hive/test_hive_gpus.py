@@ -15,11 +15,11 @@ from typing import Any
 import aiohttp
 import pytest
 
+from llama_orch.base.processes import start_time
 from llama_orch.demo_model import write_demo_model
 from llama_orch.hive.devices import engine_build, gpus
 from llama_orch.hive.devices.gpus import Gpus
 from llama_orch.hive.models.memory import CUDA_CONTEXT_BYTES
-from llama_orch.hive.workers.process import start_time
 from tests.support.hives import HiveProcess, a_hive, until
 from tests.support.nvml import GIB, GPU_IS_LOST, VERSION_MISMATCH, FakeNvml, error, gpu, states
 

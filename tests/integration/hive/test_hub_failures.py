@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from llama_orch.contract.model_ref import HubRef
 from llama_orch.hive.models.downloads import run
 from llama_orch.hive.models.hub import question
-from llama_orch.hive.models.hub.description import FetchJob, Question, Resolved
+from llama_orch.hive.models.hub.description import FetchOrder, Question, Resolved
 from llama_orch.hive.problems import Failed
 from tests.support.hives import HiveProcess, a_hive
 from tests.support.hub.server import Hub
@@ -72,9 +72,9 @@ async def fetched(endpoint: str, cache: Path) -> Failed:
     """Why a file could not be fetched that was described before."""
     described = {"repo": REPO, "revision": "main", "commit": "c" * 40, "filename": NAME}
     model = Resolved.model_validate({**described, "files": [{"name": NAME, "size": 400, "etag": "a" * 64}]})
-    job = FetchJob(endpoint=endpoint, token=None, cache=cache, model=model)
+    order = FetchOrder(endpoint=endpoint, token=None, cache=cache, model=model)
     with pytest.raises(Failed) as failed:
-        await run.until_ready(job, lambda _: None, attempts=1, stall_s=30)
+        await run.until_ready(order, lambda _: None, attempts=1, stall_s=30)
     return failed.value
 
 

@@ -11,7 +11,7 @@ import pytest
 from llama_orch.contract.model_ref import HubRef
 from llama_orch.hive.models import cache as model_cache
 from llama_orch.hive.models.hub import hub
-from llama_orch.hive.models.hub.description import FetchJob
+from llama_orch.hive.models.hub.description import FetchOrder
 from llama_orch.hive.problems import Failed
 from tests.support.hub.server import Faults, Hub
 
@@ -26,42 +26,42 @@ def served() -> Iterator[Hub]:
         yield running
 
 
-def job_with(served: Hub, cache: Path, there: bytes) -> tuple[FetchJob, Path]:
+def order_with(served: Hub, cache: Path, there: bytes) -> tuple[FetchOrder, Path]:
     """A download of which so much is there, and the file that holds it."""
-    job = FetchJob(
+    order = FetchOrder(
         endpoint=served.url, token=None, cache=cache, model=hub.resolve(HubRef(REPO, None, NAME), served.url, None)
     )
-    part = model_cache.part_file(cache, REPO, job.model.files[0].etag)
+    part = model_cache.part_file(cache, REPO, order.model.files[0].etag)
     part.parent.mkdir(parents=True)
     part.write_bytes(there)
-    return job, part
+    return order, part
 
 
-def fetched(job: FetchJob) -> bytes:
-    hub.fetch(job, lambda *_: None)
-    return (job.cache / "models--org--letters-GGUF" / "snapshots" / job.model.commit / NAME).read_bytes()
+def fetched(order: FetchOrder) -> bytes:
+    hub.fetch(order, lambda *_: None)
+    return (order.cache / "models--org--letters-GGUF" / "snapshots" / order.model.commit / NAME).read_bytes()
 
 
 @pytest.mark.parametrize("size", [400_000, len(CONTENT)])
 def test_a_part_that_was_damaged_is_downloaded_again_from_its_beginning(served: Hub, tmp_path: Path, size: int):
-    job, part = job_with(served, tmp_path, b"\0" * size)
-    assert fetched(job) == CONTENT
+    order, part = order_with(served, tmp_path, b"\0" * size)
+    assert fetched(order) == CONTENT
     assert [body.first_byte for body in served.bodies(f"{REPO}/{NAME}")] == ([size, 0] if size < len(CONTENT) else [0])
     assert not part.exists()
 
 
 def test_a_part_that_is_whole_is_taken_up(served: Hub, tmp_path: Path):
-    job, _ = job_with(served, tmp_path, CONTENT[:400_000])
-    assert fetched(job) == CONTENT
+    order, _ = order_with(served, tmp_path, CONTENT[:400_000])
+    assert fetched(order) == CONTENT
     assert [body.first_byte for body in served.bodies(f"{REPO}/{NAME}")] == [400_000]
 
 
 @pytest.mark.parametrize(("there", "tries"), [(b"\0" * 400_000, 2), (b"", 1)])
 def test_what_arrives_changed_from_its_beginning_is_a_failure(served: Hub, tmp_path: Path, there: bytes, tries: int):
-    job, part = job_with(served, tmp_path, there)
+    order, part = order_with(served, tmp_path, there)
     served.faults = Faults(corrupt=True)
     with pytest.raises(Failed, match="another checksum") as error:
-        hub.fetch(job, lambda *_: None)
+        hub.fetch(order, lambda *_: None)
     assert (error.value.problem.code, error.value.retry) == ("checksum_mismatch", False)
     assert len(served.bodies(f"{REPO}/{NAME}")) == tries
     assert not part.exists()

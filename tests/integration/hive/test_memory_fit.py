@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from llama_orch.contract import process
 from llama_orch.hive.models import facts as model_facts
 from llama_orch.hive.models import memory
 from llama_orch.worker import scheduler
@@ -50,13 +51,13 @@ def test_what_llama_cpp_says_of_itself(tmp_path: Path, make: Callable[[Path], Pa
     sizes = json.loads(told.stdout)
     assert memory.cache_bytes(facts, slots, context) == pytest.approx(sizes["cache"], abs=ROUNDING)
     # Its plan follows the order in which results come and go; the formula knows only how wide they are.
-    estimate = memory.compute_bytes(facts, slots, context, memory.BATCH_TOKENS)
+    estimate = memory.compute_bytes(facts, slots, context, process.BATCH_TOKENS)
     assert 0.95 * sizes["compute"] <= estimate <= 1.5 * sizes["compute"]
 
 
 def test_the_engine_works_in_the_steps_that_are_reckoned_with():
-    assert memory.BATCH_TOKENS == batcher.STEP_TOKENS
-    assert memory.OUTPUTS_PER_SLOT == scheduler.MOST_ROWS
+    assert process.BATCH_TOKENS == batcher.STEP_TOKENS
+    assert process.OUTPUTS_PER_SLOT == scheduler.MOST_ROWS
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from llama_orch.base import backoff, child, one_answer
 from llama_orch.base.one_answer import NoAnswer
@@ -29,6 +30,10 @@ WHOLE = """print('{"found": 7}')"""
 KILLED_HALF_WAY = """print('{"fou', end="", flush=True); os.kill(os.getpid(), signal.SIGKILL)"""
 
 
+class Found(BaseModel):
+    found: Any
+
+
 class Programs:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -44,7 +49,7 @@ class Programs:
         environment = child_environment() | {"PYTHONPATH": str(self._folder)}
         return await one_answer.ask(
             "programs_of_a_test",
-            understand=lambda said: answered(said, "found"),
+            understand=lambda said: answered(said, Found).found,
             within_s=within_s,
             environment=environment,
             question=question,

@@ -14,7 +14,7 @@ from llama_orch.cli import processes
 from llama_orch.cli.local import Home
 from llama_orch.contract.home import HOME_VARIABLE
 from llama_orch.hive import child_environment as hive_environment
-from llama_orch.hive.models.downloads import run as download_run
+from llama_orch.hive.models.hub import environment as hub_environment
 from llama_orch.queen import queen as queen_module
 
 # A program that says when it runs, and to which TERM says nothing.
@@ -52,7 +52,7 @@ def start() -> Iterator[Start]:
     "handed_on",
     [
         hive_environment.child_environment,
-        lambda: download_run.environment("", Path("/cache")),
+        lambda: hub_environment.environment("", Path("/cache")),
         queen_module.child_environment,
     ],
     ids=["worker", "download", "playbook"],
@@ -66,7 +66,7 @@ def test_without_up_nothing_of_a_home_is_handed_on(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv(HOME_VARIABLE, raising=False)
     for environment in (
         hive_environment.child_environment(),
-        download_run.environment("", Path("/cache")),
+        hub_environment.environment("", Path("/cache")),
         queen_module.child_environment(),
     ):
         assert HOME_VARIABLE not in environment

@@ -32,7 +32,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("full_disk")
 def test_what_a_full_disk_cut_off_is_taken_away_at_once(tmp_path: Path):
-    shim._write(str(tmp_path), "ended.json", {"exit_code": 0})
+    shim.write(str(tmp_path), "ended.json", {"exit_code": 0})
     with pytest.raises(OSError, match="No space left"):
         tokens.make_token_file(tmp_path / "token")
     assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,7 @@ from llama_orch.contract.model_ref import FileRef, HubRef
 
 from . import cache as model_cache
 from . import files
-from .downloads.job import Job
+from .downloads.download import Download
 from .downloads.records import DownloadRecord
 from .downloads.service import Downloads
 
@@ -36,12 +36,12 @@ class Models:
         """Every model, whole ones first."""
         cached = await asyncio.to_thread(model_cache.models, self._cache)
         # One that goes on says more than one of the same model that has failed.
-        jobs = sorted(self._downloads.all(), key=lambda job: not job.record.is_open)
-        on_disk = await asyncio.to_thread(_on_disk, self._cache, [job.record for job in jobs])
+        downloads = sorted(self._downloads.all(), key=lambda download: not download.record.is_open)
+        on_disk = await asyncio.to_thread(_on_disk, self._cache, [download.record for download in downloads])
         listed = [self._whole(model) for model in cached]
         known = {(model.model_ref, model.filename) for model in listed}
-        for job in jobs:
-            model = self._of_download(job, on_disk)
+        for download in downloads:
+            model = self._of_download(download, on_disk)
             if model is not None and (model.model_ref, model.filename) not in known:
                 known.add((model.model_ref, model.filename))
                 listed.append(model)
@@ -107,15 +107,15 @@ class Models:
         )
 
     def _origin(self, base: str, filename: str) -> Origin:
-        for job in self._downloads.all():
-            if job.record.model_ref == base and job.record.filename == filename:
-                return job.record.origin
+        for download in self._downloads.all():
+            if download.record.model_ref == base and download.record.filename == filename:
+                return download.record.origin
         return "rest"
 
-    def _of_download(self, job: Job, on_disk: set[str]) -> Model | None:
-        record = job.record
+    def _of_download(self, download: Download, on_disk: set[str]) -> Model | None:
+        record = download.record
         if record.model is None:
-            status = ModelStatus.READY if job.ready and record.download_id in on_disk else None
+            status = ModelStatus.READY if download.ready and record.download_id in on_disk else None
         elif record.is_open:
             status = ModelStatus.DOWNLOADING
         else:

@@ -1,25 +1,32 @@
 """Reads the facts of one model in a process of its own: `python -m llama_orch.hive.models.facts_child FILE`.
 
-It answers one JSON object on standard output, {"facts": {…}} or what `problems.failed_as_json` makes, and ends itself
-where the file makes it take too long or too much memory.
+It answers with one JSON object on standard output, a `FactsRead` or a `ToldFailure`, and ends itself where the file
+makes it take too long or too much memory.
 """
 
 from __future__ import annotations
 
-import json
 import resource
 import signal
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
-from ..problems import Failed, failed_as_json
+from pydantic import BaseModel
+
+from ..problems import Failed, ToldFailure
 from . import facts
+from .facts import ModelFacts
 
 # A header of the largest vocabulary takes 0.5 s of a processor and a few MiB; one of many parts waits for its disk.
 LONGEST_S = 30
 CPU_S = 15
 MEMORY_BYTES = 512 * 1024 * 1024
+
+
+class FactsRead(BaseModel):
+    """What it answers."""
+
+    facts: ModelFacts
 
 
 def main(path: Path) -> None:
@@ -31,10 +38,10 @@ def main(path: Path) -> None:
     # Its action is to end the process: also where the agent is gone, and waits no longer.
     signal.alarm(LONGEST_S)
     try:
-        answer = {"facts": asdict(facts.read(path))}
+        answer = FactsRead(facts=facts.read(path))
     except Failed as failed:
-        answer = failed_as_json(failed)
-    sys.stdout.write(json.dumps(answer))
+        answer = ToldFailure.of(failed)
+    sys.stdout.write(answer.model_dump_json())
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 The formulas follow what llama.cpp allocates for the context that the worker's engine makes: `n_ctx` is the context per
 slot times the slots, `n_seq_max` the slots, each slot with a cache of its own (`kv_unified` off), `n_batch` and
-`n_ubatch` 512, caches of F16, flash attention. `tests/integration/hive/test_memory_fit.py` holds them against what
-llama.cpp says of itself and against what a worker takes.
+`n_ubatch` as `contract/process.py` has them, caches of F16, flash attention.
+`tests/integration/hive/test_memory_fit.py` holds them against what llama.cpp says of itself and against what a worker
+takes.
 """
 
 from __future__ import annotations
@@ -16,19 +17,13 @@ from typing import NamedTuple
 
 from llama_orch.contract.devices import SplitMode
 from llama_orch.contract.hive import SpawnRequest
+from llama_orch.contract.process import KEEPS_WHOLE_WINDOWS, OUTPUTS_PER_SLOT, UBATCH_TOKENS
 
 from .facts import ModelFacts
 
 _MIB = 2**20
 _F16, _F32 = 2, 4
 
-# Tokens that the engine computes at once; for a text's vector, all that a slot holds.
-BATCH_TOKENS = 512
-# For how many of them a slot may want logits in one step, where `echo` and `logprobs` ask for those of its prompt.
-OUTPUTS_PER_SLOT = 64
-# Whether blocks with a sliding window keep the whole context too, so that a slot's prefix can be used again: `swa_full`
-# of llama.cpp's `llama_context_params`, which the engine leaves at its default.
-KEEPS_WHOLE_WINDOWS = True
 # What llama.cpp rounds a slot's context and a window up to (`llama_context`, `llama_kv_cache_iswa`).
 _PADDING = 256
 
@@ -182,7 +177,7 @@ def output_bytes(facts: ModelFacts, outputs: int) -> int:
 
 
 def _batch(facts: ModelFacts, slots: int, ctx_per_slot: int) -> int:
-    return ctx_per_slot if facts.makes_vectors else min(BATCH_TOKENS, slots * ctx_per_slot)
+    return ctx_per_slot if facts.makes_vectors else min(UBATCH_TOKENS, slots * ctx_per_slot)
 
 
 def _mask_bytes(facts: ModelFacts, slots: int, ctx_per_slot: int) -> int:

@@ -21,18 +21,17 @@ from ..child_environment import child_environment
 from ..problems import Failed, answered
 from . import gguf_header
 from .facts import ModelFacts
-from .facts_child import LONGEST_S
+from .facts_child import LONGEST_S, FactsRead
 
 log = logging.getLogger(__name__)
 FILE = "unreadable-models.json"
 MODULE = "llama_orch.hive.models.facts_child"
-_GRACE_S = 5.0
+GRACE_S = 5.0
 _MOST_REMEMBERED = 100
-_FACTS = TypeAdapter(ModelFacts)
 
 # What changes with a file's content: its device, number, size and time of change.
 Identity = tuple[tuple[int, ...], ...]
-_known: dict[tuple[Path, Identity], ModelFacts] = {}
+remembered: dict[tuple[Path, Identity], ModelFacts] = {}
 
 
 class _Unreadable(BaseModel):
@@ -49,7 +48,7 @@ _LIST = TypeAdapter(list[_Unreadable])
 async def facts(path: Path, state_dir: Path) -> ModelFacts:
     """The facts of a model whose first file is `path`. Raises Failed where it is missing, cut off or no GGUF."""
     identity = await asyncio.to_thread(_identity, path)
-    if (known := _known.get((path, identity))) is not None:
+    if (known := remembered.get((path, identity))) is not None:
         return known
     unreadable = await asyncio.to_thread(_unreadable, state_dir)
     for one in unreadable:
@@ -62,9 +61,9 @@ async def facts(path: Path, state_dir: Path) -> ModelFacts:
             unreadable.append(_Unreadable(path=str(path), identity=identity, problem=failed.problem))
             await asyncio.to_thread(_remember, state_dir, unreadable[-_MOST_REMEMBERED:])
         raise
-    while len(_known) >= _MOST_REMEMBERED:
-        del _known[next(iter(_known))]
-    _known[path, identity] = found
+    while len(remembered) >= _MOST_REMEMBERED:
+        del remembered[next(iter(remembered))]
+    remembered[path, identity] = found
     return found
 
 
@@ -73,8 +72,8 @@ async def _read(path: Path) -> ModelFacts:
         return await ask(
             MODULE,
             str(path),
-            understand=lambda said: _FACTS.validate_python(answered(said, "facts")),
-            within_s=LONGEST_S + _GRACE_S,
+            understand=lambda said: answered(said, FactsRead).facts,
+            within_s=LONGEST_S + GRACE_S,
             environment=child_environment(),
             stderr=asyncio.subprocess.DEVNULL,
         )

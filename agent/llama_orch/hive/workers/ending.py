@@ -16,13 +16,15 @@ from llama_orch.contract.common import Problem
 from llama_orch.contract.process import ENDED_FILE, FAILURE_FILE, SPEC_FILE, WorkerEnded, WorkerFailure, WorkerSpec
 
 from ..looking import look
-from . import last_words, process
+from . import logs, process_table
 
 KILL_TIMEOUT_S = 20.0
 BEFORE_READY = " while it loaded its model or tried it out, before it was ready"
 WHILE_SERVING = " while it was serving"
 WHILE_ALONE = " while the agent was not running"
 MOST_CHARACTERS = 1000
+CRASHES_IN_A_ROW = 5
+ENOUGH_SERVICE_S = 300.0
 _CODE = re.compile(r"[a-z_]{1,64}")
 _LOOK_S = 0.1
 _SCAN_S = 1.0
@@ -79,7 +81,7 @@ async def end(state_dir: Path, worker_id: str, *, drain_s: float, term_s: float)
 async def _signalled(state_dir: Path, worker_id: str, number: signal.Signals, timeout: float) -> bool:
     """Send one signal to all there are and all that appear meanwhile; whether all are gone before the time-out."""
     deadline = time.monotonic() + timeout
-    told: set[process.Process] = set()
+    told: set[process_table.Process] = set()
     while True:
         alive = await look(_tell, state_dir, worker_id, number, told)
         if not alive:
@@ -93,9 +95,11 @@ async def _signalled(state_dir: Path, worker_id: str, number: signal.Signals, ti
             return False
 
 
-def _tell(state_dir: Path, worker_id: str, number: signal.Signals, told: set[process.Process]) -> list[process.Process]:
+def _tell(
+    state_dir: Path, worker_id: str, number: signal.Signals, told: set[process_table.Process]
+) -> list[process_table.Process]:
     """Send the signal to those of its processes that were not told; answers all that live."""
-    alive = process.find(state_dir).get(worker_id, [])
+    alive = process_table.find(state_dir).get(worker_id, [])
     for found in alive:
         # The shim is to see how its worker ends; it is killed only where it outlives that.
         if found not in told and (not found.is_shim or len(alive) == 1):
@@ -104,7 +108,7 @@ def _tell(state_dir: Path, worker_id: str, number: signal.Signals, told: set[pro
     return alive
 
 
-def _any_lives(processes: list[process.Process]) -> bool:
+def _any_lives(processes: list[process_table.Process]) -> bool:
     return any(found.lives() for found in processes)
 
 
@@ -132,7 +136,7 @@ def known_failure(folder: Path) -> WorkerFailure | None:
 def why(folder: Path, log_file: Path, ended: WorkerEnded | None, when: str, *, by_us: Reason | None) -> Problem:
     """A crash, with all that the worker's folder and its log tell of it. `by_us`: why the hive ended it."""
     gave_up = ended is not None and ended.signal == signal.SIGABRT
-    said = last_words.of(log_file, folder.name) if gave_up else ""
+    said = logs.last_words(log_file, folder.name) if gave_up else ""
     return describe(ended, when, _order(folder), by_us=by_us, said=said)
 
 
@@ -183,3 +187,13 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return "unknown"
+
+
+def streak_after(streak: int, served_s: float) -> int:
+    """Crashes in a row, counting the one that just happened after `served_s` seconds of service."""
+    return 1 if served_s >= ENOUGH_SERVICE_S else streak + 1
+
+
+def gives_up(streak: int) -> bool:
+    """Whether that many crashes in a row are enough."""
+    return streak >= CRASHES_IN_A_ROW

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import subprocess
 import time
 import uuid
 from pathlib import Path
 
 from llama_orch.base import files
+from llama_orch.base.processes import interpreter
 from llama_orch.base.tokens import Token
 from llama_orch.contract.process import ENDED_FILE, FAILURE_FILE, SPEC_FILE, WorkerEnded, WorkerSpec
 
+from ..child_environment import child_environment
 from ..looking import look
 from ..problems import Failed
 from ..settings import HiveSettings
 from ..shim import LAUNCH_FILE, PROCESS_FILE, temporary_name
-from . import ending, process
+from . import ending, process_table
 from .records import WorkerRecord
 
 SHIM_START_S = 20.0
@@ -84,7 +87,7 @@ def start(
         clear(folder)
         files.write_text(folder / LAUNCH_FILE, launch)
         files.write_text(folder / SPEC_FILE, spec.model_dump_json())
-        return process.start(folder, launch, log_file(settings, record.id), token)
+        return start_shim(folder, launch, log_file(settings, record.id), token)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise Failed(
@@ -95,30 +98,62 @@ def start(
         ) from None
 
 
-async def written_down(folder: Path, shim: subprocess.Popen[bytes]) -> process.Process | None:
+def start_shim(folder: Path, launch: str, log_file: Path, token: Token) -> subprocess.Popen[bytes]:
+    """Start a worker under its shim and return the shim. Raises OSError where that cannot be.
+
+    `launch` is what the folder's file of that name holds.
+
+    The token goes through a pipe that the worker reads to its end, and those that are taken as well in lines behind it:
+    no argument, variable or file shows them.
+    """
+    (folder / "tmp").mkdir(mode=0o700, exist_ok=True)
+    read_end, write_end = os.pipe()
+    try:
+        os.write(write_end, "\n".join(token.reveal_all()).encode())
+    finally:
+        os.close(write_end)
+    python = interpreter()
+    worker = [python, "-P", "-m", process_table.WORKER, "--spec", str(folder / SPEC_FILE), "--token-fd", str(read_end)]
+    try:
+        with log_file.open("ab") as output:
+            return subprocess.Popen(
+                [python, "-P", "-m", process_table.SHIM, str(folder), launch, "--", *worker],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=(read_end,),
+                cwd=folder,
+                env=child_environment(),
+                start_new_session=True,
+            )
+    finally:
+        os.close(read_end)
+
+
+async def written_down(folder: Path, shim: subprocess.Popen[bytes]) -> process_table.Process | None:
     """The process that the shim wrote down, waited for while the shim runs.
 
     None where it started none, and where that took too long: then whatever it started is to be ended.
     """
     deadline = time.monotonic() + SHIM_START_S
     pause = _LOOK_S
-    while (found := await look(process.recorded, folder)) is None and time.monotonic() < deadline:
+    while (found := await look(process_table.recorded, folder)) is None and time.monotonic() < deadline:
         if shim.poll() is not None:
-            return await look(process.recorded, folder)
+            return await look(process_table.recorded, folder)
         await asyncio.sleep(pause)
         pause = min(pause * _LOOK_SLOWER, _LOOK_MOST_S)
     return found
 
 
-async def left_over(folder: Path, state_dir: Path) -> process.Process | None:
+async def left_over(folder: Path, state_dir: Path) -> process_table.Process | None:
     """The process that an earlier run of the agent started, whether it lives or not; None where there is none.
 
     What lives is believed before what is written: a damaged file ends no worker that serves.
     """
     deadline = time.monotonic() + SHIM_START_S
     while True:
-        written = await look(process.recorded, folder)
-        alive = (await look(process.find, state_dir)).get(folder.name, [])
+        written = await look(process_table.recorded, folder)
+        alive = (await look(process_table.find, state_dir)).get(folder.name, [])
         workers = [found for found in alive if not found.is_shim]
         if written in workers:
             return written

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+import importlib
+from typing import TYPE_CHECKING, Protocol
 
 from llama_orch.contract.errors import ApiError
 from llama_orch.contract.inference import WorkerHealth
@@ -17,13 +19,28 @@ MOST_BYTES = 64 * 1024
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  compared, not bound
 
 
-def load() -> None:
-    """Import what a question needs. It takes long: to be called in a thread, before the first one."""
-    import llama_orch.client.worker  # noqa: F401, PLC0415
+class Probe(Protocol):
+    """What the hive asks of workers, each by its id and port."""
+
+    def url(self, port: int) -> str:
+        """A worker's address for others."""
+        ...
+
+    async def load(self) -> None:
+        """Get ready for questions; to be called before the first one, and more than once does no harm."""
+        ...
+
+    async def health(self, worker_id: str, port: int) -> WorkerHealth | None:
+        """What the worker says; None where it does not answer, or somebody else does on its port."""
+        ...
+
+    async def close(self) -> None:
+        """Close all connections."""
+        ...
 
 
-class Probe:
-    """Knows where workers listen."""
+class HttpProbe:
+    """Asks over HTTP; knows where workers listen."""
 
     def __init__(self, settings: HiveSettings) -> None:
         self._local = _host(_WILDCARDS.get(settings.host, settings.host))
@@ -33,6 +50,10 @@ class Probe:
     def url(self, port: int) -> str:
         """A worker's address for others."""
         return f"http://{self._advertised}:{port}"
+
+    async def load(self) -> None:
+        """Import what a question needs: it takes long, and is done in a thread."""
+        await asyncio.to_thread(importlib.import_module, "llama_orch.client.worker")
 
     async def health(self, worker_id: str, port: int) -> WorkerHealth | None:
         """What the worker says; None where it does not answer, or somebody else does on its port."""

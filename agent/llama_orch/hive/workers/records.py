@@ -21,7 +21,7 @@ from llama_orch.contract.process import SPEC_FILE
 
 from ..models.memory import Needed
 from ..shim import LAUNCH_FILE
-from .process import workers_dir
+from .process_table import workers_dir
 
 log = logging.getLogger(__name__)
 RECORD_FILE = "record.json"

@@ -24,19 +24,20 @@ from llama_orch.web.tasks import OwnedTasks
 from ..devices import engine_build
 from ..devices.engine_test import EngineTest
 from ..devices.gpus import Gpus
-from ..looking import look
 from ..models import memory, reading
-from ..models.downloads.job import Job
+from ..models.downloads.download import Download
 from ..models.downloads.service import Downloads
 from ..models.facts import ModelFacts
 from ..ordered_writes import OrderedWrites
 from ..problems import Failed
 from ..settings import HiveSettings
-from . import ending, logs, placement, process
+from . import ending, logs, requirements
 from .admission import Admission
-from .keeper import Surroundings, WorkerKeeper
-from .probe import Probe
+from .keeper import WorkerKeeper
+from .probe import HttpProbe, Probe
+from .processes import HostProcesses, WorkerProcesses
 from .records import WorkerRecord, WorkerRecords
+from .shared import Shared
 from .strays import Strays
 
 log = logging.getLogger(__name__)
@@ -57,41 +58,42 @@ class Workers:
         *,
         engine: EngineTest,
         inference_token: Token,
+        probe: Probe | None = None,
+        processes: WorkerProcesses | None = None,
         count_restart: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._downloads = downloads
         self._records = WorkerRecords(settings.state_dir)
-        self._probe = Probe(settings)
+        self._probe = probe or HttpProbe(settings)
         self._keepers: dict[str, WorkerKeeper] = {}
         self._stopping: dict[str, asyncio.Task[Worker]] = {}
         # Workers that have ended, and whose records cannot be removed yet.
         self._forgetting: set[str] = set()
         self._writes = OrderedWrites()
+        self._processes = processes or HostProcesses(settings, self._records, self._writes, inference_token)
         # Spawns under way, by the download that they wait for.
         self._claims: Counter[str] = Counter()
         self._tasks = OwnedTasks()
         self.admission = Admission(settings, gpus, self._keepers)
-        self._strays = Strays(settings, self._keepers, self._records.left_alone, self._tasks)
-        self._around = Surroundings(
+        self._strays = Strays(settings, self._processes, self._keepers, self._records.left_alone, self._tasks)
+        self._shared = Shared(
             settings=settings,
             records=self._records,
             writes=self._writes,
             downloads=downloads,
             probe=self._probe,
+            processes=self._processes,
             engine=engine,
-            inference_token=inference_token,
-            give_port=self.admission.give_port,
-            threads_used=self.admission.threads_used,
-            take_on=self.admission.take_on,
+            admission=self.admission,
             count_restart=count_restart,
         )
 
     async def start(self) -> None:
         """Adopt what lives, start what should, end what nobody knows. Raises nothing: the agent must come up."""
-        found = await look(process.find, self._settings.state_dir)
+        found = await self._processes.find()
         for record in self._records.load():
-            self._keepers[record.id] = WorkerKeeper(record, self._around)
+            self._keepers[record.id] = WorkerKeeper(record, self._shared)
         await self._strays.end(found)
         for keeper in self._keepers.values():
             if keeper.record.stopping:
@@ -173,8 +175,8 @@ class Workers:
                 # So that it is listed; one that cannot be read is shown by the failed worker alone.
                 await self._downloads.request(request.ref, request.origin)
             return worker
-        # A download that only a worker wants which cannot be would be for nothing.
-        placement.check_build(request, cuda=engine_build.has_cuda(), splits_rows=await _splits_rows(request))
+        # Before the download begins: nobody would use a model whose only worker this build cannot run.
+        requirements.check_build(request, cuda=engine_build.has_cuda(), splits_rows=await _splits_rows(request))
         try:
             return await self._spawn_downloaded(request)
         except _ModelGone:
@@ -182,18 +184,18 @@ class Workers:
             return await self._spawn_downloaded(request)
 
     async def _spawn_downloaded(self, request: SpawnRequest) -> Worker:
-        job = await self._downloads.request(request.ref, request.origin, for_worker=True)
+        download = await self._downloads.request(request.ref, request.origin, for_worker=True)
         try:
-            with self._claimed(job):
-                return await self._spawn_checked(request, self._downloads.path_of(job.record), job)
+            with self._claimed(download):
+                return await self._spawn_checked(request, self._downloads.path_of(download.record), download)
         except ApiError:
-            await self._release(job.record.download_id)
+            await self._release(download.record.download_id)
             raise
 
     @contextlib.contextmanager
-    def _claimed(self, job: Job) -> Iterator[None]:
+    def _claimed(self, download: Download) -> Iterator[None]:
         """Keep a download going whose worker is not among the workers yet."""
-        download_id = job.record.download_id
+        download_id = download.record.download_id
         self._claims[download_id] += 1
         try:
             yield
@@ -202,7 +204,7 @@ class Workers:
             if not self._claims[download_id]:
                 del self._claims[download_id]
 
-    async def _spawn_checked(self, request: SpawnRequest, path: Path, job: Job | None) -> Worker:
+    async def _spawn_checked(self, request: SpawnRequest, path: Path, download: Download | None) -> Worker:
         async with self.admission.lock:
             if (keeper := self._named(request)) is not None:
                 return keeper.view()
@@ -210,19 +212,18 @@ class Workers:
             facts: ModelFacts | None = None
             splits_rows = await _splits_rows(request)
             record = WorkerRecord(id=uuid.uuid4().hex[:12], request=request, created_at=datetime.now(UTC))
-            if job is None or job.ready:
+            if download is None or download.ready:
                 try:
                     facts = await reading.facts(path, self._settings.state_dir)
                     record.model_path = str(path)
-                    record.ctx_per_slot = placement.context(request.ctx_per_slot, facts)
+                    record.ctx_per_slot = requirements.context(request.ctx_per_slot, facts)
                 except Failed as failed:
                     if failed.problem.code == "model_not_found":
-                        if job is not None:
+                        if download is not None:
                             raise _ModelGone(f"model_ref: {failed.problem.message}", code="model_not_found") from None
                         raise NotFound(f"model_ref: {failed.problem.message}", code="model_not_found") from None
                     if failed.retry:
-                        problem = failed.problem
-                        raise NotReady(f"{problem.message}: {problem.what_to_do}", code=problem.code) from None
+                        raise
                     broken = failed
             spoken_for = await self.admission.spoken_for(record.id)
             # Again, and last: a GPU's memory may be taken by programs that are not ours at any moment.
@@ -232,24 +233,24 @@ class Workers:
             record.tensor_split = await self.admission.tensor_split(request, gpus, spoken_for)
             if facts is not None and record.ctx_per_slot is not None:
                 record.promise(memory.of_worker(facts, request, record.ctx_per_slot, record.tensor_split))
-            elif broken is None and job is not None and job.record.model:
+            elif broken is None and download is not None and download.record.model:
                 # What its weights alone need; the whole is known when its header is here.
-                record.promise(memory.of_weights(job.record.model.size_bytes, request, record.tensor_split))
-            record.filename = job.record.filename if job else path.name
-            record.download_id = job.record.download_id if job else None
+                record.promise(memory.of_weights(download.record.model.size_bytes, request, record.tensor_split))
+            record.filename = download.record.filename if download else path.name
+            record.download_id = download.record.download_id if download else None
             await self.admission.check_fits(record, gpus, spoken_for)
             # What it needs as a whole is promised: from here on nothing that others take meanwhile fails it.
             record.admitted = facts is not None
-            placement.check_build(request, cuda=engine_build.has_cuda(), splits_rows=splits_rows)
+            requirements.check_build(request, cuda=engine_build.has_cuda(), splits_rows=splits_rows)
             async with self.admission.giving_port:
                 record.port = await self.admission.free_port(record)
                 await self._save_new(record)
-                keeper = self._keepers[record.id] = WorkerKeeper(record, self._around)
+                keeper = self._keepers[record.id] = WorkerKeeper(record, self._shared)
         await self._forget_failed()
         if broken is not None:
             keeper.fail(broken.problem)
             return keeper.view()
-        if job is not None and not job.ready:
+        if download is not None and not download.ready:
             keeper.state.download()
         keeper.start()
         return keeper.view()
@@ -364,7 +365,7 @@ class Workers:
         while True:
             await asyncio.sleep(LOOK_AFTER_S)
             try:
-                await self._strays.end(await look(process.find, self._settings.state_dir))
+                await self._strays.end(await self._processes.find())
                 await asyncio.to_thread(logs.cut, self._settings.log_dir)
             except OSError:
                 log.exception("not all workers could be looked after")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-import signal
 from collections.abc import Collection, Mapping
 
 from llama_orch.web.tasks import OwnedTasks
 
-from ..looking import look
 from ..settings import HiveSettings
-from . import ending, process
+from . import ending
 from .keeper import WorkerKeeper
+from .process_table import Process
+from .processes import WorkerProcesses
 
 log = logging.getLogger(__name__)
 
@@ -22,17 +22,19 @@ class Strays:
     def __init__(
         self,
         settings: HiveSettings,
+        processes: WorkerProcesses,
         keepers: Mapping[str, WorkerKeeper],
         left_alone: Collection[str],
         tasks: OwnedTasks,
     ) -> None:
         self._settings = settings
+        self._processes = processes
         self._keepers = keepers
         self._left_alone = left_alone
         self._tasks = tasks
         self._ending: set[str] = set()
 
-    async def end(self, found: dict[str, list[process.Process]]) -> None:
+    async def end(self, found: dict[str, list[Process]]) -> None:
         """End what of these processes, by worker id, is not to run."""
         for worker_id, processes in found.items():
             keeper = self._keepers.get(worker_id)
@@ -49,11 +51,11 @@ class Strays:
                         log.warning(
                             "worker %s is pid %d; a second one, %d, is ended", worker_id, keeper.process.pid, one.pid
                         )
-                        await look(one.send, signal.SIGKILL)
+                        await self._processes.kill(one)
 
     async def _end_all(self, worker_id: str) -> None:
         try:
-            await ending.end(self._settings.state_dir, worker_id, drain_s=0, term_s=self._settings.term_timeout_s)
+            await self._processes.end(worker_id, drain_s=0, term_s=self._settings.term_timeout_s)
         except ending.WillNotEnd as error:
             log.error("%s: restart the machine", error)  # noqa: TRY400
         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -21,10 +21,10 @@ from llama_orch.hive.models import cache as model_cache
 from llama_orch.hive.models.catalogue import Models
 from llama_orch.hive.models.downloads import service
 from llama_orch.hive.models.downloads.service import Downloads
-from llama_orch.hive.models.hub.description import HubFile, Resolved
 from llama_orch.hive.settings import HiveSettings
-from llama_orch.hive.workers.keeper import WorkerKeeper
+from llama_orch.hive.workers import keeper
 from llama_orch.hive.workers.service import Workers
+from tests.support.memory_hive import MemoryProbe, MemoryProcesses, MemorySource
 from tests.unit.hive.models.test_cache import add
 
 T = TypeVar("T")
@@ -59,9 +59,18 @@ class World:
         settings = HiveSettings(
             state_dir=folder / "state", models_dir=self.cache, log_dir=folder, reserve_ram_bytes=0, reserve_disk_bytes=1
         )
-        self.downloads = Downloads(settings, None)
+        self.hub = MemorySource(filename=NAME)
+        self.hub.commit = "d" * 40
+        self.downloads = Downloads(settings, self.hub)
+        processes = MemoryProcesses()
         self.workers = Workers(
-            settings, self.downloads, Gpus(), engine=EngineTest(folder, confined=True), inference_token=Token("t" * 16)
+            settings,
+            self.downloads,
+            Gpus(),
+            engine=EngineTest(folder, confined=True),
+            inference_token=Token("t" * 16),
+            probe=MemoryProbe(processes),
+            processes=processes,
         )
         self.lock = self.workers.admission.lock = WatchedLock()
         self.beginning = self.downloads.beginning = WatchedLock()
@@ -74,18 +83,12 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    async def ask(ref: refs.HubRef, *_: object) -> Resolved:
-        files = [HubFile(name=NAME, size=5, etag="a" * 64)]
-        return Resolved(repo=ref.repo, revision="main", commit="d" * 40, filename=NAME, files=files)
-
-    async def run(*_: object) -> None:
-        await asyncio.Event().wait()
-
-    monkeypatch.setattr(service, "_ask_hub", ask)
-    monkeypatch.setattr(Downloads, "_run", run)
-    monkeypatch.setattr(WorkerKeeper, "start", lambda _: None)
-    return World(tmp_path)
+async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    monkeypatch.setattr(keeper, "LOOK_S", 0.001)
+    world = World(tmp_path)
+    yield world
+    await world.workers.stop()
+    await world.downloads.stop()
 
 
 class Removal:
@@ -155,8 +158,8 @@ async def test_a_model_of_which_a_spawn_is_under_way_is_not_deleted(world: World
 
 async def test_a_worker_whose_download_has_just_ended_has_its_model(world: World):
     worker = await world.spawn(f"hf:org/repo@{'c' * 40}")
-    (keeper,) = world.workers._keepers.values()
-    keeper.record.model_path = None
+    (kept,) = await world.workers.all()
+    kept.record.model_path = None
     assert world.workers.using(REF, NAME, world.path) == [worker.id]
 
 

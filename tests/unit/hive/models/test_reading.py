@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,14 +22,14 @@ from tests.support.gguf.models import split_model
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that a process was started for."""
     seen: list[str] = []
-    really = reading._read
+    really = reading.ask
 
-    async def note(path: Path) -> facts.ModelFacts:
-        seen.append(path.name)
-        return await really(path)
+    async def note(module: str, path: str, **options: Any) -> facts.ModelFacts:
+        seen.append(Path(path).name)
+        return await really(module, path, **options)
 
-    monkeypatch.setattr(reading, "_read", note)
-    monkeypatch.setattr(reading, "_known", {})
+    monkeypatch.setattr(reading, "ask", note)
+    monkeypatch.setattr(reading, "remembered", {})
     return seen
 
 
@@ -60,7 +61,7 @@ async def test_a_damaged_file_is_read_once_also_by_the_next_agent(
     for _ in range(3):
         with pytest.raises(Failed, match="60000 dimensions"):
             await reading.facts(path, tmp_path)
-        monkeypatch.setattr(reading, "_known", {})
+        monkeypatch.setattr(reading, "remembered", {})
     assert read == ["m.gguf"]
     write_demo_model(path)
     assert (await reading.facts(path, tmp_path)).architecture == "llama"
@@ -72,7 +73,7 @@ async def test_the_agent_goes_on_while_a_file_takes_long_and_ends_it(
     # A process that does not end by itself.
     monkeypatch.setattr(reading, "MODULE", "http.server")
     monkeypatch.setattr(reading, "LONGEST_S", 0.5)
-    monkeypatch.setattr(reading, "_GRACE_S", 0.0)
+    monkeypatch.setattr(reading, "GRACE_S", 0.0)
     path = tmp_path / "0"
     path.write_bytes(b"GGUF")
     began = time.monotonic()
@@ -117,10 +118,10 @@ async def test_the_costliest_header_within_all_bounds_is_read_in_time(tmp_path: 
 
 
 async def test_no_more_is_remembered_than_a_hundred(tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch):
-    async def damaged(path: Path) -> facts.ModelFacts:
-        raise Failed("model_unreadable", path.name)
+    async def damaged(_: str, path: str, **__: object) -> facts.ModelFacts:
+        raise Failed("model_unreadable", path)
 
-    monkeypatch.setattr(reading, "_read", damaged)
+    monkeypatch.setattr(reading, "ask", damaged)
     for number in range(105):
         (tmp_path / f"{number}.gguf").touch()
         with pytest.raises(Failed):

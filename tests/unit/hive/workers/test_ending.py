@@ -106,3 +106,12 @@ def test_what_a_worker_says_of_its_failure_is_taken_in_a_length_that_can_be_show
     assert (len(found.message), len(found.what_to_do)) == (ending.MOST_CHARACTERS,) * 2
     (tmp_path / FAILURE_FILE).write_text(json.dumps(known | {"code": "<script>"}))
     assert ending.known_failure(tmp_path) is None
+
+
+def test_five_crashes_in_a_row_are_enough_and_service_forgives():
+    streak = 0
+    for served in (0, 10, 299.9, 5):
+        streak = ending.streak_after(streak, served)
+        assert not ending.gives_up(streak)
+    assert ending.gives_up(ending.streak_after(streak, 1))
+    assert ending.streak_after(streak, 300) == 1

@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 
 from llama_orch.contract.inference import WorkerHealth
-from llama_orch.hive.workers import process
+from llama_orch.hive.workers import process_table
 from llama_orch.hive.workers.pulse import AT_WORK_S, DOUBTED_S, FAILED_ASKS, LEAST_S, Progress, Pulse, is_doubted
 
 
@@ -106,8 +106,8 @@ def test_a_process_is_looked_at_only_where_it_may_hang():
 
 
 def test_what_a_process_has_had_of_the_machine():
-    before = process.progress(os.getpid())
+    before = process_table.progress(os.getpid())
     sum(range(100_000))
-    after = process.progress(os.getpid())
+    after = process_table.progress(os.getpid())
     assert before is not None and after is not None and after.cpu > before.cpu
-    assert process.progress(2**22 + 1) is None
+    assert process_table.progress(2**22 + 1) is None

@@ -1,13 +1,10 @@
-"""A download's own process: takes its job on standard input, tells its progress on standard output.
+"""A download's own process: takes its order on standard input, tells its progress on standard output.
 
-Each line is one JSON object: {"event": "started"}, {"event": "downloading" | "verifying", "done": BYTES},
-{"event": "ready"} or {"event": "failed", "problem": {…}, "retry": BOOL}. It ends when its standard input does, so an
-agent that dies leaves none behind.
+Each line is one of `lines.py`. It ends when its standard input does, so an agent that dies leaves none behind.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import sys
@@ -17,6 +14,8 @@ import traceback
 
 from ...problems import Failed
 from ..hub import hub
+from ..hub.description import FetchOrder
+from .lines import Failure, Line, Mark, Progress
 
 REPORT_EVERY_S = 0.2
 # Of what it writes to, not of addresses: files go through it in pieces, whatever the hub sends.
@@ -24,23 +23,23 @@ MEMORY_BYTES = 1024 * 1024 * 1024
 
 
 def main() -> int:
-    """Do one job; returns 0 where the model is ready."""
+    """Carry it out; returns 0 where the model is ready."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
-    job = hub.FetchJob.model_validate_json(sys.stdin.buffer.readline())
+    order = FetchOrder.model_validate_json(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_agent, daemon=True).start()
-    _say(event="started")
+    _say(Mark(event="started"))
     try:
-        hub.fetch(job, _Reporter())
+        hub.fetch(order, _Reporter())
     except Failed as failed:
-        _say(event="failed", problem=failed.problem.model_dump(), retry=failed.retry)
+        _say(Failure.of(failed))
         return 1
     except Exception as error:
         traceback.print_exc()
-        problem = {"code": "download_failed", "message": f"the download failed: {type(error).__name__}"}
-        _say(event="failed", problem={**problem, "what_to_do": "the hive's log has the details"}, retry=True)
+        said = f"the download failed: {type(error).__name__}"
+        _say(Failure.of(Failed("download_failed", said, "the hive's log has the details", retry=True)))
         return 1
-    _say(event="ready")
+    _say(Mark(event="ready"))
     return 0
 
 
@@ -55,12 +54,12 @@ class _Reporter:
         now = time.monotonic()
         if phase != self._phase or now >= self._due:
             self._phase, self._due = phase, now + REPORT_EVERY_S
-            _say(event=phase, done=done)
+            _say(Progress(event=phase, done=done))
 
 
-def _say(**event: object) -> None:
+def _say(line: Line) -> None:
     try:
-        sys.stdout.write(json.dumps(event) + "\n")
+        sys.stdout.write(line.model_dump_json() + "\n")
         sys.stdout.flush()
     except OSError:
         os._exit(1)

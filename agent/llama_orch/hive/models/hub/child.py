@@ -1,20 +1,19 @@
 """Asks the hub what a reference means, in a process of its own: takes the question on standard input.
 
-It answers one JSON object on standard output: {"model": {…}}, or {"problem": {…}, "retry": BOOL, "details": {…}}.
+It answers with one JSON object on standard output, a `Found` or a `ToldFailure`.
 What the hub says may be of any length and come at any pace: that costs this process, which may be ended.
 """
 
 from __future__ import annotations
 
-import json
 import resource
 import signal
 import sys
 import traceback
 
-from ...problems import Failed, failed_as_json
+from ...problems import Failed, ToldFailure
 from . import hub
-from .description import LONGEST_QUESTION_S, Question
+from .description import LONGEST_QUESTION_S, Found, Question
 
 # Of what it writes to, not of addresses; the library with all that it imports takes 60 MiB of it.
 MEMORY_BYTES = 512 * 1024 * 1024
@@ -27,16 +26,15 @@ def main() -> None:
     # Its action is to end the process: also where the agent is gone, and waits no longer.
     signal.alarm(LONGEST_QUESTION_S)
     question = Question.model_validate_json(sys.stdin.buffer.readline())
-    answer: dict[str, object]
     try:
-        answer = {"model": hub.resolve(question.ref, question.endpoint, question.token).model_dump()}
+        answer = Found(model=hub.resolve(question.ref, question.endpoint, question.token))
     except Failed as failed:
-        answer = failed_as_json(failed)
+        answer = ToldFailure.of(failed)
     except Exception:
         traceback.print_exc()
-        problem = {"code": "hub_failed", "message": "what the hub answered cannot be understood"}
-        answer = {"problem": problem | {"what_to_do": "the hive's log has the details"}, "retry": True, "details": {}}
-    sys.stdout.write(json.dumps(answer))
+        said = "what the hub answered cannot be understood"
+        answer = ToldFailure.of(Failed("hub_failed", said, "the hive's log has the details", retry=True))
+    sys.stdout.write(answer.model_dump_json())
 
 
 if __name__ == "__main__":

@@ -75,7 +75,13 @@ class Question(BaseModel):
     token: str | None
 
 
-class FetchJob(BaseModel):
+class Found(BaseModel):
+    """What that process answers."""
+
+    model: Resolved
+
+
+class FetchOrder(BaseModel):
     """What a download's process is to do."""
 
     endpoint: str

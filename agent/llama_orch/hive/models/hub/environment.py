@@ -1,4 +1,4 @@
-"""What of the agent's environment keeps the hub away: said before a process that asks it is started.
+"""The environment in which the hub is asked: what of the agent's is passed on, and what of it keeps the hub away.
 
 The hub's library, and the HTTP client below it, read these variables by themselves. Where one is wrong they raise
 whatever comes first, some of it while they are imported.
@@ -12,11 +12,18 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies_environment
 
+from llama_orch.contract.home import HOME_VARIABLE
+
 from ...problems import Failed
 
 # As the library reads them (huggingface_hub.constants): it asks nobody where one of them is set.
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _TRUE = {"1", "ON", "YES", "TRUE"}
+# What a process that asks the hub gets of the agent's environment.
+_ENVIRONMENT = (
+    *("PATH", "LANG", "LC_ALL", "PYTHONPATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "HF_ENDPOINT", HOME_VARIABLE),
+    *("http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"),
+)
 _PROXIED = ("http", "https", "all")
 _SOCKS = {"socks5", "socks5h"}
 
@@ -94,3 +101,12 @@ def _scheme_of(url: str) -> str | None:
     except ValueError:
         return None
     return parts.scheme if usable and url.isprintable() and " " not in url else None
+
+
+def environment(endpoint: str, cache: Path) -> dict[str, str]:
+    """What a process that speaks to the hub gets of the agent's environment. Raises Failed where that cannot work."""
+    check(endpoint)
+    # An empty variable is none: the library would take it for an address.
+    kept = {name: os.environ[name] for name in _ENVIRONMENT if os.environ.get(name)}
+    hub = {"HF_ENDPOINT": endpoint} if endpoint else {}
+    return {**kept, **hub, "HF_HOME": str(cache / ".home")}

@@ -29,7 +29,7 @@ from ...problems import Failed
 from .. import cache, quantisation
 from ..gguf_header import part_names
 from . import failures
-from .description import FetchJob, HubFile, Resolved, is_file_name
+from .description import FetchOrder, HubFile, Resolved, is_file_name
 
 log = logging.getLogger(__name__)
 TIMEOUT_S = 10
@@ -105,7 +105,7 @@ def _file(name: str, sibling: Any) -> HubFile:
     return HubFile(name=name, size=sibling.size, etag=sibling.blob_id)
 
 
-def fetch(job: FetchJob, report: Report) -> None:
+def fetch(order: FetchOrder, report: Report) -> None:
     """Download what is missing of a model, check every byte of it, and only then make it visible. Raises Failed.
 
     The library's own download starts from nothing after each interruption, so the bytes are kept in a file of ours
@@ -113,16 +113,16 @@ def fetch(job: FetchJob, report: Report) -> None:
     """
     constants.DOWNLOAD_CHUNK_SIZE = _CHUNK
     before = 0
-    with failures.explained(job.model.repo, job.model.revision), _disk_full_explained():
-        for file in job.model.files:
-            _fetch_file(job, file, lambda phase, done, start=before: report(phase, start + done))
+    with failures.explained(order.model.repo, order.model.revision), _disk_full_explained():
+        for file in order.model.files:
+            _fetch_file(order, file, lambda phase, done, start=before: report(phase, start + done))
             before += file.size
-        _point_revision(job)
+        _point_revision(order)
 
 
-def _fetch_file(job: FetchJob, file: HubFile, report: Report) -> None:
-    repo, token, endpoint = job.model.repo, job.token or False, job.endpoint or None
-    part = cache.part_file(job.cache, repo, file.etag)
+def _fetch_file(order: FetchOrder, file: HubFile, report: Report) -> None:
+    repo, token, endpoint = order.model.repo, order.token or False, order.endpoint or None
+    part = cache.part_file(order.cache, repo, file.etag)
     blob = part.with_suffix("")
     if not blob.exists():
         part.parent.mkdir(parents=True, exist_ok=True)
@@ -130,19 +130,19 @@ def _fetch_file(job: FetchJob, file: HubFile, report: Report) -> None:
             _lock(target, file.name)
             resumed = target.tell() > 0
             try:
-                _receive_and_verify(job, file, target, report)
+                _receive_and_verify(order, file, target, report)
             except _WrongContent:
                 if not resumed:
                     part.unlink()
                     raise
-                _from_its_beginning(job, file, target, report)
+                _from_its_beginning(order, file, target, report)
             part.replace(blob)
     report("downloading", file.size)
     hf_hub_download(
         repo,
         file.name,
-        revision=job.model.commit,
-        cache_dir=job.cache,
+        revision=order.model.commit,
+        cache_dir=order.cache,
         endpoint=endpoint,
         token=token,
         etag_timeout=TIMEOUT_S,
@@ -156,22 +156,22 @@ class _WrongContent(Failed):
         super().__init__(code="checksum_mismatch", message=message, what_to_do=what_to_do)
 
 
-def _receive_and_verify(job: FetchJob, file: HubFile, target: BinaryIO, report: Report) -> None:
+def _receive_and_verify(order: FetchOrder, file: HubFile, target: BinaryIO, report: Report) -> None:
     """Take up what is there and check the whole. Raises Failed."""
-    _receive(job, file, target, report)
+    _receive(order, file, target, report)
     report("verifying", 0)
     target.flush()
     os.fsync(target.fileno())
     _verify(Path(target.name), file, report)
 
 
-def _from_its_beginning(job: FetchJob, file: HubFile, target: BinaryIO, report: Report) -> None:
+def _from_its_beginning(order: FetchOrder, file: HubFile, target: BinaryIO, report: Report) -> None:
     """Once more and without what was there before, as that may be what is damaged. Raises Failed."""
     log.warning("what there was of %s is damaged: it is downloaded again from its beginning", file.name)
     target.seek(0)
     target.truncate()
     try:
-        _receive_and_verify(job, file, target, report)
+        _receive_and_verify(order, file, target, report)
     except _WrongContent:
         Path(target.name).unlink()
         raise
@@ -182,13 +182,13 @@ def _lock(target: BinaryIO, name: str) -> None:
         raise Failed("download_in_use", f"another process downloads {name}", "wait for it", retry=True)
 
 
-def _receive(job: FetchJob, file: HubFile, target: BinaryIO, report: Report) -> None:
-    endpoint = job.endpoint or constants.ENDPOINT
-    meta = _metadata(job.model.repo, file.name, job.model.commit, endpoint, job.token)
+def _receive(order: FetchOrder, file: HubFile, target: BinaryIO, report: Report) -> None:
+    endpoint = order.endpoint or constants.ENDPOINT
+    meta = _metadata(order.model.repo, file.name, order.model.commit, endpoint, order.token)
     if target.tell() > file.size:
         target.truncate(0)
         target.seek(0)
-    headers = build_hf_headers(token=job.token or False)
+    headers = build_hf_headers(token=order.token or False)
     if urlsplit(meta.location).netloc != urlsplit(endpoint).netloc:
         # The storage behind the hub has its own permission in the URL; the token is none of its business.
         headers.pop("authorization", None)
@@ -247,12 +247,12 @@ def _verify(part: Path, file: HubFile, report: Report) -> None:
         )
 
 
-def _point_revision(job: FetchJob) -> None:
-    if job.model.revision == job.model.commit:
+def _point_revision(order: FetchOrder) -> None:
+    if order.model.revision == order.model.commit:
         return
-    ref = cache.revision_file(job.cache, job.model.repo, job.model.revision)
+    ref = cache.revision_file(order.cache, order.model.repo, order.model.revision)
     ref.parent.mkdir(parents=True, exist_ok=True)
-    ref.write_text(job.model.commit)
+    ref.write_text(order.model.commit)
 
 
 @contextmanager

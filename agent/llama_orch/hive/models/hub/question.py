@@ -1,4 +1,4 @@
-"""Has the hub asked what a reference means, by a process that may be ended (`hub_child.py`)."""
+"""Has the hub asked what a reference means, by a process that may be ended (`child.py`)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from llama_orch.base.one_answer import NoAnswer
 from llama_orch.base.one_answer import ask as ask_process
 
 from ...problems import Failed, answered
-from ..downloads.run import environment
-from .description import LONGEST_QUESTION_S, Question, Resolved
+from .description import LONGEST_QUESTION_S, Found, Question, Resolved
+from .environment import environment
 
 log = logging.getLogger(__name__)
 MODULE = "llama_orch.hive.models.hub.child"
@@ -22,7 +22,7 @@ async def ask(question: Question, cache: Path) -> Resolved:
     try:
         return await ask_process(
             MODULE,
-            understand=lambda said: Resolved.model_validate(answered(said, "model")),
+            understand=lambda said: answered(said, Found).model,
             within_s=LONGEST_QUESTION_S + _GRACE_S,
             environment=environment(question.endpoint, cache),
             question=question.model_dump_json().encode() + b"\n",

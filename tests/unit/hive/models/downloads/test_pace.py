@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llama_orch.hive.models.downloads.run import Pace
+from llama_orch.hive.models.downloads.pace import Pace
 
 
 def test_the_rate_is_that_of_the_last_seconds():

@@ -9,8 +9,8 @@ import pytest
 
 from llama_orch.base import backoff, child
 from llama_orch.hive.models.downloads import run
-from llama_orch.hive.models.downloads.run import Progress
-from llama_orch.hive.models.hub.description import FetchJob, HubFile, Resolved
+from llama_orch.hive.models.downloads.lines import Progress
+from llama_orch.hive.models.hub.description import FetchOrder, HubFile, Resolved
 from llama_orch.hive.problems import Failed
 
 READY = """print('{"event": "ready"}')"""
@@ -23,10 +23,10 @@ exec {python} "$(wc -c < starts | tr -d ' ')"
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> FetchJob:
+def order(tmp_path: Path) -> FetchOrder:
     files = [HubFile(name="m.gguf", size=5, etag="a" * 64)]
     model = Resolved(repo="org/repo", revision="main", commit="c" * 40, filename="m.gguf", files=files)
-    return FetchJob(endpoint="", token=None, cache=tmp_path, model=model)
+    return FetchOrder(endpoint="", token=None, cache=tmp_path, model=model)
 
 
 @pytest.fixture
@@ -55,40 +55,40 @@ print('{"event": "downlo', end="", flush=True); os.kill(os.getpid(), signal.SIGK
 
 
 @pytest.mark.parametrize("program", BROKEN.values(), ids=BROKEN)
-async def test_what_is_no_whole_line_is_a_crash_and_is_tried_again(programs: Path, job: FetchJob, program: str):
+async def test_what_is_no_whole_line_is_a_crash_and_is_tried_again(programs: Path, order: FetchOrder, program: str):
     for number, text in enumerate([program, program, READY], 1):
         (programs / str(number)).write_text(text)
-    await run.until_ready(job, lambda _: None, attempts=3, stall_s=30)
+    await run.until_ready(order, lambda _: None, attempts=3, stall_s=30)
     assert (programs / "starts").stat().st_size == 3
     for number in (4, 5):
         (programs / str(number)).write_text(program)
     with pytest.raises(Failed, match="the download's process") as error:
-        await run.until_ready(job, lambda _: None, attempts=2, stall_s=30)
+        await run.until_ready(order, lambda _: None, attempts=2, stall_s=30)
     assert (error.value.problem.code, error.value.retry) == ("download_failed", True)
 
 
-async def test_a_line_longer_than_64_kib_is_taken_whole(programs: Path, job: FetchJob):
+async def test_a_line_longer_than_64_kib_is_taken_whole(programs: Path, order: FetchOrder):
     text = "m" * 200_000
     problem = {"event": "failed", "problem": {"code": "disk_full", "message": text}, "retry": False}
     (programs / "1").write_text(f"print({json.dumps(problem)!r})")
     with pytest.raises(Failed, match="mmm") as error:
-        await run.until_ready(job, lambda _: None, attempts=3, stall_s=30)
+        await run.until_ready(order, lambda _: None, attempts=3, stall_s=30)
     assert error.value.problem.message == text
 
 
-async def test_progress_is_told(programs: Path, job: FetchJob):
+async def test_progress_is_told(programs: Path, order: FetchOrder):
     seen: list[Progress] = []
     lines = ['{"event": "started"}', '{"event": "downloading", "done": 3}', '{"event": "verifying", "done": 5}']
     (programs / "1").write_text("\n".join(f"print({line!r})" for line in lines) + f"\n{READY}")
-    await run.until_ready(job, seen.append, attempts=1, stall_s=30)
+    await run.until_ready(order, seen.append, attempts=1, stall_s=30)
     assert [(one.event, one.done) for one in seen] == [("downloading", 3), ("verifying", 5)]
 
 
 async def test_a_process_that_cannot_be_started_is_tried_again(
-    job: FetchJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    order: FetchOrder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setattr(backoff, "delay", lambda _: 0)
     monkeypatch.setattr(run, "interpreter", lambda: str(tmp_path / "missing"))
     with pytest.raises(Failed, match="cannot be started") as error:
-        await run.until_ready(job, lambda _: None, attempts=2, stall_s=30)
+        await run.until_ready(order, lambda _: None, attempts=2, stall_s=30)
     assert error.value.retry

@@ -12,7 +12,7 @@ import pytest
 from llama_orch.base import processes
 from llama_orch.contract.process import ENDED_FILE, WorkerEnded
 from llama_orch.hive import shim
-from llama_orch.hive.workers import ending, process
+from llama_orch.hive.workers import ending, process_table
 
 
 def a_launch(folder: Path, launch: str = "this") -> str:
@@ -82,7 +82,7 @@ def test_a_process_is_known_by_pid_and_start():
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     began = processes.start_time(child.pid)
     assert began is not None
-    stranger, known = process.Process(child.pid, began - 1), process.Process(child.pid, began)
+    stranger, known = process_table.Process(child.pid, began - 1), process_table.Process(child.pid, began)
     stranger.send(signal.SIGKILL)
     assert known.lives()
     assert not stranger.lives()
@@ -95,10 +95,10 @@ def test_a_process_is_known_by_pid_and_start():
 
 
 def test_processes_are_found_by_their_folder_and_not_those_of_containers(tmp_path: Path):
-    spec = process.workers_dir(tmp_path) / "w1" / "spec.json"
+    spec = process_table.workers_dir(tmp_path) / "w1" / "spec.json"
     # A process shows its new command line only a moment after exec: it says itself that it is there.
     wait = "import time; print('started', flush=True); time.sleep(60)"
-    command = [sys.executable, "-c", wait, process.WORKER, "--spec", str(spec)]
+    command = [sys.executable, "-c", wait, process_table.WORKER, "--spec", str(spec)]
     in_namespace = (
         "import ctypes, json, os, subprocess\n"
         "if ctypes.CDLL(None, use_errno=True).unshare(0x20000000): raise SystemExit(9)\n"
@@ -106,16 +106,16 @@ def test_processes_are_found_by_their_folder_and_not_those_of_containers(tmp_pat
         "os.read(0, 1)\n"
         "child.kill(); child.wait()\n"
     )
-    assert process.find(tmp_path) == {}
+    assert process_table.find(tmp_path) == {}
     with subprocess.Popen(command, stdout=subprocess.PIPE) as ours:
         assert ours.stdout is not None
         try:
             assert ours.stdout.readline() == b"started\n"
-            assert [found.pid for found in process.find(tmp_path)["w1"]] == [ours.pid]
-            assert process.find(tmp_path / "other") == {}
+            assert [found.pid for found in process_table.find(tmp_path)["w1"]] == [ours.pid]
+            assert process_table.find(tmp_path / "other") == {}
         finally:
             ours.kill()
-    assert process.find(tmp_path) == {}
+    assert process_table.find(tmp_path) == {}
     with subprocess.Popen(
         [sys.executable, "-c", in_namespace],
         stdin=subprocess.PIPE,
@@ -125,23 +125,23 @@ def test_processes_are_found_by_their_folder_and_not_those_of_containers(tmp_pat
         assert container.stdout is not None
         if container.stdout.readline() != b"started\n":
             pytest.skip("a process namespace needs root")
-        assert process.find(tmp_path) == {}, "the hive in the container looks after its own"
+        assert process_table.find(tmp_path) == {}, "the hive in the container looks after its own"
         container.communicate(b"x", timeout=30)
 
 
 def test_a_record_of_another_boot_names_no_process(tmp_path: Path):
     recorded = {"pid": os.getpid(), "start_time": processes.start_time(os.getpid()), "boot_id": processes.boot_id()}
     (tmp_path / "process.json").write_text(json.dumps(recorded))
-    found = process.recorded(tmp_path)
+    found = process_table.recorded(tmp_path)
     assert found is not None
     assert found.lives()
     (tmp_path / "process.json").write_text(json.dumps({**recorded, "boot_id": "another"}))
-    assert process.recorded(tmp_path) is None
+    assert process_table.recorded(tmp_path) is None
     for damaged in ({"pid": "x"}, {"start_time": []}):
         (tmp_path / shim.PROCESS_FILE).write_text(json.dumps(recorded | {"boot_id": processes.boot_id()} | damaged))
-        assert process.recorded(tmp_path) is None
+        assert process_table.recorded(tmp_path) is None
     (tmp_path / "process.json").write_text("")
-    assert process.recorded(tmp_path) is None
+    assert process_table.recorded(tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -150,4 +150,4 @@ def test_a_record_of_another_boot_names_no_process(tmp_path: Path):
 def test_a_record_that_no_shim_wrote_names_no_process(tmp_path: Path, wrong: dict[str, object]):
     recorded = {"pid": os.getpid(), "start_time": processes.start_time(os.getpid()), "boot_id": processes.boot_id()}
     (tmp_path / "process.json").write_text(json.dumps({**recorded, **wrong}))
-    assert process.recorded(tmp_path) is None
+    assert process_table.recorded(tmp_path) is None

@@ -10,14 +10,13 @@ from typing import Any
 from llama_orch.contract.devices import Condition, Gpu, GpuStatus
 from llama_orch.contract.errors import BadRequest, Conflict, DoesNotFit, NotReady
 from llama_orch.contract.hive import SpawnRequest
+from llama_orch.contract.process import DEFAULT_CONTEXT
 
 from ..devices import gpu_conditions, machine
 from ..models.facts import ModelFacts
 from ..problems import NeverFits
 from ..settings import HiveSettings
 from .records import RAM
-
-DEFAULT_CONTEXT = 4096
 
 
 def the_gpus(request: SpawnRequest, status: GpuStatus, gpus: list[Gpu], conditions: list[Condition]) -> list[Gpu]:

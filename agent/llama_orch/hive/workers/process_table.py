@@ -1,20 +1,16 @@
-"""Processes of workers: started in a session of their own, told apart from strangers with the same pid, signalled."""
+"""The process table: which processes are workers, told apart from strangers with the same pid, and signalled."""
 
 from __future__ import annotations
 
 import logging
 import os
 import signal
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from llama_orch.base import files
-from llama_orch.base.processes import boot_id, interpreter, is_in_this_container, start_time, stat_fields
-from llama_orch.base.tokens import Token
-from llama_orch.contract.process import SPEC_FILE
+from llama_orch.base.processes import boot_id, is_in_this_container, start_time, stat_fields
 
-from ..child_environment import child_environment
 from ..shim import PROCESS_FILE
 from .pulse import Progress
 
@@ -136,35 +132,3 @@ def _folder_of(arguments: list[str], home: str) -> str | None:
 def workers_dir(state_dir: Path) -> Path:
     """Where the workers' folders are."""
     return state_dir / "workers"
-
-
-def start(folder: Path, launch: str, log_file: Path, token: Token) -> subprocess.Popen[bytes]:
-    """Start a worker under its shim and return the shim. Raises OSError where that cannot be.
-
-    `launch` is what the folder's file of that name holds.
-
-    The token goes through a pipe that the worker reads to its end, and those that are taken as well in lines behind it:
-    no argument, variable or file shows them.
-    """
-    (folder / "tmp").mkdir(mode=0o700, exist_ok=True)
-    read_end, write_end = os.pipe()
-    try:
-        os.write(write_end, "\n".join(token.reveal_all()).encode())
-    finally:
-        os.close(write_end)
-    python = interpreter()
-    worker = [python, "-P", "-m", WORKER, "--spec", str(folder / SPEC_FILE), "--token-fd", str(read_end)]
-    try:
-        with log_file.open("ab") as output:
-            return subprocess.Popen(
-                [python, "-P", "-m", SHIM, str(folder), launch, "--", *worker],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                pass_fds=(read_end,),
-                cwd=folder,
-                env=child_environment(),
-                start_new_session=True,
-            )
-    finally:
-        os.close(read_end)

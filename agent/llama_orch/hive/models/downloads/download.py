@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 
-from llama_orch.contract.hive import Download, DownloadStatus
+from llama_orch.contract.hive import Download as DownloadView
+from llama_orch.contract.hive import DownloadStatus
 
+from .pace import Pace
 from .records import DownloadRecord
-from .run import Pace
 
 
-class Job:
+class Download:
     """A download in this process: its record, its pace and, while it goes on, its task."""
 
     def __init__(self, record: DownloadRecord) -> None:
@@ -33,12 +34,12 @@ class Job:
         """Whether the model can be used."""
         return self.record.status is DownloadStatus.READY
 
-    def view(self) -> Download:
+    def view(self) -> DownloadView:
         """The download as the API shows it."""
         record = self.record
         total = record.model.size_bytes if record.model else record.size_bytes
         done = (total or 0) if self.ready else self.pace.done
-        return Download(
+        return DownloadView(
             download_id=record.download_id,
             model_ref=record.model_ref,
             filename=record.filename,
