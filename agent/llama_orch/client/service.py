@@ -38,7 +38,7 @@ T = TypeVar("T", bound=BaseModel)
 class NoAnswer(ApiError):
     """The service could not be reached, or its line went dead. Nothing is known of what became of the request."""
 
-    status: ClassVar[int] = 503
+    status = 503
     code: ClassVar[str] = "no_answer"
 
 

@@ -11,6 +11,9 @@ pattern that no grammar can hold is passed over as well.
 A reference stays a reference: a rule that names another, which may be itself. What is put together of several parts is
 a rule as well, so that one that contains itself is put together once.
 
+Own code: llama-cpp-python's `json_schema_to_gbnf` bounds neither what a schema may cost nor what its grammar may do to
+the process, and knows no limits of integers.
+
 Source: JSON Schema 2020-12, "Validation", and what older drafts wrote otherwise.
 """
 
