@@ -32,7 +32,8 @@ DEFAULT_CONTEXT = 4096
 # a slot holds.
 BATCH_TOKENS = 512
 UBATCH_TOKENS = BATCH_TOKENS
-# For how many of them a slot may want logits in one step, where `echo` and `logprobs` ask for those of its prompt.
+# For how many of them a slot may want logits in one step, where `echo` and `logprobs` ask for those of its prompt: each
+# takes a row of the vocabulary, so such a prompt is read in small parts.
 OUTPUTS_PER_SLOT = 64
 # Whether blocks with a sliding window keep the whole context too, so that a slot's prefix can be used again: `swa_full`
 # of llama.cpp's `llama_context_params`.

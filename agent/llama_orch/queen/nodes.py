@@ -24,7 +24,7 @@ from .fleet.states import NodeStates
 from .inventory.registered_file import AlreadyRegistered, RegisteredHost
 from .inventory.view import Host, Inventory
 from .jobs.engine import Jobs
-from .records import NodeRecord, Treatment
+from .records import NodeRecord, RemedyOrder
 from .store.jobs import OpenJobExists
 from .store.store import Store
 
@@ -155,7 +155,7 @@ class Nodes:
         """Begin to mend what is wrong with a node's GPUs. Raises NotFound, and Conflict while a job is open."""
         self._host_to_change(name)
         password = wanted.sudo_password.get_secret_value() if wanted.sudo_password else None
-        job = await self._jobs.submit("remedy", name, password=password, treatment=Treatment(wanted.remedy, wanted.gpu))
+        job = await self._jobs.submit("remedy", name, password=password, order=RemedyOrder(wanted.remedy, wanted.gpu))
         await self._audit("remedy", name, remedy=wanted.remedy.value)
         return job.wire
 

@@ -28,7 +28,7 @@ class NodeRecord:
 
 
 @dataclass(frozen=True)
-class Treatment:
+class RemedyOrder:
     """What a job of the kind remedy is to do, and for which condition the queen began it by itself."""
 
     remedy: Remedy
@@ -50,7 +50,7 @@ class JobRecord:
     ended_at: datetime | None = None
     error: Problem | None = None
     correlation_id: str = ""
-    treatment: Treatment | None = None
+    order: RemedyOrder | None = None
     force: bool = False
     had_password: bool = False
     number: JobCursor = 0
@@ -63,7 +63,7 @@ class JobRecord:
     @property
     def wire(self) -> Job:
         """As the API shows it."""
-        treatment = self.treatment
+        order = self.order
         return Job(
             job_id=self.job_id,
             kind=self.kind,
@@ -75,7 +75,7 @@ class JobRecord:
             ended_at=self.ended_at,
             error=self.error,
             correlation_id=self.correlation_id,
-            remedy=treatment and treatment.remedy,
-            gpu=treatment and treatment.gpu,
-            condition=treatment and treatment.condition,
+            remedy=order and order.remedy,
+            gpu=order and order.gpu,
+            condition=order and order.condition,
         )

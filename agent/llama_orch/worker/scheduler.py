@@ -12,10 +12,10 @@ import bisect
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from llama_orch.contract.process import OUTPUTS_PER_SLOT
+
 # A copy moves a whole slot's memory, so it must save more than a few tokens' work.
 LEAST_COPIED = 32
-# Logits of a whole prompt take a row of the vocabulary for each token, so such a prompt is read in small parts.
-MOST_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class Scheduler:
     def _read(self, sequence: _Sequence, room: int) -> Part:
         assert sequence.wanted is not None  # noqa: S101  the caller's condition, for the type checker
         begin = len(sequence.held)
-        size = min(room, sequence.prompt - begin, MOST_ROWS if sequence.wants_all else room)
+        size = min(room, sequence.prompt - begin, OUTPUTS_PER_SLOT if sequence.wants_all else room)
         tokens = sequence.wanted[begin : begin + size]
         outputs = "last" if begin + len(tokens) == sequence.prompt else "none"
         return Part(sequence.id, tokens, begin, "all" if sequence.wants_all else outputs)

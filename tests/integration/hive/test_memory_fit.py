@@ -17,8 +17,6 @@ import pytest
 from llama_orch.contract import process
 from llama_orch.hive.models import facts as model_facts
 from llama_orch.hive.models import memory
-from llama_orch.worker import scheduler
-from llama_orch.worker.batching import batcher
 from tests.support.gguf import sparse_models
 from tests.support.gguf.sparse_models import Q4_0
 from tests.support.hives import INFERENCE_TOKEN, ROOT, HiveProcess, a_hive
@@ -53,11 +51,6 @@ def test_what_llama_cpp_says_of_itself(tmp_path: Path, make: Callable[[Path], Pa
     # Its plan follows the order in which results come and go; the formula knows only how wide they are.
     estimate = memory.compute_bytes(facts, slots, context, process.BATCH_TOKENS)
     assert 0.95 * sizes["compute"] <= estimate <= 1.5 * sizes["compute"]
-
-
-def test_the_engine_works_in_the_steps_that_are_reckoned_with():
-    assert process.BATCH_TOKENS == batcher.STEP_TOKENS
-    assert process.OUTPUTS_PER_SLOT == scheduler.MOST_ROWS
 
 
 @pytest.fixture

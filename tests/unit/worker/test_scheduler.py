@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from llama_orch.worker.scheduler import LEAST_COPIED, MOST_ROWS, Copy, Part, Scheduler, Step
+from llama_orch.contract.process import OUTPUTS_PER_SLOT
+from llama_orch.worker.scheduler import LEAST_COPIED, Copy, Part, Scheduler, Step
 
 ROOM = 512
 
@@ -218,12 +219,12 @@ def test_who_waits_for_one_that_ends_early_reads_for_itself(how: str):
 
 def test_all_rows_of_a_prompt_come_in_small_parts_and_nothing_is_reused():
     scheduler = Scheduler(1)
-    prompt = list(range(MOST_ROWS + 5))
+    prompt = list(range(OUTPUTS_PER_SLOT + 5))
     scheduler.start(prompt)
     run(scheduler)
     scheduler.finish(0)
     assert scheduler.start(prompt, wants_all=True) == (0, 0)
-    assert [(part.rows, part.outputs) for part in run(scheduler).parts] == [(MOST_ROWS, "all")]
+    assert [(part.rows, part.outputs) for part in run(scheduler).parts] == [(OUTPUTS_PER_SLOT, "all")]
     assert [(part.rows, part.outputs) for part in run(scheduler).parts] == [(5, "all")]
 
 

@@ -19,7 +19,7 @@ from llama_orch.contract.patterns import WHOLE_GPU_UUID
 from llama_orch.contract.queen import NodeHive
 from llama_orch.web import correlation
 
-from ..records import Treatment
+from ..records import RemedyOrder
 from ..store.jobs import OpenJobExists
 from ..store.store import Store
 from .engine import Jobs
@@ -29,14 +29,14 @@ log = logging.getLogger(__name__)
 
 def next_remedy(
     conditions: Iterable[Condition], allowed: frozenset[Remedy], recent: Collection[ConditionType]
-) -> Treatment | None:
+) -> RemedyOrder | None:
     """The remedy to begin on a node now; None where no condition has one that is allowed, or each had one recently."""
     for condition in conditions:
         remedy = _allowed_remedy(condition, allowed)
         if remedy is not None and condition.type not in recent:
             # A hive may answer anything, and Ansible evaluates what it is given.
             is_of_one = remedy is Remedy.RESET_GPU and re.fullmatch(WHOLE_GPU_UUID, condition.uuid or "")
-            return Treatment(remedy, condition.uuid if is_of_one else None, condition.type)
+            return RemedyOrder(remedy, condition.uuid if is_of_one else None, condition.type)
     return None
 
 
@@ -117,22 +117,20 @@ class AutomaticRemedies:
         if any(job.kind == "remedy" or job.node_name == node_name for job in open_jobs):
             return
         recent = await self._recent_on(node_name, now)
-        treatment = next_remedy(conditions, self._allowed, recent.conditions(now))
-        if treatment is None or treatment.condition is None:
+        order = next_remedy(conditions, self._allowed, recent.conditions(now))
+        if order is None or order.condition is None:
             return
         try:
-            await self._jobs.submit("remedy", node_name, treatment=treatment)
+            await self._jobs.submit("remedy", node_name, order=order)
         except OpenJobExists:
             return
         except Exception:
             # It may be in the store all the same.
             self._recent.pop(node_name, None)
             raise
-        recent.note(treatment.condition, now)
-        log.warning("the remedy %s begins on %s by itself, for %s", treatment.remedy, node_name, treatment.condition)
-        await self._store.audit.note(
-            "remedy", node_name, correlation.current(), remedy=treatment.remedy, by_itself=True
-        )
+        recent.note(order.condition, now)
+        log.warning("the remedy %s begins on %s by itself, for %s", order.remedy, node_name, order.condition)
+        await self._store.audit.note("remedy", node_name, correlation.current(), remedy=order.remedy, by_itself=True)
 
     async def _recent_on(self, node_name: str, now: float) -> RecentRemedies:
         """Read from the store the first time: a queen that was restarted must not repeat what she just tried.
@@ -143,8 +141,8 @@ class AutomaticRemedies:
         if node_name not in self._recent:
             recent, wall = RecentRemedies(self._interval_s), datetime.now(UTC)
             for job in await self._store.jobs.since(node_name, wall - timedelta(seconds=self._interval_s)):
-                if job.treatment is not None and job.treatment.condition is not None:
+                if job.order is not None and job.order.condition is not None:
                     ago = (wall - job.created_at).total_seconds()
-                    recent.note(job.treatment.condition, now - max(0.0, ago))
+                    recent.note(job.order.condition, now - max(0.0, ago))
             self._recent[node_name] = recent
         return self._recent[node_name]

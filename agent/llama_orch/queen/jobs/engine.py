@@ -26,7 +26,7 @@ from llama_orch.web import correlation
 
 from ..ansible import failures
 from ..fleet.states import NodeEvent, NodeStates
-from ..records import JobRecord, Treatment
+from ..records import JobRecord, RemedyOrder
 from ..store.store import Store
 from .engine_records import SERIALIZER, EngineRecords
 from .work import JobWork
@@ -103,7 +103,7 @@ class Jobs:
         *,
         force: bool = False,
         password: str | None = None,
-        treatment: Treatment | None = None,
+        order: RemedyOrder | None = None,
     ) -> JobRecord:
         """Record a job and start it. Raises OpenJobExists, and NotReady while the queen stops."""
         if self._work.stopping:
@@ -116,7 +116,7 @@ class Jobs:
             correlation.current(),
             force=force,
             had_password=password is not None,
-            treatment=treatment,
+            order=order,
         )
         self._work.running(job_id).password = password
         await self._states.belongs_to(node_name, job_id)

@@ -9,7 +9,7 @@ from llama_orch.contract.devices import Remedy as RemedyName
 
 from ..ansible import failures
 from ..inventory.view import Host
-from ..records import JobRecord, Treatment
+from ..records import JobRecord, RemedyOrder
 from .parts import Parts, Variables
 from .running import RunningJob
 
@@ -25,9 +25,9 @@ class Remedy:
 
     def title(self, job: JobRecord) -> str:
         """See Kind."""
-        treatment = _of(job)
-        by_itself = f", as the site allows it for {treatment.condition.value}," if treatment.condition else ""
-        return f"the remedy {treatment.remedy.value}{by_itself}"
+        order = _of(job)
+        by_itself = f", as the site allows it for {order.condition.value}," if order.condition else ""
+        return f"the remedy {order.remedy.value}{by_itself}"
 
     def playbook(self, job: JobRecord) -> str:
         """See Kind."""
@@ -35,9 +35,9 @@ class Remedy:
 
     def variables(self, job: JobRecord) -> Variables:
         """The GPU that it is for, and since when a reboot counts as done."""
-        treatment = _of(job)
-        variables: Variables = {"gpu_remedy_gpu": treatment.gpu} if treatment.gpu else {}
-        if treatment.remedy is RemedyName.REBOOT and job.started_at is not None:
+        order = _of(job)
+        variables: Variables = {"gpu_remedy_gpu": order.gpu} if order.gpu else {}
+        if order.remedy is RemedyName.REBOOT and job.started_at is not None:
             variables["gpu_remedy_began"] = int(job.started_at.timestamp())
         return variables
 
@@ -72,7 +72,7 @@ class Remedy:
         """Nothing shows on the node."""
 
 
-def _of(job: JobRecord) -> Treatment:
-    if job.treatment is None:
+def _of(job: JobRecord) -> RemedyOrder:
+    if job.order is None:
         raise ValueError(f"job {job.job_id} is a remedy and does not say which")
-    return job.treatment
+    return job.order

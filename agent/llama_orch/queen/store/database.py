@@ -44,7 +44,7 @@ _OPTIONS = " ".join(
 )
 
 
-class AnotherQueen(Exception):
+class DatabaseTaken(Exception):
     """Another queen works with this database: two would run every job twice."""
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class Database:
 
         try:
             answer = await asyncio.get_running_loop().run_in_executor(self._thread, in_transaction)
-        except (OperationalError, InterfaceError, AnotherQueen) as error:
+        except (OperationalError, InterfaceError, DatabaseTaken) as error:
             if not is_server(self.engine.url):
                 raise
             self.problem = _unavailable(error)
@@ -131,7 +131,7 @@ def engine_for(url: URL) -> Engine:
                 connection.execute("SELECT pg_advisory_lock(%s)", (_LOCK,))
             except psycopg.errors.LockNotAvailable:
                 connection.close()
-                raise AnotherQueen from None
+                raise DatabaseTaken from None
             connection.commit()
 
         return engine

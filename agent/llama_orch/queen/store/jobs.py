@@ -13,13 +13,13 @@ from llama_orch.contract.common import Problem
 from llama_orch.contract.errors import Conflict
 from llama_orch.contract.queen import JobKind, JobStatus
 
-from ..records import OPEN, JobCursor, JobRecord, Treatment
+from ..records import OPEN, JobCursor, JobRecord, RemedyOrder
 from .database import Database
 from .tables import JOB_EVENTS, JOBS, now
 
 _RECORD = TypeAdapter(JobRecord)
-_TREATMENT = ("remedy", "gpu", "condition")
-_PLAIN = [name for name in JobRecord.__dataclass_fields__ if name != "treatment"]
+_ORDER = ("remedy", "gpu", "condition")
+_PLAIN = [name for name in JobRecord.__dataclass_fields__ if name != "order"]
 
 
 class OpenJobExists(Conflict):
@@ -51,7 +51,7 @@ class JobTable:
         *,
         force: bool = False,
         had_password: bool = False,
-        treatment: Treatment | None = None,
+        order: RemedyOrder | None = None,
     ) -> JobRecord:
         """Record a new job. Raises OpenJobExists where the node has one that has not ended."""
         values = {
@@ -64,7 +64,7 @@ class JobTable:
             "correlation_id": correlation_id,
             "force": int(force),
             "had_password": int(had_password),
-            **({name: getattr(treatment, name) for name in _TREATMENT} if treatment else {}),
+            **({name: getattr(order, name) for name in _ORDER} if order else {}),
         }
         try:
             await self._do(lambda c: c.execute(insert(JOBS).values(**values)))
@@ -136,8 +136,8 @@ class JobTable:
 
 def read(row: Any) -> JobRecord:
     """A row as a record. Raises ValueError where it is damaged."""
-    treatment = {name: row[name] for name in _TREATMENT} if row["remedy"] is not None else None
-    return _RECORD.validate_python({**{name: row[name] for name in _PLAIN}, "treatment": treatment})
+    order = {name: row[name] for name in _ORDER} if row["remedy"] is not None else None
+    return _RECORD.validate_python({**{name: row[name] for name in _PLAIN}, "order": order})
 
 
 def trim(connection: Connection, kept: int) -> list[str]:

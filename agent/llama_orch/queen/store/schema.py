@@ -12,7 +12,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, make_url
 from sqlalchemy.exc import DatabaseError, OperationalError
 
-from .database import AnotherQueen, engine_for, is_server, reason
+from .database import DatabaseTaken, engine_for, is_server, reason
 
 # It tells at each start what it looks at.
 logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -53,7 +53,7 @@ def refusal(url: str | URL) -> str:
     try:
         with engine.connect() as connection:
             found = _unknown(connection)
-    except AnotherQueen as error:
+    except DatabaseTaken as error:
         return f"'database_url': {error}"
     except OperationalError as error:
         where = f"{url.host or 'the local socket'} port {url.port or 5432}"

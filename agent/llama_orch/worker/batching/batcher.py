@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from llama_orch.contract.errors import ApiError, BadRequest
+from llama_orch.contract.process import BATCH_TOKENS
 
 from ..generation import (  # fmt: skip
     Ending,
@@ -28,7 +29,6 @@ from .text import TextAssembler
 
 log = logging.getLogger(__name__)
 
-STEP_TOKENS = 512
 # How long those who generate may wait for others' prompts: more where more wait for their first token. And the least
 # that a step reads of them.
 PROMPT_SECONDS, MOST_PROMPT_SECONDS, LEAST_PROMPT = 0.2, 0.5, 32
@@ -197,10 +197,10 @@ class Batcher:
 
     def _step(self) -> None:
         resting = {run.sequence for run in self._runs.values() if self._rests(run)}
-        step = self.scheduler.next(STEP_TOKENS, self._room_for_prompts(), resting)
+        step = self.scheduler.next(BATCH_TOKENS, self._room_for_prompts(), resting)
         if resting and not step.parts and not step.copies:
             # Nobody else has anything to do.
-            step = self.scheduler.next(STEP_TOKENS, self._room_for_prompts())
+            step = self.scheduler.next(BATCH_TOKENS, self._room_for_prompts())
         for copy in step.copies:
             if not self._engine.copy(copy.source, copy.target, copy.count):
                 self.scheduler.forget(copy.target)
@@ -221,9 +221,9 @@ class Batcher:
     def _room_for_prompts(self) -> int:
         generating = self.scheduler.generating
         if not generating:
-            return STEP_TOKENS
+            return BATCH_TOKENS
         seconds = min(MOST_PROMPT_SECONDS, PROMPT_SECONDS * max(1.0, self.scheduler.reading / generating))
-        return max(LEAST_PROMPT, min(STEP_TOKENS, int(self._reading_speed * seconds)))
+        return max(LEAST_PROMPT, min(BATCH_TOKENS, int(self._reading_speed * seconds)))
 
     def _measure(self, step: Step, seconds: float) -> None:
         tokens = sum(len(part.tokens) for part in step.parts)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from llama_orch.contract.process import DEFAULT_CONTEXT, WorkerSpec
+from llama_orch.contract.process import BATCH_TOKENS, DEFAULT_CONTEXT, KEEPS_WHOLE_WINDOWS, UBATCH_TOKENS, WorkerSpec
 
 from ..generation import (  # fmt: skip
     CannotServe,
@@ -31,8 +31,6 @@ from .threads import keep_threads
 
 log = logging.getLogger(__name__)
 
-# Tokens that are computed at once.
-BATCH_TOKENS = 512
 _SPLIT_MODES = {
     None: llama_cpp.LLAMA_SPLIT_MODE_NONE,
     "layer": llama_cpp.LLAMA_SPLIT_MODE_LAYER,
@@ -312,10 +310,12 @@ class LlamaEngine:
 
     def _make_context(self, tokens: int) -> Any:
         # A text's vector needs all of its tokens in one batch.
-        batch = tokens if self._embedding_length else min(BATCH_TOKENS, tokens * self._spec.slots)
+        most = BATCH_TOKENS, UBATCH_TOKENS
+        batch, at_once = (tokens if self._embedding_length else min(one, tokens * self._spec.slots) for one in most)
         parameters = llama_cpp.llama_context_default_params()
         parameters.n_ctx = tokens * self._spec.slots
-        parameters.n_batch = parameters.n_ubatch = batch
+        parameters.n_batch, parameters.n_ubatch = batch, at_once
+        parameters.swa_full = KEEPS_WHOLE_WINDOWS
         parameters.n_seq_max = self._spec.slots
         # Each slot has memory of its own: what one holds costs the others no time. Texts of different lengths whose
         # vectors are made together need one for all, or llama.cpp cuts the batch up and pools what is left of each.

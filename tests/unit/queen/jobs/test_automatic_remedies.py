@@ -18,7 +18,7 @@ from llama_orch.queen.jobs.automatic_remedies import (
     next_remedy,
 )
 from llama_orch.queen.jobs.engine import Jobs
-from llama_orch.queen.records import Treatment
+from llama_orch.queen.records import RemedyOrder
 from llama_orch.queen.store import tables
 from llama_orch.queen.store.store import Store
 from tests.unit.cli.services import DEVICES
@@ -35,23 +35,23 @@ SILENT = Condition(
 
 
 def test_what_is_allowed_and_needed_is_due():
-    assert next_remedy([ECC], RESET, ()) == Treatment(Remedy.RESET_GPU, "GPU-1", ConditionType.ECC_UNCORRECTED)
-    assert next_remedy([SILENT], frozenset(Remedy), ()) == Treatment(
+    assert next_remedy([ECC], RESET, ()) == RemedyOrder(Remedy.RESET_GPU, "GPU-1", ConditionType.ECC_UNCORRECTED)
+    assert next_remedy([SILENT], frozenset(Remedy), ()) == RemedyOrder(
         Remedy.RELOAD_DRIVER, None, ConditionType.DRIVER_SILENT
     )
 
 
 def test_only_a_reset_is_for_one_gpu():
     lost = ECC.model_copy(update={"type": ConditionType.GPU_LOST, "remedy": Remedy.REBOOT})
-    assert next_remedy([lost], frozenset(Remedy), ()) == Treatment(Remedy.REBOOT, None, ConditionType.GPU_LOST)
+    assert next_remedy([lost], frozenset(Remedy), ()) == RemedyOrder(Remedy.REBOOT, None, ConditionType.GPU_LOST)
     part = ECC.model_copy(update={"uuid": "MIG-1"})
-    assert next_remedy([part], RESET, ()) == Treatment(Remedy.RESET_GPU, None, ConditionType.ECC_UNCORRECTED)
+    assert next_remedy([part], RESET, ()) == RemedyOrder(Remedy.RESET_GPU, None, ConditionType.ECC_UNCORRECTED)
 
 
 @pytest.mark.parametrize("uuid", ["GPU-{{ lookup('pipe', 'id') }}", "GPU-1\n", "GPU-1 --all", "GPU-", ""])
 def test_what_is_no_uuid_goes_nowhere(uuid: str):
     told = ECC.model_copy(update={"uuid": uuid})
-    assert next_remedy([told], RESET, ()) == Treatment(Remedy.RESET_GPU, None, ConditionType.ECC_UNCORRECTED)
+    assert next_remedy([told], RESET, ()) == RemedyOrder(Remedy.RESET_GPU, None, ConditionType.ECC_UNCORRECTED)
 
 
 def test_what_was_there_at_each_look_for_that_long_stands():
@@ -83,7 +83,7 @@ def test_once_for_each_condition_within_the_interval():
     recent.note(ConditionType.ECC_UNCORRECTED, 1000.0)
     recent.note(ConditionType.ECC_UNCORRECTED, 500.0)
     assert next_remedy([ECC], RESET, recent.conditions(4599.0)) is None
-    assert next_remedy([ECC, XID], RESET, recent.conditions(4599.0)) == Treatment(
+    assert next_remedy([ECC, XID], RESET, recent.conditions(4599.0)) == RemedyOrder(
         Remedy.RESET_GPU, "GPU-1", ConditionType.XID
     )
     assert next_remedy([ECC], RESET, recent.conditions(4600.0)) is not None
@@ -107,9 +107,9 @@ class Site:
         )
         return self.remedies
 
-    async def submit(self, kind: JobKind, node_name: str, *, treatment: Treatment) -> None:
+    async def submit(self, kind: JobKind, node_name: str, *, order: RemedyOrder) -> None:
         job_id = f"j{len(self.begun)}"
-        await self.store.jobs.create(job_id, kind, node_name, "c", treatment=treatment)
+        await self.store.jobs.create(job_id, kind, node_name, "c", order=order)
         self.begun.append(job_id)
         if self.fails:
             raise OSError(28, "No space left on device")
@@ -192,13 +192,13 @@ async def test_not_while_any_job_is_open(site: Site):
     await site.store.jobs.create("p2", "provision", "other", "c")
     assert await site.looks(ECC) == 1, "provisioning elsewhere is no reason to wait"
     await site.end()
-    await site.store.jobs.create("r", "remedy", "other", "c", treatment=Treatment(Remedy.RESET_GPU))
+    await site.store.jobs.create("r", "remedy", "other", "c", order=RemedyOrder(Remedy.RESET_GPU))
     await site.looks(XID)
     assert await site.looks(XID, seconds=300) == 1, "one remedy at a time in the whole fleet"
 
 
 async def test_what_a_user_started_counts_for_nothing(site: Site):
-    await site.store.jobs.create("by-hand", "remedy", "n", "c", treatment=Treatment(Remedy.RESET_GPU, "GPU-1"))
+    await site.store.jobs.create("by-hand", "remedy", "n", "c", order=RemedyOrder(Remedy.RESET_GPU, "GPU-1"))
     await site.end()
     await site.looks(ECC)
     assert await site.looks(ECC, seconds=300) == 1

@@ -14,7 +14,7 @@ from llama_orch.contract.queen import JobKind, JobStatus, NodeStatus
 from llama_orch.queen.ansible import failures
 from llama_orch.queen.jobs import running
 from llama_orch.queen.jobs.work import JobWork
-from llama_orch.queen.records import JobRecord, Treatment
+from llama_orch.queen.records import JobRecord, RemedyOrder
 from llama_orch.queen.store.store import Store
 from tests.support.job_parts import Site
 from tests.support.memory_hives import a_host
@@ -47,11 +47,11 @@ class Jobs:
         self,
         kind: JobKind = "provision",
         *,
-        treatment: Treatment | None = None,
+        order: RemedyOrder | None = None,
         force: bool = False,
         had_password: bool = False,
     ) -> None:
-        await self.store.jobs.create("j", kind, "n", "c", treatment=treatment, force=force, had_password=had_password)
+        await self.store.jobs.create("j", kind, "n", "c", order=order, force=force, had_password=had_password)
 
     async def job(self) -> JobRecord:
         job = await self.store.jobs.get("j")
@@ -220,7 +220,7 @@ async def test_a_removal_by_force_that_is_cancelled_forgets_nothing(jobs: Jobs):
 
 async def test_a_remedy_leaves_the_node_what_it_is(jobs: Jobs):
     jobs.playbook("reset_gpu", BREAKS)
-    await jobs.create("remedy", treatment=Treatment(Remedy.RESET_GPU, "GPU-1", ConditionType.XID))
+    await jobs.create("remedy", order=RemedyOrder(Remedy.RESET_GPU, "GPU-1", ConditionType.XID))
     job = await jobs.do()
     assert job.error is not None and job.error.code == "disk_gone" and jobs.node is NodeStatus.REGISTERED
     assert jobs.site.runs.begun[0].extra_vars == {"of_the_site": "1", "gpu_remedy_gpu": "GPU-1"}
@@ -229,7 +229,7 @@ async def test_a_remedy_leaves_the_node_what_it_is(jobs: Jobs):
 
 async def test_a_reboot_is_told_since_when_one_counts(jobs: Jobs):
     jobs.playbook("reboot", GOES_THROUGH)
-    await jobs.create("remedy", treatment=Treatment(Remedy.REBOOT))
+    await jobs.create("remedy", order=RemedyOrder(Remedy.REBOOT))
     job = await jobs.do()
     assert job.started_at is not None
     assert jobs.site.runs.begun[0].extra_vars["gpu_remedy_began"] == int(job.started_at.timestamp())
@@ -241,7 +241,7 @@ async def test_a_reboot_is_told_since_when_one_counts(jobs: Jobs):
 async def test_what_a_cancelled_remedy_stopped_is_started_again(jobs: Jobs, resume: list[Task], told: bool):
     jobs.playbook("reset_gpu", HANGS)
     jobs.playbook("resume", resume)
-    await jobs.create("remedy", treatment=Treatment(Remedy.RESET_GPU))
+    await jobs.create("remedy", order=RemedyOrder(Remedy.RESET_GPU))
     doing = await jobs.when_it_hangs()
     jobs.work.running("j").interrupt.set()
     job = await doing
@@ -255,14 +255,14 @@ async def test_of_a_remedy_that_was_cut_short_it_is_said_that_the_host_may_be_st
     jobs.playbook("reset_gpu", GOES_THROUGH)
     jobs.site.runs.lose_next = 3
     # Without its password it ends before its playbook.
-    await jobs.create("remedy", treatment=Treatment(Remedy.RESET_GPU), had_password=not played)
+    await jobs.create("remedy", order=RemedyOrder(Remedy.RESET_GPU), had_password=not played)
     job = await jobs.do()
     assert job.error is not None and ("may be stopped" in job.error.message) is played
 
 
 async def test_a_report_stops_nothing_so_nothing_is_started_again(jobs: Jobs):
     jobs.playbook("collect_gpu_report", HANGS)
-    await jobs.create("remedy", treatment=Treatment(Remedy.COLLECT_GPU_REPORT))
+    await jobs.create("remedy", order=RemedyOrder(Remedy.COLLECT_GPU_REPORT))
     doing = await jobs.when_it_hangs()
     jobs.work.running("j").interrupt.set()
     assert (await doing).error == failures.CANCELLED and len(jobs.site.runs.begun) == 1

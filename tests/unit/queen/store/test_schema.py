@@ -14,7 +14,7 @@ from sqlalchemy import Connection, create_engine, make_url
 
 from llama_orch.contract.devices import ConditionType, Remedy
 from llama_orch.contract.queen import JobStatus, NodeStatus
-from llama_orch.queen.records import Treatment
+from llama_orch.queen.records import RemedyOrder
 from llama_orch.queen.store import schema
 from llama_orch.queen.store.store import Store
 from llama_orch.queen.store.tables import METADATA
@@ -41,7 +41,7 @@ async def test_all_that_the_first_version_wrote_is_there(old: Path):
     assert failed.error is not None and (failed.error.code, failed.error.host) == ("disk_full", "hive1")
     assert (failed.status, failed.percentage, failed.had_password) == (JobStatus.FAILED, 41.5, True)
     gpu = "GPU-4cf8db2d-06c5-7d70-1a40-e59b25b2c14c"
-    assert remedy.treatment == Treatment(Remedy.RESET_GPU, gpu, ConditionType.XID)
+    assert remedy.order == RemedyOrder(Remedy.RESET_GPU, gpu, ConditionType.XID)
     assert [(job.job_id, job.status, job.force) for job in await store.jobs.open()] == [
         ("job-3", JobStatus.RUNNING, False),
         ("job-4", JobStatus.CANCELLING, True),
@@ -73,9 +73,9 @@ async def test_a_database_without_remedies_gets_them(old: Path, lacks: tuple[str
         connection.execute("UPDATE jobs SET remedy = NULL" if "remedy" not in lacks else "PRAGMA user_version = 1")
     store = Store(f"sqlite:///{old}")
     await store.open()
-    await store.jobs.create("new", "remedy", "n", "c", treatment=Treatment(Remedy.REBOOT))
+    await store.jobs.create("new", "remedy", "n", "c", order=RemedyOrder(Remedy.REBOOT))
     new = await store.jobs.get("new")
-    assert new is not None and new.treatment == Treatment(Remedy.REBOOT)
+    assert new is not None and new.order == RemedyOrder(Remedy.REBOOT)
     await store.close()
 
 

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from llama_orch.contract.process import OUTPUTS_PER_SLOT
 from llama_orch.worker.llama import warm_up
-from llama_orch.worker.scheduler import MOST_ROWS, Part
+from llama_orch.worker.scheduler import Part
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,7 @@ def whole(parts: list[Part]) -> dict[int, list[int]]:
 def test_one_sequence_reads_it_all_and_gives_some_rows_of_logits():
     parts, _ = warm_up.steps(512, vocabulary=32_000, longest=4096, slots=4, vectors=False)
     assert [len(tokens) for tokens in whole(parts).values()] == [512]
-    assert sum(part.rows for part in parts) == warm_up.OUTPUTS <= MOST_ROWS
+    assert sum(part.rows for part in parts) == warm_up.OUTPUTS <= OUTPUTS_PER_SLOT
 
 
 def test_no_sequence_gets_more_than_it_may_hold():
