@@ -318,3 +318,9 @@ def test_the_maps_name_each_file_and_no_other(part: str):
         named |= {(folder[1] if folder else "") + name for name in re.findall(r"`([a-z_/]+\.py)`", row)}
     there = {str(path.relative_to(AGENT / part)) for path in (AGENT / part).rglob("*.py") if path.stem != "__init__"}
     assert named == {name for name in there if "migrations/" not in name}
+
+
+def test_what_the_docs_name_is_there():
+    for page in (*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+        named = set(re.findall(r"`((?:tests|agent|roles|playbooks)/[\w./-]+\.\w+)`", page.read_text(encoding="utf-8")))
+        assert not [path for path in sorted(named) if not (ROOT / path).exists()], page.name

@@ -1,7 +1,7 @@
 """Durable jobs: DBOS records each before its request is answered and resumes it after a restart.
 
-The workflow is thin: it calls the steps of `job_work`, whose results DBOS keeps. Only a job's id ever goes into
-DBOS, which stores inputs and results in full, as JSON (`job_records`).
+The workflow is thin: it calls the steps of `work.py`, whose results DBOS keeps. Only a job's id ever goes into
+DBOS, which stores inputs and results in full, as JSON (`engine_records.py`).
 """
 
 from __future__ import annotations
