@@ -50,6 +50,16 @@ class World:
     async def health(self) -> WorkerHealth | None:
         return await self.probe.health(self.record.id, self.record.port or 0)
 
+    async def idle(self) -> None:
+        """Wait until it serves: one that is signalled while Python starts dies of the signal."""
+        self.ready()
+
+        async def is_idle() -> bool:
+            health = await self.health()
+            return health is not None and health.status == "idle"
+
+        await until(is_idle, "it is not ready")
+
 
 @pytest.fixture(params=["real", "twin"])
 async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
@@ -86,6 +96,7 @@ async def test_a_process_is_found_until_it_ended(world: World):
     assert process in (await processes.find())[worker]
     assert await processes.recorded(worker) == await processes.left_over(worker) == process
     assert await processes.lives(process) and await processes.progress(process) is not None
+    await world.idle()
     await processes.end(worker, drain_s=0, term_s=20)
     assert not await processes.lives(process)
     assert await processes.progress(process) is None
@@ -114,13 +125,7 @@ async def test_one_that_was_killed_tells_its_signal_and_another_may_follow(world
 async def test_a_worker_answers_under_its_own_id_once_it_runs(world: World):
     assert await world.health() is None
     await world.start()
-    world.ready()
-
-    async def idle() -> bool:
-        health = await world.health()
-        return health is not None and health.status == "idle"
-
-    await until(idle, "it is not ready")
+    await world.idle()
     assert await world.probe.health("another", world.record.port or 0) is None
     await world.processes.end(world.record.id, drain_s=0, term_s=20)
     assert await world.health() is None
